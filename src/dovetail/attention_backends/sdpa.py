@@ -1,0 +1,240 @@
+"""Paged attention through torch's scaled_dot_product_attention, in a layout that suits CPUs.
+
+The cache of a layer is (2, K, B, P, E): gathering the blocks of a row with one ``index_select``
+gives each KV head a contiguous run of positions, so nothing is transposed or copied twice. Rows
+that decode are attended together, with the query heads of a KV head as the query axis, so that
+each key is read once for the whole group; rows that prefill are attended one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dovetail.core.batch import Batch
+from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
+from dovetail.core.types import ITEM_SIZE, IntArray
+
+__all__ = ["SdpaAttention"]
+
+
+@dataclass(frozen=True)
+class _Decode:
+    """Rows of similar length that decode: one query token each."""
+
+    tokens_R: Tensor | None
+    """Index of each row's token among the T; None: the whole step is this one group."""
+    blocks_X: Tensor
+    """The rows' KV blocks, all one after another, as many for each row."""
+    positions_R1: Tensor
+    keys_RL: Tensor
+    """Position of each gathered key."""
+
+
+@dataclass(frozen=True)
+class _Prefill:
+    """One row with several query tokens."""
+
+    start: int
+    count: int
+    length: int
+    blocks: Tensor | None
+    """Its KV blocks; None: all its keys are in this step."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    blocks_T: Tensor
+    offsets_T: Tensor
+    decodes: list[_Decode]
+    prefills: list[_Prefill]
+    biases: dict[tuple[int, int | None], Tensor]
+    """Masks by (index of the row or group, window): layers alike share them."""
+
+
+class SdpaAttention:
+    """Fast on CPUs without a compiled extension; any torch device can run it."""
+
+    name = "sdpa"
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def refuses(self, need: AttentionNeed) -> str | None:
+        """Serves everything but ALiBi."""
+        if "alibi" in need.features:
+            return "ALiBi needs a bias per head, which this backend does not build"
+        return None
+
+    def bytes_per_block(self, spec: AttentionSpec, need: AttentionNeed) -> int:
+        """Keys and values of one block."""
+        return 2 * need.block_size * spec.num_kv_heads * spec.head_size * ITEM_SIZE[need.kv_dtype]
+
+    def allocate(self, spec: AttentionSpec, need: AttentionNeed, num_blocks: int) -> Tensor:
+        """(2, K, B, P, E). Zeros, for padded keys are masked but must be finite."""
+        shape = (2, spec.num_kv_heads, num_blocks, need.block_size, spec.head_size)
+        return torch.zeros(shape, dtype=getattr(torch, need.kv_dtype), device=self.device)
+
+    def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
+        """Sort the rows into groups that decode together and rows that prefill."""
+        blocks, offsets = np.divmod(batch.slots(need.block_size), need.block_size)
+        prefill = np.flatnonzero(batch.query_lens > 1)
+        return _Plan(
+            blocks_T=self._tensor(blocks),
+            offsets_T=self._tensor(offsets),
+            decodes=self._plan_decodes(batch, need.block_size),
+            prefills=[self._plan_prefill(batch, i, need.block_size) for i in prefill.tolist()],
+            biases={},
+        )
+
+    def _tensor(self, array: IntArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, np.int64)).to(self.device)
+
+    def _plan_decodes(self, batch: Batch, size: int) -> list[_Decode]:
+        """Groups whose longest row has less than twice the blocks of the shortest."""
+        rows = np.flatnonzero(batch.query_lens == 1)
+        if not len(rows):
+            return []
+        num_blocks = -(-batch.sequence_lens[rows] // size)
+        bucket = np.frexp(num_blocks - 1)[1] if num_blocks.max() > 1 else np.zeros_like(num_blocks)
+        groups = []
+        for value in np.unique(bucket):
+            members = rows[bucket == value]
+            width = int(num_blocks[bucket == value].max())
+            whole = len(members) == batch.num_rows
+            positions = self._tensor(batch.context_lens[members])
+            groups.append(
+                _Decode(
+                    tokens_R=None if whole else self._tensor(batch.query_starts[members]),
+                    blocks_X=self._tensor(batch.block_tables[members, :width].ravel()),
+                    positions_R1=positions[:, None],
+                    keys_RL=torch.arange(width * size, device=self.device)[None],
+                )
+            )
+        return groups
+
+    def _plan_prefill(self, batch: Batch, i: int, size: int) -> _Prefill:
+        length = int(batch.sequence_lens[i])
+        fresh = batch.context_lens[i] == 0
+        blocks = None if fresh else self._tensor(batch.block_tables[i, : -(-length // size)])
+        return _Prefill(int(batch.query_starts[i]), int(batch.query_lens[i]), length, blocks)
+
+    def attend(
+        self,
+        q_THE: Tensor,
+        k_TKE: Tensor,
+        v_TKE: Tensor,
+        cache: Tensor,
+        plan: object,
+        spec: AttentionSpec,
+    ) -> tuple[Tensor, Tensor]:
+        """Write, then attend. The cache is changed in place."""
+        if not isinstance(plan, _Plan):
+            raise TypeError(f"a plan of another backend: {type(plan).__name__}")
+        cache[0].permute(1, 2, 0, 3)[plan.blocks_T, plan.offsets_T] = k_TKE.to(cache.dtype)
+        cache[1].permute(1, 2, 0, 3)[plan.blocks_T, plan.offsets_T] = v_TKE.to(cache.dtype)
+        if len(plan.decodes) == 1 and plan.decodes[0].tokens_R is None:
+            return self._decode(q_THE, cache, plan, 0, spec), cache
+        out_THE = torch.empty_like(q_THE)
+        for index, decode in enumerate(plan.decodes):
+            if decode.tokens_R is not None:
+                q_RHE = q_THE[decode.tokens_R]
+                out_THE[decode.tokens_R] = self._decode(q_RHE, cache, plan, index, spec)
+        for index, row in enumerate(plan.prefills):
+            tokens = slice(row.start, row.start + row.count)
+            key = len(plan.decodes) + index
+            out_THE[tokens] = self._prefill(
+                q_THE[tokens], k_TKE[tokens], v_TKE[tokens], cache, plan, key, row, spec
+            )
+        return out_THE, cache
+
+    def _decode(
+        self, q_RHE: Tensor, cache: Tensor, plan: _Plan, index: int, spec: AttentionSpec
+    ) -> Tensor:
+        """One query token per row: (R, H, E) in and out."""
+        group = plan.decodes[index]
+        num_rows, kv, size = len(q_RHE), spec.num_kv_heads, spec.head_size
+        keys, values = (
+            half.index_select(1, group.blocks_X).view(kv, num_rows, -1, size) for half in cache
+        )
+        query = q_RHE.view(num_rows, kv, -1, size).transpose(0, 1).to(cache.dtype)
+        bias = _bias(plan, index, spec, q_RHE.dtype, group.positions_R1, group.keys_RL)
+        out = _dense_attention(query, keys, values, bias[None, :, None], spec)
+        return out.transpose(0, 1).reshape(num_rows, spec.num_heads, size).to(q_RHE.dtype)
+
+    def _prefill(
+        self,
+        q_THE: Tensor,
+        k_TKE: Tensor,
+        v_TKE: Tensor,
+        cache: Tensor,
+        plan: _Plan,
+        index: int,
+        row: _Prefill,
+        spec: AttentionSpec,
+    ) -> Tensor:
+        """Several query tokens of one row: (T, H, E) in and out."""
+        kv, size, dtype = spec.num_kv_heads, spec.head_size, q_THE.dtype
+        query = q_THE.view(row.count, kv, -1, size).permute(1, 2, 0, 3)
+        if row.blocks is None:
+            keys, values = (x.transpose(0, 1)[:, None].to(dtype) for x in (k_TKE, v_TKE))
+        else:
+            keys, values = (
+                half.index_select(1, row.blocks).view(kv, 1, -1, size)[:, :, : row.length].to(dtype)
+                for half in cache
+            )
+        keys, values = (x.expand(-1, query.shape[1], -1, -1) for x in (keys, values))
+        if row.blocks is None and spec.soft_cap is None and not _window_matters(spec, row.length):
+            out = F.scaled_dot_product_attention(
+                query, keys, values, is_causal=True, scale=spec.scale
+            )
+        else:
+            places = torch.arange(row.length, device=self.device)
+            queries = places[row.length - row.count :, None]
+            bias = _bias(plan, index, spec, dtype, queries, places[None])
+            out = _dense_attention(query, keys, values, bias[None, None], spec)
+        return out.permute(2, 0, 1, 3).reshape(row.count, spec.num_heads, size)
+
+    def copy_blocks(self, caches: Sequence[Tensor], pairs: IntArray) -> Sequence[Tensor]:
+        """Copy in place, in every layer."""
+        source, target = self._tensor(pairs[:, 0]), self._tensor(pairs[:, 1])
+        for cache in caches:
+            cache[:, :, target] = cache[:, :, source]
+        return caches
+
+
+def _window_matters(spec: AttentionSpec, length: int) -> bool:
+    return spec.window is not None and length > spec.window
+
+
+def _bias(
+    plan: _Plan, index: int, spec: AttentionSpec, dtype: torch.dtype, query: Tensor, key: Tensor
+) -> Tensor:
+    """0 where a query may look and minus infinity elsewhere; made once per step and window."""
+    known = plan.biases.get((index, spec.window))
+    if known is not None:
+        return known
+    hidden = key > query
+    if spec.window is not None:
+        hidden |= key <= query - spec.window
+    bias = torch.zeros(hidden.shape, dtype=dtype, device=query.device)
+    plan.biases[index, spec.window] = bias.masked_fill_(hidden, float("-inf"))
+    return bias
+
+
+def _dense_attention(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, spec: AttentionSpec
+) -> Tensor:
+    """Attention over gathered keys, with or without a soft cap."""
+    if spec.soft_cap is None:
+        return F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=bias, scale=spec.scale
+        )
+    scores = (query @ keys.transpose(-1, -2)).float() * spec.scale
+    scores = spec.soft_cap * torch.tanh(scores / spec.soft_cap) + bias
+    return scores.softmax(-1).to(values.dtype) @ values

@@ -1,0 +1,1 @@
+"""The engine and its contracts. Knows no hardware and imports no implementation."""

@@ -1,0 +1,178 @@
+"""What one step computes, and what it gives back. Numpy only, complete at construction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from dovetail.core.request import SamplingParams
+from dovetail.core.types import BoolArray, FloatArray, IntArray
+
+__all__ = [
+    "Batch",
+    "JoinedRow",
+    "LogprobArrays",
+    "PromptLogprobNeed",
+    "SamplingBatch",
+    "StepOutput",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinedRow:
+    """A request that takes a row: what the runner keeps for it until the row is given away again.
+
+    A row is given away by the next ``JoinedRow`` that names it; there is no message for leaving.
+    """
+
+    row: int
+    token_ids: IntArray
+    """Prompt, then the tokens generated so far (after preemption, or on another engine process)."""
+    num_prompt_tokens: int
+    params: SamplingParams
+    stop_token_ids: tuple[int, ...]
+    """Tokens that may not be chosen before ``params.min_tokens`` tokens were."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingBatch:
+    """How the next token of each sampled row is chosen. Arrays of shape (S,)."""
+
+    temperature: FloatArray
+    """0 means greedy for that row."""
+    top_k: IntArray
+    """The vocabulary size where all tokens are kept."""
+    top_p: FloatArray
+    min_p: FloatArray
+    uniform: FloatArray
+    """The row's noise for this position, in [0, 1): a function of (seed, position) only."""
+    num_generated: IntArray
+    """Tokens generated before this one."""
+    all_greedy: bool
+    """Every row is greedy: the arrays above need not be read."""
+    restricts: bool
+    """Some row has top_k, top_p or min_p."""
+    shapes_logits: bool
+    """Some row has penalties, a bias, allowed tokens or min_tokens (see ``JoinedRow.params``)."""
+    num_logprobs: int | None
+    """Alternatives wanted per token, the most of any row; None if no row wants any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptLogprobNeed:
+    """Positions whose next token is known and whose log-probability is wanted, shape (N,) each."""
+
+    token_index: IntArray
+    """Index into the T tokens of the step."""
+    target: IntArray
+    """The token that follows."""
+    num_logprobs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One step. R rows in order, T tokens one row after another; a row computes at least one token.
+
+    Rows are stable: a request keeps its row, and the runner its state under that number, from the
+    step that names it in ``joined`` until another request joins the same row.
+    """
+
+    step: int
+    rows: IntArray
+    """(R,) the row of each request, in the order in which the tokens follow."""
+    query_lens: IntArray
+    """(R,) tokens that this step computes for the row."""
+    context_lens: IntArray
+    """(R,) tokens of the row whose keys and values are in the cache already."""
+    block_tables: IntArray
+    """(R, M) KV blocks of each row, in order of position; beyond the row's last block: 0."""
+    token_ids: IntArray
+    """(T,) the tokens to compute. Entries named by ``carried`` are 0 and must be replaced."""
+    carried: IntArray
+    """(C,) indices into ``token_ids`` that take the token which their row sampled last."""
+    carried_rows: IntArray
+    """(C,) the row of each of them."""
+    sampled: IntArray
+    """(S,) indices into the R rows that get a token: those whose last known token is computed."""
+    sampling: SamplingBatch
+    joined: tuple[JoinedRow, ...] = ()
+    """Rows that are taken over before the step."""
+    copies: IntArray
+    """(n, 2) pairs (from, to) of blocks to copy before the step: copy-on-write."""
+    prompt_logprobs: PromptLogprobNeed | None = None
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @cached_property
+    def query_starts(self) -> IntArray:
+        """(R + 1,) where each row's tokens start among the T tokens."""
+        starts = np.zeros(len(self.rows) + 1, np.int32)
+        np.cumsum(self.query_lens, out=starts[1:])
+        return starts
+
+    @cached_property
+    def row_of_token(self) -> IntArray:
+        """(T,) index into the R rows of each token."""
+        return np.repeat(np.arange(len(self.rows), dtype=np.int32), self.query_lens)
+
+    @cached_property
+    def positions(self) -> IntArray:
+        """(T,) position of each token in its sequence, from 0."""
+        if len(self.token_ids) == len(self.rows):
+            return self.context_lens
+        within = np.arange(len(self.token_ids), dtype=np.int32) - self.query_starts[:-1].repeat(
+            self.query_lens
+        )
+        return within + self.context_lens.repeat(self.query_lens)
+
+    @cached_property
+    def sequence_lens(self) -> IntArray:
+        """(R,) tokens of the row in the cache once this step is done."""
+        return self.context_lens + self.query_lens
+
+    @cached_property
+    def last_token_index(self) -> IntArray:
+        """(S,) index into the T tokens of the last token of each sampled row."""
+        return self.query_starts[1:][self.sampled] - 1
+
+    def slots(self, block_size: int) -> IntArray:
+        """(T,) where each token's key and value go: block number times block size plus offset."""
+        positions = self.positions
+        blocks = self.block_tables[self.row_of_token, positions // block_size]
+        return blocks * block_size + positions % block_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogprobArrays:
+    """Log-probabilities of N positions: the chosen (or following) token first, then the likeliest."""
+
+    token_ids: IntArray
+    """(N, 1 + k)"""
+    logprobs: FloatArray
+    """(N, 1 + k)"""
+    ranks: IntArray
+    """(N,) rank of the first column's token; 1 is the likeliest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutput:
+    """What a step produced, in the order of ``Batch.sampled``."""
+
+    token_ids: IntArray
+    """(S, W) new tokens per row; W is 1 unless several tokens can be accepted in one step."""
+    num_tokens: IntArray
+    """(S,) how many of the W are valid: 0..W."""
+    finite: BoolArray
+    """(S,) False where the logits held NaN or infinity: that request alone has failed."""
+    logprobs: LogprobArrays | None = None
+    """N = S."""
+    prompt_logprobs: LogprobArrays | None = None
+    """N as in ``Batch.prompt_logprobs``."""

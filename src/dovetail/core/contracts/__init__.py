@@ -1,0 +1,1 @@
+"""What a plug-in implements, one contract per file, and nothing else."""

@@ -1,0 +1,98 @@
+"""The attention contract. A backend owns its KV layout, its metadata, the KV write and the attend.
+
+Offered through the entry-point group ``dovetail.attention_backends``, or by a platform directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from dovetail.core.batch import Batch
+from dovetail.core.types import Array, IntArray
+
+__all__ = ["AttentionBackend", "AttentionNeed", "AttentionSpec"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """The attention of one layer, on one device (heads are those of this device)."""
+
+    layer: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    scale: float
+    """Factor of the dot products, before the soft cap."""
+    window: int | None = None
+    """A position attends to itself and at most ``window - 1`` positions before it."""
+    soft_cap: float | None = None
+    """Scores become ``cap * tanh(score / cap)`` before the softmax (Gemma 2)."""
+    alibi_slopes: tuple[float, ...] | None = None
+    """(H,) added to the score: slope times (key position - query position)."""
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What this layer asks for beyond plain causal attention."""
+        wanted = {
+            "window": self.window is not None,
+            "soft_cap": self.soft_cap is not None,
+            "alibi": self.alibi_slopes is not None,
+        }
+        return frozenset(name for name, on in wanted.items() if on)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionNeed:
+    """What all layers of a model ask for together."""
+
+    specs: tuple[AttentionSpec, ...]
+    dtype: str
+    kv_dtype: str
+    block_size: int
+
+    @property
+    def features(self) -> frozenset[str]:
+        return frozenset[str]().union(*(spec.features for spec in self.specs))
+
+    @property
+    def head_sizes(self) -> frozenset[int]:
+        return frozenset(spec.head_size for spec in self.specs)
+
+
+class AttentionBackend(Protocol):
+    """One way to attend. Made once per runner, with the device it will work on."""
+
+    name: str
+
+    def refuses(self, need: AttentionNeed) -> str | None:
+        """None if it can serve the need, else the reason in one line."""
+        ...
+
+    def bytes_per_block(self, spec: AttentionSpec, need: AttentionNeed) -> int:
+        """Bytes of one KV block of one layer, as ``allocate`` will take them."""
+        ...
+
+    def allocate(self, spec: AttentionSpec, need: AttentionNeed, num_blocks: int) -> Array:
+        """The layer's cache, in the backend's own layout. Opaque to everybody else."""
+        ...
+
+    def plan(self, batch: Batch, need: AttentionNeed) -> object:
+        """Metadata of a step, made once and given to ``attend`` for every layer."""
+        ...
+
+    def attend(
+        self, q_THE: Array, k_TKE: Array, v_TKE: Array, cache: Array, plan: object, spec: AttentionSpec
+    ) -> tuple[Array, Array]:
+        """Write keys and values to the cache, then attend causally.
+
+        Returns:
+            The attended values, (T, H, E), and the cache: the same object if it was changed in
+            place, a new one on platforms whose arrays cannot be changed.
+        """
+        ...
+
+    def copy_blocks(self, caches: Sequence[Array], pairs: IntArray) -> Sequence[Array]:
+        """Copy whole blocks in every layer; ``pairs`` is (n, 2) of (from, to). Returns the caches."""
+        ...

@@ -1,0 +1,116 @@
+"""The op table: the one thing that model definitions and samplers call.
+
+Each op has a reference per array family (``platforms/torch/ops.py`` for torch). A platform
+overrides an op by name; the override keeps the signature below and is compared with the reference
+by one parametrised test. Ops are looked up once at load, never per call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+from dovetail.core.contracts.attention import AttentionSpec
+from dovetail.core.types import Array
+
+__all__ = ["OP_NAMES", "Op", "OpTable", "Ops"]
+
+
+class Ops(Protocol):
+    """The ops that models call. Arrays are the platform's; nothing is changed in place."""
+
+    def embedding(self, ids_T: Array, table_VD: Array) -> Array:
+        """Rows of a table: (T, D)."""
+
+    def linear(self, x: Array, weight: Array) -> Array:
+        """``x @ W.T + b``. ``weight`` is what ``bind_linear`` made of W (out, in) and b (out,) or None."""
+
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        """Root-mean-square norm over the last axis in float32 (Zhang and Sennrich, 2019)."""
+
+    def add_rms_norm(self, x: Array, residual: Array, weight: Array, eps: float) -> tuple[Array, Array]:
+        """``s = x + residual``; returns (rms_norm(s), s)."""
+
+    def layer_norm(self, x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
+        """Layer norm over the last axis (Ba et al., 2016)."""
+
+    def rotary(self, x_THE: Array, cos_TF: Array, sin_TF: Array) -> Array:
+        """Rotate the first 2F entries of each head as pairs (i, i + F) (Su et al., 2021)."""
+
+    def silu_and_mul(self, gate_up: Array) -> Array:
+        """``silu(a) * b`` for the halves a, b of the last axis."""
+
+    def gelu_tanh_and_mul(self, gate_up: Array) -> Array:
+        """``gelu(a) * b`` with the tanh approximation."""
+
+    def gelu(self, x: Array) -> Array:
+        """The exact, erf-based gelu."""
+
+    def gelu_tanh(self, x: Array) -> Array:
+        """gelu with the tanh approximation."""
+
+    def relu(self, x: Array) -> Array: ...
+
+    def silu(self, x: Array) -> Array: ...
+
+    def soft_cap(self, x: Array, cap: float) -> Array:
+        """``cap * tanh(x / cap)``."""
+
+    def attention(
+        self, q_THE: Array, k_TKE: Array, v_TKE: Array, cache: Array, plan: object, spec: AttentionSpec
+    ) -> tuple[Array, Array]:
+        """Write to the KV cache and attend; the runner binds this to the chosen backend."""
+
+    def all_reduce(self, x: Array) -> Array:
+        """Sum over the devices that share a layer; the identity on one device."""
+
+
+OP_NAMES: tuple[str, ...] = tuple(
+    name for name in vars(Ops) if not name.startswith("_") and callable(getattr(Ops, name))
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """One implementation of an op."""
+
+    function: Callable[..., Any]
+    origin: str
+    """Package and version, for the report: ``dovetail-cpu 0.1.0``."""
+    tolerance: Mapping[str, float]
+    """Largest absolute difference from the reference allowed, by dtype, for inputs near 1."""
+
+
+class OpTable:
+    """References by name, and the overrides of one platform. Complete before the model is built."""
+
+    def __init__(self, references: Mapping[str, Callable[..., Any]]) -> None:
+        self.references = dict(references)
+        self.overrides: dict[str, Op] = {}
+
+    def override(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *,
+        origin: str,
+        tolerance: Mapping[str, float] | None = None,
+    ) -> None:
+        """Use ``function`` for ``name``. Raises PluginError for a name that is not in the table."""
+        from dovetail.core.errors import PluginError
+
+        if name not in self.references:
+            known = ", ".join(sorted(self.references))
+            raise PluginError(f"{origin} overrides the op {name!r}, which does not exist; ops: {known}.")
+        self.overrides[name] = Op(
+            function=function,
+            origin=origin,
+            tolerance=tolerance or {"float32": 1e-5, "bfloat16": 2e-2, "float16": 4e-3},
+        )
+
+    def bind(self) -> Any:
+        """A namespace with one attribute per op: the override where there is one."""
+        chosen = {name: op.function for name, op in self.overrides.items()}
+        return SimpleNamespace(**{**self.references, **chosen})

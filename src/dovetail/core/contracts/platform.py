@@ -1,0 +1,127 @@
+"""The platform contract: how one kind of hardware describes itself and makes a runner.
+
+A distribution offers a platform through the entry-point group ``dovetail.platforms``; the entry
+point names a :class:`PlatformPlugin`. Finding and probing it must import no framework.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dovetail.core.contracts.runner import Runner, RunnerConfig
+
+__all__ = [
+    "API_VERSION",
+    "Adjustment",
+    "Capabilities",
+    "Memory",
+    "Platform",
+    "PlatformPlugin",
+    "ProbeResult",
+]
+
+API_VERSION = 1
+"""Version of this contract. A plug-in that names another one is refused, with both numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """Whether the hardware is there and usable."""
+
+    usable: bool
+    reason: str
+    """What was found, or what is missing and how to get it. One line."""
+    num_devices: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a platform can do. Frozen data: the core reads it and never asks for a brand."""
+
+    family: str
+    """Which arrays and op references apply: ``torch``, ``jax``, or the vendor's own name."""
+    dtypes: tuple[str, ...]
+    """Weight and activation dtypes, preferred first."""
+    kv_dtypes: tuple[str, ...]
+    """KV cache dtypes, preferred first; ``auto`` is the activation dtype."""
+    block_sizes: tuple[int, ...]
+    """Positions per KV block, preferred first."""
+    features: frozenset[str] = frozenset()
+    """Optional abilities: ``transformers_models``, ``prompt_logprobs``, ``deterministic``, ..."""
+    quantization: tuple[str, ...] = ()
+    """Names of quantization schemes that have a kernel here."""
+    static_shapes: bool = False
+    """Every new shape costs a compilation, so shapes are padded to a few sizes."""
+    mixed_batches: bool = True
+    """Prefill and decode may share a step."""
+    async_steps: bool = False
+    """``Runner.step`` returns before the work is done, so that the host may run one step ahead."""
+    graphs: bool = False
+    """Steps can be captured once and replayed."""
+    max_num_batched_tokens: int = 2048
+    """Default token budget of a step."""
+    max_num_seqs: int = 256
+    """Default limit on running requests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one device."""
+
+    free: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adjustment:
+    """A setting that the platform needs. The core applies it and prints the reason."""
+
+    field: str
+    value: Any
+    reason: str
+
+
+class Platform(ABC):
+    """One kind of hardware, ready for use in this process. Made by ``PlatformPlugin.create``."""
+
+    name: str
+    capabilities: Capabilities
+
+    @abstractmethod
+    def device_names(self) -> list[str]:
+        """Readable name of each device, such as ``AMD EPYC 9755, 2 cores``."""
+
+    @abstractmethod
+    def memory(self, device: int = 0) -> Memory:
+        """Memory of a device now."""
+
+    @abstractmethod
+    def runner(self, config: RunnerConfig) -> Runner:
+        """A runner with nothing loaded. Raises UserError if the config cannot be served."""
+
+    def adjust(self, settings: Mapping[str, Any]) -> list[Adjustment]:
+        """Changes that this platform needs to the resolved settings. Default: none."""
+        return []
+
+    def synchronize(self) -> None:
+        """Wait for all work given to the device. Default: steps are synchronous, nothing to do."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlatformPlugin:
+    """What the entry point names. Importing its module must be cheap and import no framework."""
+
+    api_version: int
+    """The :data:`API_VERSION` that the plug-in was written for."""
+    probe: Callable[[], ProbeResult]
+    """Standard library only, below a second, no side effects. Runs in a child process."""
+    create: Callable[[], Platform]
+    """May import the vendor's stack. Runs in the engine process only."""
+    priority: int | None = None
+    """The usable platform with the highest priority is chosen; None: only when it is named."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that must be set before the engine process starts."""

@@ -1,0 +1,114 @@
+"""The runner contract: all that the engine sees of a device. Numpy in, numpy out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from dovetail.core.batch import Batch, StepOutput
+
+__all__ = ["CacheSpec", "ModelImpl", "Pending", "Runner", "RunnerConfig", "WarmUp"]
+
+ModelImpl = Literal["native", "transformers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerConfig:
+    """Everything a runner needs to know; decided by ``config.resolve``, changed by nobody."""
+
+    model_path: Path
+    hf_config: dict[str, Any]
+    """The checkpoint's ``config.json`` (the text model's part of it)."""
+    model_impl: ModelImpl
+    load_format: Literal["safetensors", "dummy"]
+    dtype: str
+    kv_dtype: str
+    block_size: int
+    """Positions per KV block."""
+    max_model_len: int
+    """The most tokens in one sequence, prompt and answer."""
+    max_num_seqs: int
+    """Rows: the most requests in one step."""
+    max_num_batched_tokens: int
+    """The most tokens in one step."""
+    attention_backend: str | None = None
+    """The backend that the user insists on; None leaves the choice to the platform's order."""
+    quantization: str | None = None
+    seed: int = 0
+    """Seed for dummy weights."""
+    trust_remote_code: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of the platform's own, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """What KV blocks cost and how many fit."""
+
+    bytes_per_block: int
+    """Of all layers together."""
+    bytes_available: int
+    """Free memory of the device, less what the largest step needs beside the cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    """One finished part of the warm-up, for the progress bar."""
+
+    name: str
+    seconds: float
+
+
+class Pending(Protocol):
+    """A step that was started."""
+
+    def result(self) -> StepOutput:
+        """Wait for the step and return what it produced. Raises what the step raised."""
+        ...
+
+
+class Runner(Protocol):
+    """Runs steps of one model on one device (or one group that acts as one).
+
+    Order of calls: ``load``, ``cache_spec``, ``allocate``, ``warm_up``, then ``step`` any number
+    of times. Steps run in the order given.
+    """
+
+    def load(self) -> Iterator[tuple[int, int]]:
+        """Read the weights; yields (bytes done, bytes in all) for the progress bar.
+
+        Raises:
+            CheckpointError: A tensor is missing, unknown or of the wrong shape; names it.
+            OutOfMemoryError: The weights do not fit.
+        """
+        ...
+
+    def cache_spec(self) -> CacheSpec:
+        """Cost of a block and the memory that is left for blocks."""
+        ...
+
+    def allocate(self, num_blocks: int) -> None:
+        """Make the KV cache: blocks 1 to ``num_blocks``, and block 0, which only pads.
+
+        Raises:
+            OutOfMemoryError: It does not fit.
+        """
+        ...
+
+    def warm_up(self) -> Iterator[WarmUp]:
+        """Compile or capture what will be needed; afterwards no new shape may cost time."""
+        ...
+
+    def step(self, batch: Batch) -> Pending:
+        """Start a step. May return before the work is done (``Capabilities.async_steps``)."""
+        ...
+
+    def describe(self) -> dict[str, str]:
+        """What was chosen and why, for the start-up banner: ``{"attention": "sdpa: ..."}``."""
+        ...
+
+    def close(self) -> None:
+        """Give the device's memory back. The runner cannot be used afterwards."""
+        ...

@@ -1,0 +1,1 @@
+"""Steps, processes and the clients that talk to them."""

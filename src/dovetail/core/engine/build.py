@@ -1,0 +1,112 @@
+"""From the user's wishes to an engine that is ready: the same way in every process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dovetail.core.config.cache import fit_cache, readable_bytes
+from dovetail.core.config.checkpoint import ModelFacts, read_facts
+from dovetail.core.config.env import read_environment
+from dovetail.core.config.resolve import resolve
+from dovetail.core.config.resolved import ResolvedConfig
+from dovetail.core.config.schema import EngineConfig
+from dovetail.core.contracts.platform import Platform
+from dovetail.core.engine.core import EngineCore
+from dovetail.core.models.registry import find_model, native_architectures
+from dovetail.core.plugins.selection import load_platform
+from dovetail.core.scheduler.scheduler import Scheduler, SchedulerConfig
+
+__all__ = ["BuiltEngine", "Progress", "build_engine", "ignore_progress"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, units done, units in all); bytes for weights."""
+
+
+def ignore_progress(name: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltEngine:
+    """An engine that is ready, and what was decided on the way."""
+
+    core: EngineCore
+    config: ResolvedConfig
+    num_blocks: int
+    banner: dict[str, str]
+    """Lines for the start-up message, by topic."""
+
+
+def build_engine(config: EngineConfig, platform_name: str, progress: Progress) -> BuiltEngine:
+    """Make the platform, decide the settings, load the model and the cache, warm up.
+
+    Args:
+        config: The user's wishes.
+        platform_name: The platform that was selected; nothing is detected again.
+        progress: Told how far the loading is.
+
+    Raises:
+        UserError: A wish that cannot be served, or a checkpoint that is wrong.
+        PluginError: The platform failed to start.
+        OutOfMemoryError: The weights or one sequence's cache do not fit.
+    """
+    environment = read_environment(os.environ, warn=False)
+    facts = read_facts(config)
+    platform = load_platform(platform_name, os.environ)
+    resolved = resolve(
+        config,
+        facts,
+        platform,
+        find_model(facts.architectures) is not None,
+        known=native_architectures(),
+        allow_long=environment.allow_long_max_model_len,
+    )
+    return _load(resolved, facts, platform, progress)
+
+
+def _load(
+    resolved: ResolvedConfig, facts: ModelFacts, platform: Platform, progress: Progress
+) -> BuiltEngine:
+    runner = platform.runner(resolved.runner_config())
+    weight_bytes = 0
+    for done, weight_bytes in runner.load():
+        progress("loading weights", done, weight_bytes)
+    plan = fit_cache(resolved, runner.cache_spec())
+    resolved = resolved.with_cache(plan)
+    runner.allocate(plan.num_blocks)
+    for count, part in enumerate(runner.warm_up()):
+        progress(f"warming up: {part.name}", count + 1, 0)
+    core = EngineCore(
+        Scheduler(scheduler_config(resolved, plan.num_blocks)),
+        runner,
+        steps_ahead=int(resolved.async_scheduling),
+    )
+    cache_bytes = plan.num_blocks * runner.cache_spec().bytes_per_block
+    num_tokens = plan.num_blocks * resolved.block_size
+    banner = {
+        "device": ", ".join(platform.device_names()),
+        "model": f"{facts.name} ({resolved.architecture}, {resolved.model_impl},"
+        f" {resolved.dtype}, {resolved.max_model_len:,} tokens of context)",
+        "memory": f"weights {readable_bytes(weight_bytes)}, KV cache {readable_bytes(cache_bytes)}"
+        f" = {num_tokens:,} tokens ({plan.reason})",
+        **runner.describe(),
+    }
+    return BuiltEngine(core=core, config=resolved, num_blocks=plan.num_blocks, banner=banner)
+
+
+def scheduler_config(resolved: ResolvedConfig, num_blocks: int) -> SchedulerConfig:
+    """The scheduler's part of the settings; ``num_blocks`` can be given out, block 0 comes on top."""
+    return SchedulerConfig(
+        num_blocks=num_blocks + 1,
+        block_size=resolved.block_size,
+        max_model_len=resolved.max_model_len,
+        max_num_seqs=resolved.max_num_seqs,
+        max_num_batched_tokens=resolved.max_num_batched_tokens,
+        vocab_size=resolved.vocab_size,
+        enable_prefix_caching=resolved.enable_prefix_caching,
+        enable_chunked_prefill=resolved.enable_chunked_prefill,
+        mixed_batches=resolved.mixed_batches,
+        policy=resolved.scheduling_policy,
+    )

@@ -1,0 +1,157 @@
+"""What the front end and the engine process say to each other, in msgpack.
+
+Plain data only, arrays instead of maps, no pickle: a message can be read by any version of
+either side that knows the same fields, and reading one runs no code.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+
+from dovetail.core.engine.api import EngineStats
+from dovetail.core.request import FinishReason, Request
+
+__all__ = [
+    "Abort",
+    "AddRequest",
+    "Control",
+    "Failed",
+    "FromEngine",
+    "Heartbeat",
+    "Loading",
+    "Outputs",
+    "PositionLogprobs",
+    "Ready",
+    "ToEngine",
+    "Update",
+    "decode_from_engine",
+    "decode_to_engine",
+    "encode",
+]
+
+
+class AddRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Start one sequence."""
+
+    request: Request
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Give these sequences up. Unknown ids are those that ended meanwhile: no error."""
+
+    ids: list[int]
+
+
+class Control(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Anything rare, by name: ``drain``, ``shutdown``, ``reset_prefix_cache``, ..."""
+
+    name: str
+    argument: Any = None
+    """Plain data: what msgpack can hold."""
+
+
+class PositionLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Log-probabilities at one position."""
+
+    ids: list[int]
+    """The chosen token (or the prompt's own), then the likeliest ones, likeliest first."""
+    values: list[float]
+    """Natural logarithms, one per entry of ``ids``."""
+    rank: int
+    """Rank of the chosen token; 1 is the likeliest."""
+
+
+class Update(msgspec.Struct, array_like=True):
+    """What is new in one sequence."""
+
+    id: int
+    token_ids: list[int] = []
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    """The stop token that ended it, if it was one of the request's own."""
+    logprobs: list[PositionLogprobs] | None = None
+    """One entry per token of ``token_ids``, if asked for."""
+    prompt_logprobs: list[PositionLogprobs] | None = None
+    """The next entries, in order, of those for the second prompt token and after."""
+    num_cached_tokens: int = 0
+    """Tokens of the prompt that were found in the prefix cache."""
+    error: str | None = None
+    """Why the engine gave this sequence up. No further update follows."""
+
+
+class Outputs(msgspec.Struct, array_like=True, tag=True):
+    """The outcome of one step."""
+
+    updates: list[Update]
+    stats: EngineStats
+
+
+class Loading(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """How far the engine's start has come."""
+
+    name: str
+    """What is being done, such as ``weights``."""
+    done: int
+    total: int
+    """In the same unit as ``done``; 0 if it is not known."""
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The engine takes requests."""
+
+    max_model_len: int
+    """Tokens."""
+    num_blocks: int
+    block_size: int
+    """Tokens per block."""
+    banner: dict[str, str]
+    """Facts to show to the user, in this order."""
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The engine cannot start, or cannot go on. It ends after this."""
+
+    kind: str
+    """The name of an error class of ``dovetail.core.errors``."""
+    message: str
+
+
+class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The engine process lives. Sent at a fixed interval, also while a step runs."""
+
+    num_steps: int
+    step_seconds: float | None = None
+    """How long the step now running has taken; None between steps."""
+
+
+ToEngine: TypeAlias = AddRequest | Abort | Control
+FromEngine: TypeAlias = Outputs | Loading | Ready | Failed | Heartbeat
+
+_ENCODER = msgspec.msgpack.Encoder()
+_TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+_FROM_ENGINE: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+
+
+def encode(message: ToEngine | FromEngine) -> bytes:
+    """One message as msgpack."""
+    return _ENCODER.encode(message)
+
+
+def decode_to_engine(data: bytes | memoryview) -> ToEngine:
+    """Read what the front end sent.
+
+    Raises:
+        msgspec.DecodeError: Not msgpack, not one of these messages, or a value out of range.
+    """
+    return _TO_ENGINE.decode(data)
+
+
+def decode_from_engine(data: bytes | memoryview) -> FromEngine:
+    """Read what the engine sent.
+
+    Raises:
+        msgspec.DecodeError: Not msgpack, or not one of these messages.
+    """
+    return _FROM_ENGINE.decode(data)

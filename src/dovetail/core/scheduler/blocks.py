@@ -1,0 +1,135 @@
+"""The KV blocks of sequences: growing, sharing, copy-on-write, cached prefixes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dovetail.core.batch import Batch
+from dovetail.core.errors import InvariantError
+from dovetail.core.kv.pool import BlockPool
+from dovetail.core.kv.prefix import extend_chain
+from dovetail.core.scheduler.rows import RowTable
+from dovetail.core.scheduler.sequence import Sequence
+from dovetail.core.types import BoolArray, IntArray
+
+__all__ = ["Prefix", "SequenceBlocks"]
+
+
+class Prefix:
+    """What a waiting sequence can take over instead of computing it."""
+
+    def __init__(self, num_computed: int, found: list[int], num_needed: int) -> None:
+        self.num_computed = num_computed
+        """Tokens that need not be computed."""
+        self.found = found
+        """Blocks of the prefix cache to share."""
+        self.num_needed = num_needed
+        """Free blocks that its known tokens need beyond these."""
+
+
+class SequenceBlocks:
+    """Moves blocks between the pool, the sequences and their rows."""
+
+    def __init__(self, pool: BlockPool, table: RowTable, *, prefix_caching: bool) -> None:
+        self.pool = pool
+        self.table = table
+        self.size = table.block_size
+        self.prefix_caching = prefix_caching
+
+    def missing(self, rows: IntArray, grants: IntArray) -> int:
+        """Blocks that rows need to compute ``grants`` more tokens each; no fewer than it takes."""
+        shared = int(self.table.shares_tail[rows].sum())
+        return int(np.maximum(self._missing_each(rows, grants), 0).sum()) + shared
+
+    def _missing_each(self, rows: IntArray, grants: IntArray) -> IntArray:
+        ends = self.table.num_computed[rows] + grants
+        missing: IntArray = -(-ends // self.size) - self.table.num_blocks[rows]
+        return missing
+
+    def extend(self, rows: IntArray, grants: IntArray) -> list[tuple[int, int]]:
+        """Give rows the blocks they are about to write; returns (from, to) copies to make first."""
+        copies = [self._own_tail(int(row)) for row in rows[self.table.shares_tail[rows]]]
+        missing = self._missing_each(rows, grants)
+        for i in np.flatnonzero(missing > 0).tolist():
+            row = int(rows[i])
+            self.table.add_blocks(row, self.table.at(row), self.pool.allocate(int(missing[i])))
+        return [copy for copy in copies if copy is not None]
+
+    def _own_tail(self, row: int) -> tuple[int, int] | None:
+        """Copy-on-write: if others hold the block that the row writes next, give it its own."""
+        self.table.shares_tail[row] = False
+        index = int(self.table.num_computed[row]) // self.size
+        sequence = self.table.at(row)
+        if index >= len(sequence.blocks) or self.pool.references(sequence.blocks[index]) == 1:
+            return None
+        shared = sequence.blocks[index]
+        (own,) = self.pool.allocate(1)
+        self.table.replace_block(row, sequence, index, own)
+        self.pool.release([shared])
+        return shared, own
+
+    def find_prefix(self, sequence: Sequence) -> Prefix:
+        """What a waiting sequence may take over, leaving at least one token to compute."""
+        num_known = len(sequence.token_ids)
+        num_blocks = -(-num_known // self.size)
+        if sequence.num_shared_tokens:
+            needed = num_blocks - len(sequence.blocks) + 1
+            return Prefix(sequence.num_shared_tokens, [], needed)
+        found = self._find_cached(sequence)
+        revived = sum(self.pool.is_cached(block) for block in found)
+        return Prefix(len(found) * self.size, found, num_blocks - len(found) + revived)
+
+    def _find_cached(self, sequence: Sequence) -> list[int]:
+        if not self.prefix_caching or sequence.request.params.prompt_logprobs is not None:
+            return []
+        extend_chain(sequence.chain, sequence.root, sequence.token_ids, self.size)
+        found: list[int] = []
+        for digest in sequence.chain[: (len(sequence.token_ids) - 1) // self.size]:
+            block = self.pool.find(digest)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def hold(self, sequence: Sequence, prefix: Prefix) -> None:
+        """Take over the prefix that ``find_prefix`` has just found."""
+        self.pool.share(prefix.found)
+        sequence.blocks.extend(prefix.found)
+        sequence.num_registered = prefix.num_computed // self.size
+
+    def drop(self, sequence: Sequence) -> None:
+        """Let go of all blocks of a sequence that has no row."""
+        self.pool.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.num_shared_tokens = 0
+        sequence.num_registered = 0
+
+    def register_full(self, batch: Batch, live: BoolArray) -> None:
+        """Enter the blocks that a finished step filled into the prefix index; live is (R,)."""
+        if not self.prefix_caching:
+            return
+        ends = batch.sequence_lens
+        filled = (ends // self.size != batch.context_lens // self.size) & live
+        for i in np.flatnonzero(filled).tolist():
+            row, full = int(batch.rows[i]), int(ends[i]) // self.size
+            sequence = self.table.at(row)
+            known = self.table.tokens[row, : full * self.size]
+            extend_chain(sequence.chain, sequence.root, known, self.size)
+            for index in range(sequence.num_registered, full):
+                self.pool.register(sequence.blocks[index], sequence.chain[index])
+            sequence.num_registered = max(full, sequence.num_registered)
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """Share the parent's prompt, all but its last token, with a child that has no blocks.
+
+        The child computes the last prompt token again, to sample its own first token from it; the
+        token's KV goes to a copy of its block if the block is shared.
+        """
+        if child.blocks or parent.row is None:
+            raise InvariantError("engine", "only a running parent and a fresh child can fork")
+        num_shared = parent.num_prompt_tokens - 1
+        child.blocks = parent.blocks[: -(-num_shared // self.size)]
+        child.num_shared_tokens = num_shared
+        child.chain = parent.chain[: num_shared // self.size]
+        self.pool.share(child.blocks)
+        self.table.shares_tail[parent.row] = True

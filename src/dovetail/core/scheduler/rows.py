@@ -1,0 +1,137 @@
+"""The rows: one numpy array per counter, so that a step in which little happens costs little."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dovetail.core.batch import JoinedRow
+from dovetail.core.errors import InvariantError
+from dovetail.core.scheduler.sequence import Sequence
+from dovetail.core.types import IntArray
+
+__all__ = ["RowTable"]
+
+_NO_TOKEN = -1
+
+
+class RowTable:
+    """State of the running sequences, indexed by row. A row is given to one sequence at a time.
+
+    Counters of a row: ``num_computed <= num_tokens``, ``num_known <= num_tokens <= total``.
+    ``num_tokens`` counts the tokens that are known plus those being sampled in steps under way;
+    ``num_computed`` counts the tokens whose KV is written, or will be by steps under way.
+    """
+
+    def __init__(self, num_rows: int, max_len: int, block_size: int, vocab_size: int) -> None:
+        self.block_size = block_size
+        self.vocab_size = vocab_size
+        max_blocks = -(-max_len // block_size)
+        self.tokens = np.zeros((num_rows, max_len), np.int32)
+        self.blocks = np.zeros((num_rows, max_blocks), np.int32)
+        self.num_blocks = np.zeros(num_rows, np.int32)
+        self.num_known = np.zeros(num_rows, np.int32)
+        self.num_tokens = np.zeros(num_rows, np.int32)
+        self.num_computed = np.zeros(num_rows, np.int32)
+        self.num_prompt = np.zeros(num_rows, np.int32)
+        self.total = np.zeros(num_rows, np.int32)
+        self.epoch = np.zeros(num_rows, np.int64)
+        """Counts the sequences that had the row: results for an earlier one are dropped."""
+        self.shares_tail = np.zeros(num_rows, np.bool_)
+        """The block that is written next may be shared and then has to be copied first."""
+        self.temperature = np.zeros(num_rows, np.float32)
+        self.top_k = np.zeros(num_rows, np.int32)
+        self.top_p = np.zeros(num_rows, np.float32)
+        self.min_p = np.zeros(num_rows, np.float32)
+        self.seed = np.zeros(num_rows, np.uint64)
+        self.restricts = np.zeros(num_rows, np.bool_)
+        self.shapes_logits = np.zeros(num_rows, np.bool_)
+        self.wants_logprobs = np.zeros(num_rows, np.int32)
+        """1 + number of alternatives; 0: none wanted."""
+        self.wants_prompt_logprobs = np.zeros(num_rows, np.bool_)
+        self.stop_ids = np.full((num_rows, 4), _NO_TOKEN, np.int32)
+        self.sequences: list[Sequence | None] = [None] * num_rows
+        self.order: IntArray = np.zeros(0, np.int32)
+        """The occupied rows, in the order in which they were taken."""
+        self._vacant = list(range(num_rows - 1, -1, -1))
+
+    @property
+    def num_vacant(self) -> int:
+        return len(self._vacant)
+
+    def at(self, row: int) -> Sequence:
+        """The sequence that has the row."""
+        sequence = self.sequences[row]
+        if sequence is None:
+            raise InvariantError("engine", f"row {row} is used but nobody has it")
+        return sequence
+
+    def join(self, sequence: Sequence, num_computed: int) -> JoinedRow:
+        """Give a vacant row to a sequence whose first tokens are computed; its blocks are set."""
+        row = self._vacant.pop()
+        known = len(sequence.token_ids)
+        sequence.row = row
+        self.sequences[row] = sequence
+        self.epoch[row] += 1
+        self.tokens[row, :known] = sequence.token_ids
+        self.num_known[row] = self.num_tokens[row] = known
+        self.num_computed[row] = num_computed
+        self.num_prompt[row] = sequence.num_prompt_tokens
+        self.total[row] = sequence.total
+        self.num_blocks[row] = len(sequence.blocks)
+        self.blocks[row, : len(sequence.blocks)] = sequence.blocks
+        self.blocks[row, len(sequence.blocks) :] = 0
+        self.shares_tail[row] = bool(sequence.num_shared_tokens)
+        self._join_sampling(row, sequence)
+        self.order = np.append(self.order, np.int32(row))
+        return JoinedRow(
+            row=row,
+            token_ids=sequence.token_ids,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            params=sequence.request.params,
+            stop_token_ids=tuple(sequence.request.stop_token_ids),
+        )
+
+    def _join_sampling(self, row: int, sequence: Sequence) -> None:
+        params = sequence.request.params
+        self.temperature[row] = 0.0 if params.is_greedy else params.temperature
+        self.top_k[row] = params.top_k if 0 < params.top_k < self.vocab_size else self.vocab_size
+        self.top_p[row] = params.top_p
+        self.min_p[row] = params.min_p
+        self.seed[row] = sequence.request.seed % (1 << 64)
+        self.restricts[row] = not params.is_greedy and (
+            params.top_p < 1 or params.min_p > 0 or self.top_k[row] < self.vocab_size
+        )
+        self.shapes_logits[row] = params.shapes_logits
+        self.wants_logprobs[row] = 0 if params.logprobs is None else params.logprobs + 1
+        self.wants_prompt_logprobs[row] = params.prompt_logprobs is not None
+        stops = sequence.request.stop_token_ids
+        if len(stops) > self.stop_ids.shape[1]:
+            wider = np.full((len(self.stop_ids), 2 * len(stops)), _NO_TOKEN, np.int32)
+            wider[:, : self.stop_ids.shape[1]] = self.stop_ids
+            self.stop_ids = wider
+        self.stop_ids[row] = _NO_TOKEN
+        self.stop_ids[row, : len(stops)] = stops
+
+    def leave(self, sequence: Sequence) -> None:
+        """Take the row back; the sequence keeps its tokens, known as far as they are."""
+        row = sequence.row
+        if row is None:
+            return
+        sequence.token_ids = self.tokens[row, : self.num_known[row]].copy()
+        sequence.row = None
+        self.sequences[row] = None
+        self.epoch[row] += 1
+        self.order = self.order[self.order != row]
+        self._vacant.append(row)
+
+    def add_blocks(self, row: int, sequence: Sequence, blocks: list[int]) -> None:
+        """Append blocks to the row and its sequence."""
+        start = len(sequence.blocks)
+        sequence.blocks.extend(blocks)
+        self.blocks[row, start : start + len(blocks)] = blocks
+        self.num_blocks[row] = start + len(blocks)
+
+    def replace_block(self, row: int, sequence: Sequence, index: int, block: int) -> None:
+        """Point one entry of the row's block table to another block."""
+        sequence.blocks[index] = block
+        self.blocks[row, index] = block
