@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import msgspec
 
 from dovetail.core.engine.api import EngineStats
-from dovetail.core.request import FinishReason, Request
+from dovetail.core.request import Request
+from dovetail.core.update import Update
 
 __all__ = [
     "Abort",
@@ -22,7 +23,6 @@ __all__ = [
     "Heartbeat",
     "Loading",
     "Outputs",
-    "PositionLogprobs",
     "Ready",
     "ToEngine",
     "Update",
@@ -50,35 +50,6 @@ class Control(msgspec.Struct, frozen=True, array_like=True, tag=True):
     name: str
     argument: Any = None
     """Plain data: what msgpack can hold."""
-
-
-class PositionLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Log-probabilities at one position."""
-
-    ids: list[int]
-    """The chosen token (or the prompt's own), then the likeliest ones, likeliest first."""
-    values: list[float]
-    """Natural logarithms, one per entry of ``ids``."""
-    rank: int
-    """Rank of the chosen token; 1 is the likeliest."""
-
-
-class Update(msgspec.Struct, array_like=True):
-    """What is new in one sequence."""
-
-    id: int
-    token_ids: list[int] = []
-    finish_reason: FinishReason | None = None
-    stop_reason: int | None = None
-    """The stop token that ended it, if it was one of the request's own."""
-    logprobs: list[PositionLogprobs] | None = None
-    """One entry per token of ``token_ids``, if asked for."""
-    prompt_logprobs: list[PositionLogprobs] | None = None
-    """The next entries, in order, of those for the second prompt token and after."""
-    num_cached_tokens: int = 0
-    """Tokens of the prompt that were found in the prefix cache."""
-    error: str | None = None
-    """Why the engine gave this sequence up. No further update follows."""
 
 
 class Outputs(msgspec.Struct, array_like=True, tag=True):
@@ -122,8 +93,8 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The engine process lives. Sent at a fixed interval, also while a step runs."""
 
     num_steps: int
-    step_seconds: float | None = None
-    """How long the step now running has taken; None between steps."""
+    """Steps since the start: if this stays the same while there is work, the device hangs."""
+    has_work: bool
 
 
 ToEngine: TypeAlias = AddRequest | Abort | Control

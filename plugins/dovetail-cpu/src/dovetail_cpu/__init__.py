@@ -1,0 +1,35 @@
+"""Dovetail on the CPU: x86, ARM and POWER, through torch."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+from dovetail.core.contracts.platform import API_VERSION, Platform, PlatformPlugin, ProbeResult
+
+__all__ = ["PLUGIN"]
+
+
+def _probe() -> ProbeResult:
+    if find_spec("torch") is None:
+        return ProbeResult(usable=False, reason="torch is not installed: pip install torch")
+    return ProbeResult(usable=True, reason=f"{_num_cores()} cores", num_devices=1)
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _create() -> Platform:
+    from dovetail_cpu.platform import CpuPlatform
+
+    return CpuPlatform()
+
+
+PLUGIN = PlatformPlugin(
+    api_version=API_VERSION,
+    probe=_probe,
+    create=_create,
+    priority=10,
+    environment={"KMP_BLOCKTIME": "1"},
+)

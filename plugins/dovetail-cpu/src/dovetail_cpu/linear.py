@@ -1,0 +1,39 @@
+"""Linear layers whose weights are repacked once into oneDNN's own layout."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["PackedLinear", "can_pack"]
+
+_ROWS_HINT = 64
+"""The number of input rows that the layout is chosen for; it serves 1 to some thousands well."""
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether this build of torch has oneDNN's kernels for the weight's dtype on this machine."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if weight.dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return False
+
+
+class PackedLinear:
+    """``x @ W.T + b`` over a repacked copy of W; the original may be dropped.
+
+    Args:
+        weight: (out, in), bfloat16 or float16.
+        bias: (out,) or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT)
+        self.bias = None if bias is None else bias.contiguous()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return out

@@ -1,0 +1,80 @@
+"""The CPU platform: the shared torch runner with repacked linear layers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform as host
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dovetail.core.contracts.platform import Capabilities, Memory
+from dovetail.core.contracts.runner import Runner, RunnerConfig
+from dovetail.core.errors import ConfigError
+from dovetail.platforms.torch.ops import DenseLinear
+from dovetail.platforms.torch.platform import BoundLinear, TorchPlatform
+from dovetail_cpu.linear import PackedLinear, can_pack
+from dovetail_cpu.memory import host_memory
+
+__all__ = ["CpuPlatform"]
+
+_log = logging.getLogger(__name__)
+_OPTIONS = ("threads",)
+
+
+class CpuPlatform(TorchPlatform):
+    """The host's processor. A step runs on return, for there is no other device to wait for."""
+
+    name = "cpu"
+    device = torch.device("cpu")
+    attention_order = ("sdpa", "reference")
+    capabilities = Capabilities(
+        family="torch",
+        dtypes=("bfloat16", "float32", "float16"),
+        kv_dtypes=("auto", "bfloat16", "float32", "float16"),
+        block_sizes=(32, 16, 64, 128, 8, 4, 2, 1),
+        features=frozenset({"prompt_logprobs", "transformers_models"}),
+        max_num_batched_tokens=2048,
+        max_num_seqs=64,
+    )
+
+    def device_names(self) -> list[str]:
+        """The processor's name and the threads that compute."""
+        return [f"{_processor()}, {torch.get_num_threads()} threads"]
+
+    def memory(self, device: int = 0) -> Memory:
+        """The host's memory, or that of its control group."""
+        return host_memory()
+
+    def bind_linear(self, weight: Tensor, bias: Tensor | None) -> BoundLinear:
+        """Repack where oneDNN has the dtype; otherwise use the weight as it is."""
+        if can_pack(weight):
+            return PackedLinear(weight, bias)
+        return DenseLinear(weight, bias)
+
+    def runner(self, config: RunnerConfig) -> Runner:
+        """The shared runner, after setting the number of threads (option ``threads``)."""
+        unknown = sorted(set(config.options) - set(_OPTIONS))
+        if unknown:
+            raise ConfigError(f"The cpu platform has no option {unknown[0]!r}; it has: threads.")
+        threads = config.options.get("threads") or _default_threads()
+        torch.set_num_threads(int(threads))
+        return super().runner(config)
+
+
+def _default_threads() -> int:
+    """OMP_NUM_THREADS if it is set, else the cores that this process may use."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return host.processor() or host.machine()

@@ -1,0 +1,98 @@
+"""One engine process as its parent sees it: start it, talk to it, know when it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+from asyncio.subprocess import Process
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from dovetail.core.config.schema import EngineConfig
+from dovetail.core.engine.messages import FromEngine, ToEngine, decode_from_engine, encode
+from dovetail.core.engine.process import Start
+
+__all__ = ["EngineChild"]
+
+
+class EngineChild:
+    """A started engine process and its two sockets, in a folder that only this user can enter."""
+
+    def __init__(self, process: Process, context: zmq.asyncio.Context, folder: Path) -> None:
+        self._process = process
+        self._context = context
+        self._folder = folder
+        self._inbox = context.socket(zmq.PULL)
+        self._outbox = context.socket(zmq.PUSH)
+        for socket in (self._inbox, self._outbox):
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.SNDHWM, 0)
+            socket.setsockopt(zmq.RCVHWM, 0)
+        self._outbox.bind(_addresses(folder)[0])
+        self._inbox.bind(_addresses(folder)[1])
+
+    @classmethod
+    async def start(
+        cls, config: EngineConfig, platform: str, environment: Mapping[str, str], log_level: str
+    ) -> EngineChild:
+        """Start the process; it begins to load at once.
+
+        Args:
+            config: The user's wishes.
+            platform: The selected platform.
+            environment: Variables that the platform needs.
+            log_level: Of the process's own log, which goes to standard error.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="dovetail-"))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "dovetail.core.engine.process",
+            *_addresses(folder),
+            env={**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", **environment},
+            stdin=asyncio.subprocess.DEVNULL,
+        )
+        child = cls(process, zmq.asyncio.Context(), folder)
+        start = Start(config=config, platform=platform, parent=os.getpid(), log_level=log_level)
+        await child._outbox.send(msgspec.msgpack.encode(start))
+        return child
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    async def send(self, message: ToEngine) -> None:
+        """Queue a message; never waits for the process."""
+        await self._outbox.send(encode(message))
+
+    async def receive(self) -> FromEngine:
+        """The next message."""
+        return decode_from_engine(await self._inbox.recv())
+
+    async def wait(self) -> int:
+        """Wait for the end of the process; its exit status, negative for a signal."""
+        return await self._process.wait()
+
+    async def end(self, patience: float) -> None:
+        """Wait up to ``patience`` seconds for the process to end by itself, then kill it."""
+        try:
+            await asyncio.wait_for(self._process.wait(), patience)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        self._inbox.close(0)
+        self._outbox.close(0)
+        self._context.term()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _addresses(folder: Path) -> tuple[str, str]:
+    return f"ipc://{folder}/in", f"ipc://{folder}/out"

@@ -1,0 +1,124 @@
+"""The one place where requests are validated and made: for the server and for offline use."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from itertools import count
+
+import msgspec
+import numpy as np
+
+from dovetail.core.config.checkpoint import ModelFacts
+from dovetail.core.engine.api import ModelInfo
+from dovetail.core.errors import ContextLengthError, RequestError
+from dovetail.core.request import PromptTokens, Request, SamplingParams
+
+__all__ = ["Intake", "model_info"]
+
+_SEED_STEP = 0x9E3779B97F4A7C15
+"""Apart the seeds of the completions of one prompt: an odd number, so that they all differ."""
+
+
+def model_info(facts: ModelFacts) -> ModelInfo:
+    """The facts that clients may know."""
+    return ModelInfo(
+        name=facts.name,
+        path=str(facts.path),
+        vocab_size=facts.vocab_size,
+        max_model_len=facts.max_model_len,
+        eos_token_ids=list(facts.eos_token_ids),
+        default_params=facts.default_params,
+    )
+
+
+class Intake:
+    """Turns a prompt and its parameters into one request per completion.
+
+    Args:
+        info: Facts about the model; read at each call, for the context may shrink at start-up.
+        seed: Where seeds of requests without one come from; None draws from the system.
+    """
+
+    def __init__(self, info: ModelInfo, *, seed: int | None = None) -> None:
+        self.info = info
+        self._ids = count(1)
+        self._random = np.random.default_rng(seed)
+
+    def requests(
+        self,
+        prompt: PromptTokens,
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        cap_max_tokens: bool = False,
+    ) -> list[Request]:
+        """Validate, and make ``params.n`` requests that share their prefill.
+
+        Args:
+            prompt: The prompt's tokens.
+            params: How to sample.
+            priority: Smaller goes first, under the ``priority`` policy.
+            cache_salt: Whom to share cached prefixes with.
+            cap_max_tokens: End at the model's context instead of refusing a larger
+                ``max_tokens``.
+
+        Raises:
+            ContextLengthError: Prompt and answer are longer than the context.
+            RequestError: An empty prompt, or a token id outside the vocabulary.
+        """
+        self._check_tokens(prompt.token_ids, params)
+        max_tokens = self._max_tokens(len(prompt.token_ids), params, cap_max_tokens)
+        one = msgspec.structs.replace(params, n=1, max_tokens=max_tokens, stop=[])
+        eos = [] if params.ignore_eos else self.info.eos_token_ids
+        stop_ids = list(dict.fromkeys([*eos, *(params.stop_token_ids or [])]))
+        seed = params.seed
+        if seed is None:
+            seed = int(self._random.integers(1 << 63))
+        first = next(self._ids)
+        ids = [first, *(next(self._ids) for _ in range(params.n - 1))]
+        return [
+            Request(
+                id=request_id,
+                prompt_token_ids=prompt.token_ids,
+                params=one,
+                stop_token_ids=stop_ids,
+                seed=(seed + index * _SEED_STEP) % (1 << 64),
+                arrival_time=time.monotonic(),
+                priority=priority,
+                cache_salt=cache_salt,
+                parent=first if index else None,
+            )
+            for index, request_id in enumerate(ids)
+        ]
+
+    def _check_tokens(self, token_ids: list[int], params: SamplingParams) -> None:
+        if not token_ids:
+            raise RequestError("The prompt is empty: it must have at least one token.", param="prompt")
+        self._check_ids("prompt", token_ids)
+        self._check_ids("stop_token_ids", params.stop_token_ids or ())
+        self._check_ids("allowed_token_ids", params.allowed_token_ids or ())
+        self._check_ids("logit_bias", params.logit_bias or ())
+
+    def _check_ids(self, name: str, ids: Iterable[int]) -> None:
+        wrong = next((t for t in ids if not 0 <= t < self.info.vocab_size), None)
+        if wrong is not None:
+            raise RequestError(
+                f"{name} holds the token id {wrong}; this model's token ids go from 0 to"
+                f" {self.info.vocab_size - 1}.",
+                param=name,
+            )
+
+    def _max_tokens(self, num_prompt_tokens: int, params: SamplingParams, cap: bool) -> int:
+        left = self.info.max_model_len - num_prompt_tokens
+        wanted = left if params.max_tokens is None else params.max_tokens
+        if left < 1 or (wanted > left and not cap):
+            asked = "" if params.max_tokens is None else f" and {params.max_tokens} for the answer"
+            raise ContextLengthError(
+                f"This model's maximum context length is {self.info.max_model_len} tokens, but"
+                f" the request has {num_prompt_tokens} tokens in the prompt{asked}. Shorten the"
+                " prompt or lower max_tokens.",
+                param="prompt" if left < 1 else "max_tokens",
+            )
+        return min(wanted, left)

@@ -1,0 +1,185 @@
+"""The engine process: ``python -m dovetail.core.engine.process ADDRESS_IN ADDRESS_OUT``.
+
+Takes a :class:`Start` and then requests from the first socket, sends what happens to the second.
+It ends when it is told to, when its parent is gone, or with a failure that it reports first.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+
+import msgspec
+import zmq
+
+from dovetail.core.config.schema import EngineConfig
+from dovetail.core.engine.build import BuiltEngine, build_engine
+from dovetail.core.engine.core import EngineCore
+from dovetail.core.engine.messages import (
+    Abort,
+    AddRequest,
+    Control,
+    Failed,
+    Heartbeat,
+    Loading,
+    Outputs,
+    Ready,
+    decode_to_engine,
+    encode,
+)
+from dovetail.core.errors import DovetailError
+
+__all__ = ["EXIT_FAILED", "Start", "main"]
+
+EXIT_FAILED = 3
+"""Exit status after a failure that was reported."""
+_HEARTBEAT_S = 0.5
+_STATS_S = 0.05
+
+_log = logging.getLogger(__name__)
+
+
+class Start(msgspec.Struct, kw_only=True):
+    """The first message: everything the process needs to know."""
+
+    config: EngineConfig
+    platform: str
+    parent: int
+    """Process id of the front end; the engine ends when it is no longer its parent."""
+    log_level: str = "INFO"
+
+
+class _Channel:
+    """The sockets of the process. The heartbeat thread has a socket of its own."""
+
+    def __init__(self, address_in: str, address_out: str) -> None:
+        self._context = zmq.Context()
+        self._address_out = address_out
+        self.inbox = self._context.socket(zmq.PULL)
+        self.inbox.connect(address_in)
+        self.outbox = self.open_outbox()
+
+    def open_outbox(self) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.PUSH)
+        socket.setsockopt(zmq.LINGER, 1000)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.connect(self._address_out)
+        return socket
+
+    def close(self) -> None:
+        self.inbox.close(0)
+        self.outbox.close()
+        self._context.term()
+
+
+class _Heart(threading.Thread):
+    """Beats while the process lives, and ends it when the parent is gone."""
+
+    def __init__(self, channel: _Channel, parent: int) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self._channel = channel
+        self._parent = parent
+        self._stopped = threading.Event()
+        self.core: EngineCore | None = None
+
+    def run(self) -> None:
+        outbox = self._channel.open_outbox()
+        while not self._stopped.wait(_HEARTBEAT_S):
+            if os.getppid() != self._parent:
+                os._exit(1)
+            core = self.core
+            steps = core.scheduler.stats.num_steps if core else 0
+            outbox.send(encode(Heartbeat(num_steps=steps, has_work=bool(core and core.has_work()))))
+        outbox.close()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+
+
+def main(arguments: list[str]) -> int:
+    """Run until told to end; returns the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = _Channel(arguments[0], arguments[1])
+    start = msgspec.msgpack.decode(channel.inbox.recv(), type=Start)
+    logging.basicConfig(level=start.log_level, format="%(levelname)s %(name)s: %(message)s")
+    heart = _Heart(channel, start.parent)
+    heart.start()
+    try:
+        _serve(channel, heart, start)
+    except Exception as error:
+        if not isinstance(error, DovetailError):
+            _log.exception("the engine failed")
+        text = str(error) if isinstance(error, DovetailError) else f"{type(error).__name__}: {error}"
+        channel.outbox.send(encode(Failed(kind=type(error).__name__, message=text)))
+        return EXIT_FAILED
+    finally:
+        heart.stop()
+        channel.close()
+    return 0
+
+
+def _serve(channel: _Channel, heart: _Heart, start: Start) -> None:
+    def progress(name: str, done: int, total: int) -> None:
+        channel.outbox.send(encode(Loading(name=name, done=done, total=total)))
+
+    built = build_engine(start.config, start.platform, progress)
+    heart.core = built.core
+    channel.outbox.send(encode(_ready(built)))
+    gc.collect()
+    gc.freeze()
+    try:
+        _loop(channel, built.core)
+    finally:
+        built.core.close()
+
+
+def _ready(built: BuiltEngine) -> Ready:
+    return Ready(
+        max_model_len=built.config.max_model_len,
+        num_blocks=built.num_blocks,
+        block_size=built.config.block_size,
+        banner=built.banner,
+    )
+
+
+def _loop(channel: _Channel, core: EngineCore) -> None:
+    """Take what has come, do a step, say what it gave. Sleeps while there is nothing to do."""
+    last_sent = 0.0
+    while True:
+        if not core.has_work():
+            channel.outbox.send(encode(Outputs(updates=[], stats=core.stats())))
+            channel.inbox.poll()
+        while channel.inbox.poll(0):
+            if not _take(core, channel.inbox.recv()):
+                return
+        if core.has_work():
+            updates, now = core.step(), time.monotonic()
+            if updates or now - last_sent > _STATS_S:
+                channel.outbox.send(encode(Outputs(updates=updates, stats=core.stats())))
+                last_sent = now
+
+
+def _take(core: EngineCore, data: bytes) -> bool:
+    """Act on one message; False: the process is to end."""
+    match decode_to_engine(data):
+        case AddRequest(request=request):
+            core.add(request)
+        case Abort(ids=ids):
+            core.abort(ids)
+        case Control(name="reset_prefix_cache"):
+            core.scheduler.pool.forget_cached()
+        case Control(name="shutdown"):
+            return False
+        case Control(name=name):
+            _log.warning("unknown command %r", name)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

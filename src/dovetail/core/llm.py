@@ -1,0 +1,267 @@
+"""``LLM``: a model in this process, for offline use."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from msgspec import structs
+from tqdm import tqdm
+
+from dovetail.core.config.checkpoint import read_facts
+from dovetail.core.config.env import read_environment, with_environment
+from dovetail.core.config.schema import EngineConfig
+from dovetail.core.engine.api import EngineStats
+from dovetail.core.engine.build import Progress, build_engine
+from dovetail.core.engine.intake import Intake, model_info
+from dovetail.core.engine.outputs import OutputAccumulator, OutputProcessor
+from dovetail.core.errors import ConfigError, RequestError
+from dovetail.core.plugins.selection import environment, select_platform
+from dovetail.core.request import PromptTokens, Request, RequestOutput, SamplingParams
+from dovetail.core.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = ["LLM", "Prompt"]
+
+_log = logging.getLogger(__name__)
+
+Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
+"""A text, token ids, or a mapping with ``prompt`` or ``prompt_token_ids``."""
+
+
+class LLM:
+    """Runs a model in this process. One thread may use it at a time.
+
+    Args:
+        model: A folder, or a name on the Hugging Face hub; None is the bundled demonstration model.
+        settings: Any field of ``EngineConfig``, by the names that ``dovetail serve`` has as flags.
+
+    Raises:
+        ConfigError: A setting is unknown or wrong.
+        SelectionError: No platform is usable, or not the one that was named.
+        CheckpointError: The model cannot be found or read.
+        OutOfMemoryError: The model or its cache does not fit.
+    """
+
+    def __init__(self, model: str | None = None, **settings: Any) -> None:
+        config = EngineConfig.from_kwargs(model=model, **settings)
+        config = with_environment(config, read_environment(os.environ))
+        selection = select_platform(config.device, os.environ)
+        for name, value in environment(selection.name, os.environ).items():
+            os.environ.setdefault(name, value)
+        facts = read_facts(config)
+        self._tokenizer: Tokenizer | None = None
+        if not config.skip_tokenizer_init:
+            self._tokenizer = load_tokenizer(
+                facts.tokenizer_path,
+                mode=config.tokenizer_mode,
+                trust_remote_code=config.trust_remote_code,
+            )
+        built = build_engine(config, selection.name, _log_progress())
+        self.config = built.config
+        self._core = built.core
+        self._outputs = OutputProcessor(self._tokenizer)
+        info = structs.replace(model_info(facts), max_model_len=built.config.max_model_len)
+        self._intake = Intake(info, seed=built.config.seed)
+        self._next_name = 0
+        _log.info("device %s: %s", selection.name, selection.reason)
+        for topic, line in built.banner.items():
+            _log.info("%s: %s", topic, line)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        priority: Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete prompts, as many at a time as there is room for.
+
+        Args:
+            prompts: One prompt or several.
+            sampling_params: For all, or one for each prompt; None takes the model's defaults.
+            use_tqdm: Show a progress bar.
+            priority: One number for each prompt; smaller goes first.
+
+        Returns:
+            One output per prompt, in the order of the prompts. A request that the engine had to
+            give up has ``finish_reason`` ``error``; the others are complete.
+
+        Raises:
+            RequestError: A prompt or its parameters are wrong; nothing has been run then.
+        """
+        items = _as_list(prompts)
+        params = self._params_for(items, sampling_params)
+        tokens = [self._tokenise(item) for item in items]
+        ranks = list(priority) if priority is not None else [0] * len(items)
+        if len(ranks) != len(items):
+            raise RequestError(f"{len(items)} prompts, but {len(ranks)} priorities.", param="priority")
+        requests = [
+            self._intake.requests(t, p, priority=rank, cap_max_tokens=True)
+            for t, p, rank in zip(tokens, params, ranks, strict=True)
+        ]
+        return self._run(tokens, params, requests, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or several; each is a list of messages with role and content.
+
+        Raises:
+            RequestError: The model has no chat template, or the template refuses the messages.
+        """
+        tokenizer = self.get_tokenizer()
+        several = bool(messages) and not isinstance(messages[0], Mapping)
+        prompts = [
+            tokenizer.apply_chat_template(
+                conversation,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tools=tools,
+                chat_template=chat_template,
+                template_kwargs=chat_template_kwargs,
+            )
+            for conversation in (messages if several else [messages])
+        ]
+        encoded = [
+            {"prompt_token_ids": tokenizer.encode(text, add_special_tokens=False), "prompt": text}
+            for text in prompts
+        ]
+        return self.generate(encoded, sampling_params, use_tqdm=use_tqdm)
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises ConfigError if ``skip_tokenizer_init`` was set."""
+        if self._tokenizer is None:
+            raise ConfigError("skip_tokenizer_init is set: give prompts as token ids.")
+        return self._tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What a request uses where it says nothing: the model's ``generation_config.json``."""
+        return self._intake.info.default_params
+
+    def reset_prefix_cache(self) -> None:
+        """Forget cached prefixes that no request uses."""
+        self._core.scheduler.pool.forget_cached()
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counters since start, and gauges of now."""
+        return self._core.stats()
+
+    def close(self) -> None:
+        """Give memory back. The object cannot be used afterwards."""
+        self._core.close()
+
+    def _params_for(
+        self, items: list[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[SamplingParams]:
+        if params is None:
+            return [self.get_default_sampling_params()] * len(items)
+        if isinstance(params, SamplingParams):
+            return [params] * len(items)
+        if len(params) != len(items):
+            raise RequestError(
+                f"{len(items)} prompts, but {len(params)} sampling parameters.",
+                param="sampling_params",
+            )
+        return list(params)
+
+    def _tokenise(self, prompt: Prompt) -> PromptTokens:
+        if isinstance(prompt, str):
+            return PromptTokens(text=prompt, token_ids=self.get_tokenizer().encode(prompt))
+        if isinstance(prompt, Mapping):
+            if prompt.get("prompt_token_ids") is None:
+                text = prompt.get("prompt")
+                if not isinstance(text, str):
+                    raise RequestError(
+                        "A prompt given as a mapping needs 'prompt' (a text) or"
+                        f" 'prompt_token_ids'; it has {sorted(prompt)}.",
+                        param="prompts",
+                    )
+                return self._tokenise(text)
+            return PromptTokens(text=prompt.get("prompt"), token_ids=_ids(prompt["prompt_token_ids"]))
+        return PromptTokens(text=None, token_ids=_ids(prompt))
+
+    def _run(
+        self,
+        prompts: list[PromptTokens],
+        params: list[SamplingParams],
+        requests: list[list[Request]],
+        use_tqdm: bool,
+    ) -> list[RequestOutput]:
+        accumulators: dict[str, OutputAccumulator] = {}
+        for prompt, param, group in zip(prompts, params, requests, strict=True):
+            name = str(self._next_name)
+            self._next_name += 1
+            ids = [request.id for request in group]
+            self._outputs.add(name, prompt, param, ids, group[0].stop_token_ids)
+            accumulators[name] = OutputAccumulator(name, prompt)
+            for request in group:
+                self._core.add(request)
+        try:
+            with tqdm(total=len(prompts), desc="Processed prompts", disable=not use_tqdm) as bar:
+                while self._core.has_work():
+                    self._deliver(accumulators, bar)
+        except BaseException:
+            for name in accumulators:
+                self._core.abort(self._outputs.abort(name))
+            raise
+        return [accumulator.output() for accumulator in accumulators.values()]
+
+    def _deliver(self, accumulators: dict[str, OutputAccumulator], bar: Any) -> None:
+        """One step, and what it produced."""
+        result = self._outputs.process(self._core.step())
+        for name, item in result.deltas:
+            if isinstance(item, Exception):
+                _log.error("request %s failed: %s", name, item)
+                accumulators[name].fail()
+                bar.update(1)
+                continue
+            accumulators[name].add(item)
+            if item.finished:
+                bar.update(1)
+        if result.aborts:
+            self._core.abort(result.aborts)
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, (str, Mapping)):
+        return [prompts]
+    if prompts and all(isinstance(item, int) for item in prompts):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _ids(value: Any) -> list[int]:
+    ids = list(value)
+    if not all(type(token) is int for token in ids):
+        raise RequestError("prompt_token_ids must be a list of integers.", param="prompt_token_ids")
+    return ids
+
+
+def _log_progress() -> Progress:
+    """Show the loading as a progress bar, if standard error is a terminal."""
+    bars: dict[str, Any] = {}
+
+    def progress(name: str, done: int, total: int) -> None:
+        bar = bars.get(name)
+        if bar is None:
+            bar = bars[name] = tqdm(
+                total=total or None, desc=name, unit="B", unit_scale=True, disable=None
+            )
+        bar.update(done - bar.n)
+        if total and done >= total:
+            bar.close()
+
+    return progress

@@ -1,0 +1,221 @@
+"""A platform that computes nothing: every sampled token is the same one. Needs no torch.
+
+It measures what the host costs, and drives the scheduler in tests. Its options
+(``RunnerConfig.options``): ``memory``, bytes for the KV cache; ``token``, the token to give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from dovetail.core.batch import Batch, LogprobArrays, StepOutput
+from dovetail.core.contracts.platform import (
+    API_VERSION,
+    Capabilities,
+    Memory,
+    Platform,
+    PlatformPlugin,
+    ProbeResult,
+)
+from dovetail.core.contracts.runner import CacheSpec, Pending, Runner, RunnerConfig, WarmUp
+from dovetail.core.errors import CheckpointError, ConfigError, OutOfMemoryError
+from dovetail.core.types import IntArray
+
+__all__ = ["PLUGIN", "NullPlatform", "NullRunner"]
+
+_BYTES_PER_POSITION = 1024
+_DEFAULT_MEMORY = 1 << 30
+_OPTIONS = ("memory", "token")
+
+
+class NullPlatform(Platform):
+    """No device at all. Chosen only when it is named."""
+
+    name = "null"
+    capabilities = Capabilities(
+        family="null",
+        dtypes=("float32", "bfloat16", "float16"),
+        kv_dtypes=("auto", "float32", "bfloat16", "float16"),
+        block_sizes=(16, 1, 2, 4, 8, 32, 64, 128, 256),
+        features=frozenset({"prompt_logprobs", "deterministic"}),
+        async_steps=True,
+        max_num_batched_tokens=8192,
+        max_num_seqs=256,
+    )
+
+    def device_names(self) -> list[str]:
+        """One, that does nothing."""
+        return ["nothing"]
+
+    def memory(self, device: int = 0) -> Memory:
+        """What the KV cache may pretend to take, unless the option says otherwise."""
+        return Memory(free=_DEFAULT_MEMORY, total=_DEFAULT_MEMORY)
+
+    def runner(self, config: RunnerConfig) -> Runner:
+        """A runner. Raises ConfigError for a wrong option."""
+        return NullRunner(config)
+
+
+class NullRunner:
+    """Gives the same arrays again and again; they are read-only.
+
+    Raises:
+        CheckpointError: The model's config has no ``vocab_size``.
+        ConfigError: An option is unknown or out of range.
+    """
+
+    def __init__(self, config: RunnerConfig) -> None:
+        self._vocab_size = _vocab_size(config.hf_config)
+        _check_options(config.options)
+        self._token = _token(config, self._vocab_size)
+        self._cache = CacheSpec(
+            bytes_per_block=config.block_size * _BYTES_PER_POSITION,
+            bytes_available=_positive(config.options, "memory", _DEFAULT_MEMORY),
+        )
+        self._outputs = _Constants(config.max_num_seqs, self._token)
+
+    def load(self) -> Iterator[tuple[int, int]]:
+        """There are no weights."""
+        return iter(())
+
+    def cache_spec(self) -> CacheSpec:
+        """A KiB for each position, of the memory that the option gives."""
+        return self._cache
+
+    def allocate(self, num_blocks: int) -> None:
+        """Allocates nothing. Raises OutOfMemoryError where a device of this size would."""
+        needed = num_blocks * self._cache.bytes_per_block
+        if needed > self._cache.bytes_available:
+            raise OutOfMemoryError(
+                f"{num_blocks} KV blocks need {needed} bytes;"
+                f" {self._cache.bytes_available} are free (option memory)."
+            )
+
+    def warm_up(self) -> Iterator[WarmUp]:
+        """There is nothing to compile."""
+        return iter(())
+
+    def step(self, batch: Batch) -> Pending:
+        """Finished at once: the same token for every sampled row."""
+        output = self._outputs.take(len(batch.sampled))
+        if batch.sampling.num_logprobs is None and batch.prompt_logprobs is None:
+            return _Done(output)
+        return _Done(self._with_logprobs(batch, output))
+
+    def describe(self) -> dict[str, str]:
+        """Which token it gives."""
+        return {"null": f"computes nothing; every token is {self._token}"}
+
+    def close(self) -> None:
+        """There is nothing to give back."""
+
+    def _with_logprobs(self, batch: Batch, output: StepOutput) -> StepOutput:
+        sampled = prompt = None
+        if batch.sampling.num_logprobs is not None:
+            sampled = self._uniform(output.token_ids[:, 0], batch.sampling.num_logprobs)
+        if batch.prompt_logprobs is not None:
+            need = batch.prompt_logprobs
+            prompt = self._uniform(need.target, need.num_logprobs)
+        return StepOutput(
+            token_ids=output.token_ids,
+            num_tokens=output.num_tokens,
+            finite=output.finite,
+            logprobs=sampled,
+            prompt_logprobs=prompt,
+        )
+
+    def _uniform(self, chosen: IntArray, num_logprobs: int) -> LogprobArrays:
+        """As if every token were equally likely; all ranks are then 1."""
+        shape = (len(chosen), 1 + num_logprobs)
+        token_ids = np.empty(shape, np.int32)
+        token_ids[:, 0] = chosen
+        token_ids[:, 1:] = np.arange(num_logprobs) % self._vocab_size
+        return LogprobArrays(
+            token_ids=token_ids,
+            logprobs=np.full(shape, -np.log(self._vocab_size), np.float32),
+            ranks=np.ones(len(chosen), np.int32),
+        )
+
+
+class _Done:
+    """A step that is over."""
+
+    __slots__ = ("_output",)
+
+    def __init__(self, output: StepOutput) -> None:
+        self._output = output
+
+    def result(self) -> StepOutput:
+        return self._output
+
+
+class _Constants:
+    """One output per number of sampled rows, made when it is first needed."""
+
+    def __init__(self, max_num_seqs: int, token: int) -> None:
+        self._tokens = np.full((max_num_seqs, 1), token, np.int32)
+        self._ones = np.ones(max_num_seqs, np.int32)
+        self._finite = np.ones(max_num_seqs, np.bool_)
+        for array in (self._tokens, self._ones, self._finite):
+            array.flags.writeable = False
+        self._made: dict[int, StepOutput] = {}
+
+    def take(self, num_rows: int) -> StepOutput:
+        output = self._made.get(num_rows)
+        if output is None:
+            output = StepOutput(
+                token_ids=self._tokens[:num_rows],
+                num_tokens=self._ones[:num_rows],
+                finite=self._finite[:num_rows],
+            )
+            self._made[num_rows] = output
+        return output
+
+
+def _vocab_size(hf_config: dict[str, Any]) -> int:
+    size = hf_config.get("vocab_size")
+    if type(size) is not int or size < 1:
+        raise CheckpointError(
+            f"config.json must give vocab_size as a positive integer, not {size!r:.80}."
+        )
+    return size
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    unknown = sorted(set(options) - set(_OPTIONS))
+    if unknown:
+        raise ConfigError(
+            f"The null platform has no option {unknown[0]!r}; options: {', '.join(_OPTIONS)}."
+        )
+
+
+def _positive(options: dict[str, Any], name: str, default: int) -> int:
+    value = options.get(name, default)
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"The option {name} must be a positive integer, not {value!r:.80}.")
+    return value
+
+
+def _token(config: RunnerConfig, vocab_size: int) -> int:
+    """The option, or the first token that does not end the text, so that requests run on."""
+    if "token" in config.options:
+        token = config.options["token"]
+        if type(token) is not int or not 0 <= token < vocab_size:
+            raise ConfigError(
+                f"The option token must be an integer from 0 to {vocab_size - 1},"
+                f" not {token!r:.80}."
+            )
+        return token
+    ends = config.hf_config.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
+    return next((token for token in range(vocab_size) if token not in ends), 0)
+
+
+def _probe() -> ProbeResult:
+    return ProbeResult(usable=True, reason="computes nothing", num_devices=1)
+
+
+PLUGIN = PlatformPlugin(api_version=API_VERSION, probe=_probe, create=NullPlatform)

@@ -1,0 +1,1 @@
+"""What platforms that compute with PyTorch share: reference ops, dtypes and the runner."""

@@ -1,0 +1,183 @@
+"""The runner of every torch platform: weights in, steps through the model, tokens out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dovetail.core.batch import Batch, LogprobArrays, PromptLogprobNeed, StepOutput
+from dovetail.core.contracts.attention import AttentionNeed
+from dovetail.core.contracts.model import StepInputs
+from dovetail.core.contracts.runner import CacheSpec, Pending, RunnerConfig, WarmUp
+from dovetail.core.errors import OutOfMemoryError
+from dovetail.core.plugins.attention import choose_attention
+from dovetail.core.types import ITEM_SIZE
+from dovetail.platforms.torch.loading import LoadedModel, load_model
+from dovetail.platforms.torch.platform import TorchPlatform
+from dovetail.platforms.torch.sampler import LogprobTensors, Sampler, SampleResult
+
+__all__ = ["TorchRunner"]
+
+_LOGIT_ROWS = 256
+"""Rows of logits made at a time for prompts: bounds the memory of a long prompt's."""
+
+
+class TorchRunner:
+    """Runs steps of one model on one torch device.
+
+    Args:
+        platform: Asked for the device, its ops, its linear layers and its attention backends.
+        config: Everything decided.
+    """
+
+    def __init__(self, platform: TorchPlatform, config: RunnerConfig) -> None:
+        self._platform = platform
+        self._config = config
+        self._device = platform.device
+        self._caches: list[Any] = []
+
+    def load(self) -> Iterator[tuple[int, int]]:
+        """Read the weights and choose the attention backend."""
+        model = yield from load_model(self._platform, self._config)
+        self._need = AttentionNeed(
+            specs=model.attention_specs,
+            dtype=self._config.dtype,
+            kv_dtype=self._config.kv_dtype,
+            block_size=self._config.block_size,
+        )
+        self._choice = choose_attention(
+            self._platform.attention_backends(),
+            self._need,
+            insisted=self._config.attention_backend,
+        )
+        self._attention = self._choice.backend
+        model.bind_attention(self._attention)
+        self._model: LoadedModel = model
+        rows, vocab = self._config.max_num_seqs, model.vocab_size
+        self._sampler = Sampler(vocab, rows, self._device)
+        self._last_token = torch.zeros(rows, dtype=torch.long, device=self._device)
+
+    def cache_spec(self) -> CacheSpec:
+        """Cost of a block; the device's free memory less what the largest step needs."""
+        free = self._platform.memory(self._device.index or 0).free
+        return CacheSpec(
+            bytes_per_block=sum(
+                self._attention.bytes_per_block(spec, self._need) for spec in self._need.specs
+            ),
+            bytes_available=max(0, free - self._step_bytes()),
+        )
+
+    def _step_bytes(self) -> int:
+        """An upper bound of the arrays that a step holds at once, without the cache."""
+        config, item = self._config, ITEM_SIZE[self._config.dtype]
+        widths = [v for k, v in config.hf_config.items() if k.endswith("_size") and _is_count(v)]
+        hidden = max((w for w in widths if w != self._model.vocab_size), default=4096)
+        activations = config.max_num_batched_tokens * hidden * item * 6
+        logits = max(config.max_num_seqs, _LOGIT_ROWS) * self._model.vocab_size * (item + 8)
+        return activations + logits
+
+    def allocate(self, num_blocks: int) -> None:
+        """Make every layer's cache, block 0 included."""
+        try:
+            self._caches = [
+                self._attention.allocate(spec, self._need, num_blocks + 1)
+                for spec in self._need.specs
+            ]
+        except (RuntimeError, MemoryError) as error:
+            raise OutOfMemoryError(
+                f"{num_blocks} KV blocks do not fit in the device's memory: {error}."
+                " Lower max_model_len, max_num_seqs or gpu_memory_utilization."
+            ) from error
+
+    def warm_up(self) -> Iterator[WarmUp]:
+        """Nothing is compiled on this path."""
+        return iter(())
+
+    @torch.inference_mode()
+    def step(self, batch: Batch) -> Pending:
+        """Start a step; on a device with a queue of its own it may still run on return."""
+        self._sampler.join(batch.joined)
+        if len(batch.copies):
+            self._caches = list(self._attention.copy_blocks(self._caches, batch.copies))
+        tokens = self._tensor(batch.token_ids)
+        if len(batch.carried):
+            tokens[self._tensor(batch.carried)] = self._last_token[self._tensor(batch.carried_rows)]
+        inputs = StepInputs(
+            token_ids_T=tokens,
+            positions_T=self._tensor(self._model.positions(batch.positions)),
+            plan=self._attention.plan(batch, self._need),
+        )
+        hidden, self._caches = self._model.forward(inputs, self._caches)
+        result = None
+        if len(batch.sampled):
+            logits = self._model.logits(hidden[self._tensor(batch.last_token_index)])
+            result = self._sampler.sample(logits, batch)
+            self._last_token[self._tensor(batch.rows[batch.sampled])] = result.token_ids
+        prompt = None
+        if batch.prompt_logprobs is not None:
+            prompt = self._prompt_logprobs(hidden, batch.prompt_logprobs)
+        return _Step(result, prompt)
+
+    def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(array).to(self._device, torch.long)
+
+    def _prompt_logprobs(self, hidden: Tensor, need: PromptLogprobNeed) -> LogprobTensors:
+        index, target = self._tensor(need.token_index), self._tensor(need.target)
+        parts = [
+            self._sampler.logprobs(self._model.logits(hidden[i]), t, need.num_logprobs)
+            for i, t in zip(index.split(_LOGIT_ROWS), target.split(_LOGIT_ROWS), strict=True)
+        ]
+        return LogprobTensors(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def describe(self) -> dict[str, str]:
+        """The attention backend with its reasons, and which ops are the platform's own."""
+        return {"attention": self._choice.describe(), **self._model.describe()}
+
+    def close(self) -> None:
+        """Drop weights and cache."""
+        self._caches = []
+        del self._model
+
+
+class _Step:
+    """A step's tensors, turned into numpy when they are asked for."""
+
+    def __init__(self, result: SampleResult | None, prompt: LogprobTensors | None) -> None:
+        self._result = result
+        self._prompt = prompt
+
+    def result(self) -> StepOutput:
+        prompt = None if self._prompt is None else _arrays(self._prompt)
+        if self._result is None:
+            nothing = np.zeros((0, 1), np.int32)
+            return StepOutput(
+                token_ids=nothing,
+                num_tokens=nothing[:, 0],
+                finite=np.zeros(0, np.bool_),
+                prompt_logprobs=prompt,
+            )
+        token_ids = self._result.token_ids.to("cpu", torch.int32).numpy()
+        return StepOutput(
+            token_ids=token_ids[:, None],
+            num_tokens=np.ones(len(token_ids), np.int32),
+            finite=self._result.finite.cpu().numpy(),
+            logprobs=None if self._result.logprobs is None else _arrays(self._result.logprobs),
+            prompt_logprobs=prompt,
+        )
+
+
+def _arrays(tensors: LogprobTensors) -> LogprobArrays:
+    return LogprobArrays(
+        token_ids=tensors.token_ids.to("cpu", torch.int32).numpy(),
+        logprobs=tensors.logprobs.float().cpu().numpy(),
+        ranks=tensors.ranks.to("cpu", torch.int32).numpy(),
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 0 < value < math.inf

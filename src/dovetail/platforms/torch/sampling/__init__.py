@@ -1,0 +1,1 @@
+"""The parts of the torch sampler: rows, weights, restriction, shaping, log-probabilities."""

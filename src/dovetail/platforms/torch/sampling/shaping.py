@@ -1,0 +1,109 @@
+"""What single requests do to their logits: allowed tokens, biases, early stops, penalties.
+
+State is kept only for rows that ask for any of it, on the device, and is brought up to date there
+from the sampled tokens, so that the next step may start before the host has seen them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from dovetail.core.batch import JoinedRow
+from dovetail.core.types import IntArray
+from dovetail.platforms.torch.sampling.penalties import Penalties
+from dovetail.platforms.torch.sampling.rows import Which
+
+__all__ = ["Shaper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rule:
+    """What one row asks for. Ids outside the vocabulary are left out."""
+
+    allowed: Tensor | None
+    bias_ids: Tensor
+    bias: Tensor
+    stops: Tensor
+    min_tokens: int
+    lasts: bool
+    """Something but min_tokens is asked for."""
+
+    def applies(self, num_generated: int) -> bool:
+        return self.lasts or num_generated < self.min_tokens
+
+
+class Shaper:
+    """Per-row rules and penalty state.
+
+    Args:
+        vocab_size: V.
+        max_rows: The largest number of rows that may have state.
+        device: Where the logits are.
+    """
+
+    def __init__(self, vocab_size: int, max_rows: int, device: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._device = device
+        self._rules: dict[int, _Rule] = {}
+        self._penalties = Penalties(vocab_size, max_rows, device)
+
+    def join(self, rows: Iterable[JoinedRow]) -> None:
+        """Forget what the rows' former requests asked for; keep what the new ones do."""
+        for row in rows:
+            self._rules.pop(row.row, None)
+            self._penalties.drop(row.row)
+            if row.params.shapes_logits:
+                self._rules[row.row] = self._rule(row)
+                self._penalties.join(row)
+
+    def shaped(self, rows: Which, num_generated: Which) -> IntArray:
+        """Which of the rows, by place, have a rule that still says anything."""
+        found = [
+            place
+            for place, (row, generated) in enumerate(
+                zip(rows.tolist(), num_generated.tolist(), strict=True)
+            )
+            if row in self._rules and self._rules[row].applies(generated)
+        ]
+        return np.array(found, np.int32)
+
+    def shape(self, logits_NV: Tensor, rows: Which, num_generated: Which) -> None:
+        """Change float32 logits in place. Every one of the rows has a rule."""
+        for x, row, generated in zip(logits_NV, rows.tolist(), num_generated.tolist(), strict=True):
+            self._apply(x, self._rules[row], generated)
+        self._penalties.apply(logits_NV, rows)
+
+    def update(self, rows: Which, token_ids_N: Tensor) -> None:
+        """Count the tokens (n,) that the rows were given."""
+        self._penalties.update(rows, token_ids_N)
+
+    def _rule(self, row: JoinedRow) -> _Rule:
+        params = row.params
+        bias = {t: b for t, b in (params.logit_bias or {}).items() if t < self._vocab_size}
+        return _Rule(
+            allowed=self._ids(params.allowed_token_ids) if params.allowed_token_ids else None,
+            bias_ids=self._ids(bias),
+            bias=torch.tensor(list(bias.values()), dtype=torch.float32).to(self._device),
+            stops=self._ids(row.stop_token_ids),
+            min_tokens=params.min_tokens,
+            lasts=msgspec.structs.replace(params, min_tokens=0).shapes_logits,
+        )
+
+    def _ids(self, ids: Iterable[int]) -> Tensor:
+        inside = [token for token in ids if token < self._vocab_size]
+        return torch.tensor(inside, dtype=torch.int64).to(self._device)
+
+    def _apply(self, x_V: Tensor, rule: _Rule, num_generated: int) -> None:
+        if rule.allowed is not None:
+            kept = x_V[rule.allowed]
+            x_V.fill_(-torch.inf)[rule.allowed] = kept
+        if len(rule.bias):
+            x_V[rule.bias_ids] += rule.bias
+        if num_generated < rule.min_tokens:
+            x_V[rule.stops] = -torch.inf
