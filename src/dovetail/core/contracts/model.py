@@ -44,12 +44,13 @@ class Linear:
     sources: tuple[str, ...]
     """Checkpoint names of the weights, in order of output rows."""
     out_features: tuple[int, ...]
-    """Output rows of each source."""
+    """Output rows of each source; if there is one source, of each part fused in it (q, k, v)."""
     in_features: int
     bias_sources: tuple[str, ...] = ()
     """Checkpoint names of the biases, one per source; empty: no bias."""
     split: Literal["out", "in"] | None = None
-    """The axis that tensor parallelism splits: ``out`` per source, ``in`` needs an all-reduce."""
+    """The axis that tensor parallelism splits: ``out`` within each entry of ``out_features``; ``in``
+    is followed by an all-reduce, so that only one device may add the bias."""
     transposed: bool = False
     """The checkpoint stores W as (in, out), as GPT-2 does."""
     tied_to: str | None = None

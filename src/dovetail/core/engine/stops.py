@@ -18,7 +18,7 @@ class StopChecker:
         include: Whether the text goes up to the end of the stop string, or only to its start.
     """
 
-    __slots__ = ("_first_chars", "_include", "_num_unsent", "_stop", "_tail", "_width", "matched")
+    __slots__ = ("_include", "_num_unsent", "_stop", "_tail", "_width", "matched")
 
     def __init__(self, stop: Sequence[str], include: bool = False) -> None:
         self._stop = sorted(stop, key=len, reverse=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from dovetail.core.batch import Batch, LogprobArrays, StepOutput
@@ -20,37 +18,42 @@ NOT_FINITE = "the model's logits were not finite numbers for this request"
 
 def sequence_updates(
     table: RowTable, batch: Batch, output: StepOutput, live: BoolArray
-) -> Iterator[tuple[Update, Sequence]]:
-    """Write the new tokens of live rows to the table, then yield one update per row.
+) -> tuple[list[Update], list[tuple[Update, Sequence]]]:
+    """Write the new tokens of live rows to the table; one update per row that has news.
 
-    ``live`` (R,) tells which rows still belong to the sequence that was in the batch. The caller
-    may end a sequence as soon as it has its update.
+    Args:
+        table: Tokens and counters of these rows are changed.
+        batch: The step.
+        output: What it produced.
+        live: (R,) whether a row still belongs to the sequence that was in the batch.
+
+    Returns:
+        All updates, and those with more to them than a token (the first token, an end, an error,
+        log-probabilities) with their sequences.
     """
     if output.token_ids.shape[1] != 1:
         raise InvariantError("engine", "a step gave several tokens per row, none were drafted")
-    prompt_parts = _prompt_logprobs(table, batch, output, live)
     mask = live[batch.sampled]
-    rows = batch.rows[batch.sampled]
-    tokens = output.token_ids[:, 0]
-    if not mask.all():
-        rows, tokens = rows[mask], tokens[mask]
+    indices = np.flatnonzero(mask)
+    rows, tokens = batch.rows[batch.sampled][indices], output.token_ids[indices, 0]
     known = table.num_known[rows]
     table.tokens[rows, known] = tokens
     table.num_known[rows] = known + 1
     stopped = (table.stop_ids[rows] == tokens[:, None]).any(axis=1)
-    ended = stopped | (known + 1 >= table.total[rows]) | ~output.finite[mask]
+    ended = stopped | (known + 1 >= table.total[rows]) | ~output.finite[indices]
     special = ended | (table.wants_logprobs[rows] > 0) | (known == table.num_prompt[rows])
-    indices = np.flatnonzero(mask)
-    for i, (row, token) in enumerate(zip(rows.tolist(), tokens.tolist(), strict=True)):
-        sequence = table.at(row)
-        update = Update(id=sequence.request.id, token_ids=[token])
-        if special[i]:
-            _complete(update, sequence, output, int(indices[i]), bool(stopped[i]), bool(ended[i]))
-        if prompt_parts and sequence in prompt_parts:
-            update.prompt_logprobs = prompt_parts.pop(sequence)
-        yield update, sequence
-    for sequence, parts in prompt_parts.items():
-        yield Update(id=sequence.request.id, token_ids=[], prompt_logprobs=parts), sequence
+    updates = [
+        Update(id=request_id, token_ids=[token])
+        for request_id, token in zip(table.request_id[rows].tolist(), tokens.tolist(), strict=True)
+    ]
+    notable = []
+    for k in np.flatnonzero(special).tolist():
+        sequence = table.at(int(rows[k]))
+        _complete(updates[k], sequence, output, int(indices[k]), bool(stopped[k]), bool(ended[k]))
+        notable.append((updates[k], sequence))
+    if batch.prompt_logprobs is not None:
+        _add_prompt_logprobs(updates, table, batch, output, live)
+    return updates, notable
 
 
 def _complete(
@@ -78,18 +81,25 @@ def _alternatives(arrays: LogprobArrays, i: int, count: int) -> TokenAlternative
     )
 
 
-def _prompt_logprobs(
-    table: RowTable, batch: Batch, output: StepOutput, live: BoolArray
-) -> dict[Sequence, list[TokenAlternatives]]:
-    """The new pieces of prompt log-probabilities, by sequence; counts them as sent."""
+def _add_prompt_logprobs(
+    updates: list[Update], table: RowTable, batch: Batch, output: StepOutput, live: BoolArray
+) -> None:
+    """Add new pieces of prompt log-probabilities to the updates; count them as sent."""
     need, arrays = batch.prompt_logprobs, output.prompt_logprobs
-    parts: dict[Sequence, list[TokenAlternatives]] = {}
     if need is None or arrays is None:
-        return parts
+        return
+    by_id = {update.id: update for update in updates}
     for i, batch_row in enumerate(batch.row_of_token[need.token_index].tolist()):
-        sequence = table.sequences[int(batch.rows[batch_row])] if live[batch_row] else None
-        if sequence is not None:
-            count = sequence.request.params.prompt_logprobs or 0
-            parts.setdefault(sequence, []).append(_alternatives(arrays, i, count))
-            sequence.num_prompt_logprobs += 1
-    return parts
+        if not live[batch_row]:
+            continue
+        sequence = table.at(int(batch.rows[batch_row]))
+        request_id = sequence.request.id
+        if request_id not in by_id:
+            by_id[request_id] = Update(id=request_id, token_ids=[])
+            updates.append(by_id[request_id])
+        update = by_id[request_id]
+        count = sequence.request.params.prompt_logprobs or 0
+        if update.prompt_logprobs is None:
+            update.prompt_logprobs = []
+        update.prompt_logprobs.append(_alternatives(arrays, i, count))
+        sequence.num_prompt_logprobs += 1

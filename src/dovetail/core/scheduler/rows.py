@@ -34,6 +34,7 @@ class RowTable:
         self.num_computed = np.zeros(num_rows, np.int32)
         self.num_prompt = np.zeros(num_rows, np.int32)
         self.total = np.zeros(num_rows, np.int32)
+        self.request_id = np.zeros(num_rows, np.int64)
         self.epoch = np.zeros(num_rows, np.int64)
         """Counts the sequences that had the row: results for an earlier one are dropped."""
         self.shares_tail = np.zeros(num_rows, np.bool_)
@@ -71,6 +72,7 @@ class RowTable:
         known = len(sequence.token_ids)
         sequence.row = row
         self.sequences[row] = sequence
+        self.request_id[row] = sequence.request.id
         self.epoch[row] += 1
         self.tokens[row, :known] = sequence.token_ids
         self.num_known[row] = self.num_tokens[row] = known

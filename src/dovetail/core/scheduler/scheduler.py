@@ -281,15 +281,17 @@ class Scheduler:
         """
         live = self._under_way.pop(batch.step) == self.table.epoch[batch.rows]
         self.blocks.register_full(batch, live)
-        updates: list[Update] = []
-        for update, sequence in sequence_updates(self.table, batch, output, live):
-            if update.token_ids and not sequence.has_started:
+        updates, notable = sequence_updates(self.table, batch, output, live)
+        for update, sequence in notable:
+            if not sequence.has_started:
                 self._first_token(sequence)
             if update.error is not None:
                 self._clean(sequence)
             if update.finish_reason is not None:
                 self._end(sequence)
-            updates.append(update)
+        if self._suspects:
+            ids = {update.id for update in updates}
+            self._suspects = [s for s in self._suspects if s.request.id not in ids]
         self.stats.num_generation_tokens += len(batch.sampled)
         return updates
 
@@ -302,8 +304,6 @@ class Scheduler:
         """The prompt is computed: sequences that wait for it take their share and queue up."""
         sequence.has_started = True
         self.stats.num_prompt_tokens += sequence.num_prompt_tokens
-        if sequence in self._suspects:
-            self._suspects.remove(sequence)
         for child in reversed(sequence.children):
             self.blocks.fork(sequence, child)
             self.waiting.push_front(child)
@@ -321,8 +321,6 @@ class Scheduler:
             self._preempt(self.table.at(row))
         self.pool.forget_cached()
         if batch.num_rows > 1:
-            for sequence in suspects:
-                sequence.has_started = False
             self._suspects += [s for s in suspects if s not in self._suspects]
             return []
         for sequence in suspects:

@@ -21,6 +21,8 @@ from dovetail.core.models.weights import (
     align,
     assemble,
     check,
+    fill,
+    leaves,
     open_checkpoint,
 )
 from dovetail.core.types import IntArray
@@ -108,47 +110,37 @@ def _load_native(
         source = align(open_checkpoint(config.model_path), tree)
         check(tree, source, model.ignored)
     binder = _Binder(platform, config, source)
-    weights = yield from binder.bind(tree)
+    bound: dict[str, Any] = {}
+    done = 0
+    for path, leaf in leaves(tree):
+        bound[path], num_bytes = binder.bind(leaf)
+        done += num_bytes
+        yield done, max(source.total_bytes, done)
     table = OpTable(references())
     platform.override_ops(table)
-    return LoadedModel(model, weights, table)
+    return LoadedModel(model, fill(tree, bound), table)
 
 
 class _Binder:
-    """Turns a tree of declarations into the same tree of tensors and bound layers."""
+    """Turns declarations into tensors and bound layers."""
 
     def __init__(self, platform: TorchPlatform, config: RunnerConfig, source: Source) -> None:
         self._platform = platform
         self._dtype = torch_dtype(config.dtype)
         self._source = source
-        self._done = 0
 
-    def bind(self, node: Any) -> Generator[tuple[int, int], None, Any]:
-        """The tree below ``node``; yields (bytes done, bytes in all) after each leaf."""
-        if isinstance(node, dict):
-            bound = {}
-            for key, child in node.items():
-                bound[key] = yield from self.bind(child)
-            return bound
-        if isinstance(node, list):
-            items = []
-            for child in node:
-                items.append((yield from self.bind(child)))
-            return items
-        leaf = self._bind_leaf(node)
-        yield self._done, max(self._source.total_bytes, self._done)
-        return leaf
-
-    def _bind_leaf(self, leaf: Leaf) -> Any:
+    def bind(self, leaf: Leaf) -> tuple[Any, int]:
+        """What the model will be given for a leaf, and the bytes that were read for it."""
         parts = assemble(leaf, self._source)
-        if not isinstance(leaf, Constant):
-            self._done += sum(array.nbytes for array in (*parts.weights, *parts.biases))
-        if not isinstance(leaf, Linear):
-            keep = torch.float32 if isinstance(leaf, Constant) else self._dtype
-            return self._tensor(parts.weights[0]).to(keep)
-        weight = self._rows(parts.weights)
-        bias = self._rows(parts.biases) if parts.biases else None
-        return self._platform.bind_linear(weight, bias)
+        num_bytes = sum(array.nbytes for array in (*parts.weights, *parts.biases))
+        if isinstance(leaf, Linear):
+            bias = self._rows(parts.biases) if parts.biases else None
+            return self._platform.bind_linear(self._rows(parts.weights), bias), num_bytes
+        tensor = self._tensor(parts.weights[0])
+        if isinstance(leaf, Constant):
+            return tensor, 0
+        # A weight with an offset keeps the precision that the sum has.
+        return tensor if leaf.offset else tensor.to(self._dtype), num_bytes
 
     def _rows(self, arrays: Sequence[Any]) -> TorchTensor:
         """The arrays one below the other; without a copy if there is one, of the right dtype."""

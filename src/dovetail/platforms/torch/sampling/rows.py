@@ -35,7 +35,11 @@ class Rows:
         self._index = index
         self.device = logits_NV.device
         self.vocab_size = logits_NV.shape[1]
-        self.on_host = self.device.type == "cpu"
+
+    @property
+    def on_host(self) -> bool:
+        """Whether looking at a result is free; elsewhere it would stop the device's queue."""
+        return self.device.type == "cpu"
 
     def __len__(self) -> int:
         return len(self._logits) if self._index is None else len(self._index)

@@ -1,0 +1,1 @@
+"""Benchmarks: workloads, load generation over HTTP, and the definitions of what is measured."""

@@ -1,0 +1,1 @@
+"""Finding what is installed, probing it in isolation, choosing, and the hooks."""

@@ -1,0 +1,80 @@
+"""Wishes that are understood but cannot be met yet: refused by name, never ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dovetail.core.errors import RequestError
+from dovetail.core.server.protocol import ChatCompletionRequest, GenerationRequest
+
+__all__ = ["refuse_unsupported"]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("type") == "text"
+
+
+def _is_default_tool_choice(value: Any) -> bool:
+    return value in ("auto", "none")
+
+
+def _never(value: Any) -> bool:
+    return False
+
+
+def _empty(value: Any) -> bool:
+    return not value
+
+
+_GRAMMAR = "structured output is not available yet; leave it out, or ask for JSON in the prompt"
+_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("suffix", lambda text: text == "", "filling in the middle needs a model that is made for it"),
+    ("response_format", _is_text, f'only {{"type": "text"}} is possible: {_GRAMMAR}'),
+    ("structured_outputs", _empty, _GRAMMAR),
+    ("guided_json", _never, _GRAMMAR),
+    ("guided_regex", _never, _GRAMMAR),
+    ("guided_choice", _never, _GRAMMAR),
+    ("guided_grammar", _never, _GRAMMAR),
+    ("json_schema", _never, _GRAMMAR),
+    ("grammar", _never, _GRAMMAR),
+    ("bad_words", _empty, "bad words are not available yet; logit_bias can ban single tokens"),
+    ("use_beam_search", _empty, "beam search is not available over HTTP"),
+    ("thinking_token_budget", _never, "a budget for reasoning is not available yet"),
+    (
+        "tool_choice",
+        _is_default_tool_choice,
+        'only "auto" and "none" are possible: a call cannot be forced without structured output',
+    ),
+    ("functions", _empty, "functions were replaced by tools"),
+    ("function_call", lambda v: v in ("none", "auto"), "functions were replaced by tools"),
+    ("audio", _never, "this model makes text, not audio"),
+    ("modalities", lambda v: set(v) <= {"text"}, 'only ["text"] is possible'),
+    ("mm_processor_kwargs", _empty, "this model takes text only"),
+)
+_CHAT_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("echo", _empty, "echo belongs to /v1/completions"),
+)
+
+
+def refuse_unsupported(request: GenerationRequest) -> None:
+    """Check every field that has a meaning but no implementation.
+
+    Raises:
+        RequestError: Names the field and says what is possible instead.
+    """
+    rules = _RULES + _CHAT_RULES if isinstance(request, ChatCompletionRequest) else _RULES
+    for name, accepts, reason in rules:
+        value = getattr(request, name, None)
+        if value is not None and not accepts(value):
+            raise RequestError(f"{name}: {reason}.", param=name, code="unsupported")
+    if request.best_of is not None and request.best_of != (request.n or 1):
+        raise RequestError(
+            "best_of: only the value of n is possible.", param="best_of", code="unsupported"
+        )
+    if request.stream_options is not None and not request.stream:
+        raise RequestError("stream_options needs stream: true.", param="stream_options")
+    if request.stream and request.prompt_logprobs is not None:
+        raise RequestError(
+            "prompt_logprobs cannot be streamed; leave out stream.", param="prompt_logprobs"
+        )

@@ -1,0 +1,1 @@
+"""The quantization formats and schemes."""

@@ -1,0 +1,71 @@
+"""Wheels hold every module and every data file of the tree, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECTS = [ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
+LEFT_OUT = ("__pycache__", "*.egg-info", "*.so")
+MADE_BY_TOOLS = ("*.pyc", "*.egg-info/*", "*.so")
+TOP_FILES = ("pyproject.toml", "README.md", "LICENSE", "setup.py")
+
+
+def build(project: Path, folder: Path) -> Path:
+    """The wheel of a clean copy of the project; needs no network."""
+    copy = folder / "copy"
+    shutil.copytree(project / "src", copy / "src", ignore=shutil.ignore_patterns(*LEFT_OUT))
+    for name in TOP_FILES:
+        if (project / name).exists():
+            shutil.copy(project / name, copy)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-index", "--no-deps"]
+    options = ["--no-build-isolation", "--wheel-dir", str(folder), str(copy)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def difference(source: Path, wheel: Path) -> dict[str, set[str]]:
+    """Files of the source folder that the wheel lacks, and files that only the wheel has."""
+    left_out = {name for name in files(source) if any(map(Path(name).match, MADE_BY_TOOLS))}
+    tree = files(source) - left_out
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    return {"missing": tree - packed, "added": packed - tree}
+
+
+@pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_wheel_holds_the_tree(project: Path, tmp_path: Path) -> None:
+    wheel = build(project, tmp_path)
+    assert difference(project / "src", wheel) == {"missing": set(), "added": set()}
+
+
+def test_the_wheel_says_what_it_offers_and_under_which_licence(tmp_path: Path) -> None:
+    with zipfile.ZipFile(build(ROOT, tmp_path)) as archive:
+        names = {name.partition(".dist-info/")[2] for name in archive.namelist()}
+        (entry_points,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
+        text = archive.read(entry_points).decode()
+    assert "licenses/LICENSE" in names
+    assert "null = dovetail.platforms.null:PLUGIN" in text
+
+
+def test_a_difference_is_found(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "data.toml").touch()
+    (tmp_path / "src" / "made.pyc").touch()
+    wheel = tmp_path / "x.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("stale.py", "")
+        archive.writestr("x-1.dist-info/METADATA", "")
+    assert difference(tmp_path / "src", wheel) == {"missing": {"data.toml"}, "added": {"stale.py"}}
