@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=2 python benchmarks/sampler.py --threads 2
 
-The logits are those of a made-up language model: a Zipf-like head whose sharpness varies from row to
-row, in random order, over a normal tail. ``top_p flat`` draws from nearly equal logits, the worst
-case: what is kept has a hundred thousand tokens. Times are milliseconds, the best of several.
+The logits are those of a made-up language model: a Zipf-like head whose sharpness varies from row
+to row, in random order, over a normal tail. ``top_p flat`` draws from nearly equal logits, the
+worst case: what is kept has a hundred thousand tokens. Times are the best of several.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ MADE_BY_TOOLS = ("*.pyc", "*.egg-info/*", "*.so")
 TOP_FILES = ("pyproject.toml", "README.md", "LICENSE", "setup.py")
 
 
+@cache
 def build(project: Path, folder: Path) -> Path:
-    """The wheel of a clean copy of the project; needs no network."""
+    """The wheel of a clean copy of the project, made once; needs no network."""
+    folder = folder / project.name
     copy = folder / "copy"
     shutil.copytree(project / "src", copy / "src", ignore=shutil.ignore_patterns(*LEFT_OUT))
     for name in TOP_FILES:
@@ -30,6 +33,11 @@ def build(project: Path, folder: Path) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("wheels")
 
 
 def files(folder: Path) -> set[str]:
@@ -46,13 +54,13 @@ def difference(source: Path, wheel: Path) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_the_wheel_holds_the_tree(project: Path, tmp_path: Path) -> None:
-    wheel = build(project, tmp_path)
+def test_the_wheel_holds_the_tree(project: Path, folder: Path) -> None:
+    wheel = build(project, folder)
     assert difference(project / "src", wheel) == {"missing": set(), "added": set()}
 
 
-def test_the_wheel_says_what_it_offers_and_under_which_licence(tmp_path: Path) -> None:
-    with zipfile.ZipFile(build(ROOT, tmp_path)) as archive:
+def test_the_wheel_says_what_it_offers_and_under_which_licence(folder: Path) -> None:
+    with zipfile.ZipFile(build(ROOT, folder)) as archive:
         names = {name.partition(".dist-info/")[2] for name in archive.namelist()}
         (entry_points,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
         text = archive.read(entry_points).decode()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dovetail.attention_backends.memory import zeros
 from dovetail.core.batch import Batch
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
 from dovetail.core.types import ITEM_SIZE, IntArray
@@ -60,7 +61,7 @@ class ReferenceAttention:
     def allocate(self, spec: AttentionSpec, need: AttentionNeed, num_blocks: int) -> Tensor:
         """Zeros, (2, B, P, K, E)."""
         shape = (2, num_blocks, need.block_size, spec.num_kv_heads, spec.head_size)
-        return torch.zeros(shape, dtype=getattr(torch, need.kv_dtype), device=self.device)
+        return zeros(shape, need.kv_dtype, self.device)
 
     def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
         """Where keys and values go, and the blocks of each row."""

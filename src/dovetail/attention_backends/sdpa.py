@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dovetail.attention_backends.memory import zeros
 from dovetail.core.batch import Batch
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
 from dovetail.core.types import ITEM_SIZE, IntArray
@@ -78,7 +79,7 @@ class SdpaAttention:
     def allocate(self, spec: AttentionSpec, need: AttentionNeed, num_blocks: int) -> Tensor:
         """(2, K, B, P, E). Zeros, for padded keys are masked but must be finite."""
         shape = (2, spec.num_kv_heads, num_blocks, need.block_size, spec.head_size)
-        return torch.zeros(shape, dtype=getattr(torch, need.kv_dtype), device=self.device)
+        return zeros(shape, need.kv_dtype, self.device)
 
     def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
         """Sort the rows into groups that decode together and rows that prefill."""

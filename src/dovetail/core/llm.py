@@ -134,8 +134,10 @@ class LLM:
             )
             for conversation in (messages if several else [messages])
         ]
-        encoded = [
+        encoded: list[Prompt] = [
             {"prompt_token_ids": tokenizer.encode(text, add_special_tokens=False), "prompt": text}
+            if isinstance(text, str)
+            else text
             for text in prompts
         ]
         return self.generate(encoded, sampling_params, use_tqdm=use_tqdm)

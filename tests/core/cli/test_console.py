@@ -22,11 +22,12 @@ def test_on_a_terminal_the_line_is_written_over():
 
 
 def test_elsewhere_there_is_a_line_per_stage_and_per_ten_seconds():
-    now = 0.0
+    now = [0.0]
     stream = io.StringIO()
-    progress = Progress(stream, clock=lambda: now)
-    for now, text in ((0, "loading 1%"), (1, "loading 9%"), (2, "warming 1"), (11, "warming 2"),
-                      (12, "warming 3"), (22, "warming 4"), (22, "")):  # fmt: skip
+    progress = Progress(stream, clock=lambda: now[0])
+    for seconds, text in ((0, "loading 1%"), (1, "loading 9%"), (2, "warming 1"), (11, "warming 2"),
+                      (12, "warming 3"), (21, "warming 4"), (22, "")):  # fmt: skip
+        now[0] = seconds
         progress.show(text)
     progress.clear()
     assert stream.getvalue().splitlines() == ["loading 1%", "warming 1", "warming 3"]

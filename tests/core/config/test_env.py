@@ -1,8 +1,12 @@
 import logging
+import re
+from pathlib import Path
 
 import pytest
 
+import dovetail
 from dovetail.core.config import EngineConfig, Environment, read_environment, with_environment
+from dovetail.core.config.env import KNOWN_VARIABLES
 from dovetail.core.errors import ConfigError
 
 
@@ -40,3 +44,11 @@ def test_arguments_go_before_the_environment():
 
 def test_the_device_is_left_to_its_selection_which_says_where_the_name_is_from():
     assert with_environment(EngineConfig(), Environment(device="cpu")).device == "auto"
+
+
+def test_every_variable_that_the_code_names_is_known():
+    files = Path(dovetail.__file__).parent.rglob("*.py")
+    named = {
+        name for f in files for name in re.findall(r"\bDOVETAIL_[A-Z_]*[A-Z]\b", f.read_text())
+    }
+    assert named - {"DOVETAIL_TEST", "DOVETAIL_BENCH"} <= set(KNOWN_VARIABLES)

@@ -14,7 +14,7 @@ from dovetail.core.errors import ConfigError
         ("max_model_len", "1M", 1 << 20),
         ("max_model_len", "1m", 1_000_000),
         ("max_model_len", "auto", None),
-        ("max_model_len", -1, ConfigError),
+        ("max_model_len", -1, None),
         ("max_model_len", "-1", None),
         ("max_model_len", 0, ConfigError),
         ("max_model_len", "2.5", ConfigError),

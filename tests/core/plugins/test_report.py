@@ -44,7 +44,9 @@ REPORTS = (
         num_devices=2,
     ),
 )
-SELECTION = Selection(name="acme", reason="automatic: the only usable one", reports=REPORTS)
+SELECTION = Selection(
+    name="acme", reason="automatic: the only usable platform with a priority", reports=REPORTS
+)
 
 
 def test_the_table_says_what_is_there_and_what_is_chosen() -> None:
@@ -56,7 +58,7 @@ def test_the_table_says_what_is_there_and_what_is_chosen() -> None:
         "!  crashy  -         0        dovetail-crashy 2  its probe was ended by SIGABRT",
         "",
         "+ usable  - absent  ! broken",
-        "Chosen: acme, automatic: the only usable one",
+        "Chosen: acme, automatic: the only usable platform with a priority",
     ]
 
 

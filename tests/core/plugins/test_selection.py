@@ -25,7 +25,7 @@ def test_the_highest_priority_among_usable_ones_wins(fakes: Fakes) -> None:
     fakes.platform("gone", priority=9, probe=ABSENT)
     chosen = select_platform(None, {})
     assert chosen.name == "fast"
-    assert chosen.reason == "automatic: highest priority (5) of 2 usable (2 cards)"
+    assert chosen.reason == "automatic: highest priority (5) of 2 usable; 2 cards"
     assert {report.name for report in chosen.reports} == {"slow", "fast", "gone", "null"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from dovetail.core.engine.api import (
     CompletionDelta,
@@ -34,7 +34,7 @@ class ByteTokenizer:
     bos_token: str | None = "<s>"
     eos_token: str | None = "</s>"
     pad_token: str | None = None
-    special_tokens = ["<s>", "</s>"]
+    special_tokens: ClassVar[list[str]] = ["<s>", "</s>"]
     special_token_ids = frozenset({BOS, EOS})
     vocab_size = 258
     chat_template: str | None = "{{ messages }}"

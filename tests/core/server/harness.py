@@ -121,7 +121,9 @@ async def read_all(reader: asyncio.StreamReader, timeout: float) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def serving(engine: FakeEngine, *, timeout: float = 5.0, **settings: Any) -> AsyncIterator[Running]:
+async def serving(
+    engine: FakeEngine, *, timeout: float = 5.0, **settings: Any
+) -> AsyncIterator[Running]:
     """Run ``serve`` with the fake engine, in this event loop."""
     listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     settings = {"api_keys": ()} | settings

@@ -80,7 +80,10 @@ def test_what_is_not_json_is_refused(body: str | bytes) -> None:
 
 
 def test_null_means_absent_in_every_optional_field() -> None:
-    for kind, required in ((CompletionRequest, '"prompt":"x"'), (ChatCompletionRequest, '"messages":[]')):
+    for kind, required in (
+        (CompletionRequest, '"prompt":"x"'),
+        (ChatCompletionRequest, '"messages":[]'),
+    ):
         names = [f for f in kind.__struct_fields__ if f not in ("prompt", "messages")]
         nulls = ",".join(f'"{name}":null' for name in names)
         empty = decode(f"{{{required}}}".encode(), kind)

@@ -155,7 +155,9 @@ def gpt_neox(folder: Path) -> Path:
 def qwen2(folder: Path) -> Path:
     backend = byte_level(split(QWEN))
     backend.normalizer = normalizers.NFC()
-    backend.add_special_tokens([special(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")])
+    backend.add_special_tokens(
+        [special(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")]
+    )
     backend.add_tokens([AddedToken("<|tool|>", normalized=False)])
     config = {
         "tokenizer_class": "Qwen2Tokenizer",
@@ -176,6 +178,7 @@ def llama3(folder: Path) -> Path:
     backend.model.ignore_merges = True
     names = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|im_start|>"]
     backend.add_special_tokens([special(name) for name in names])
+    backend.add_tokens([AddedToken("中文", normalized=False)])
     start = backend.token_to_id(names[0])
     backend.post_processor = processors.Sequence(
         [
@@ -210,6 +213,23 @@ def llama2(folder: Path, **settings: Any) -> Path:
         **settings,
     }
     return write(folder, backend, config, "llama")
+
+
+def qwen3_5(folder: Path) -> Path:
+    """Another pattern than in the file, by the type of the model."""
+    qwen2(folder)
+    (folder / "config.json").write_text('{"model_type": "qwen3_5_text"}')
+    return folder
+
+
+def distilled(folder: Path) -> Path:
+    """A Llama tokenizer in a Qwen model, for which transformers takes Qwen's class."""
+    llama3(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["tokenizer_class"] = "LlamaTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    return folder
 
 
 def mistral(folder: Path) -> Path:
@@ -327,6 +347,8 @@ FOLDERS: dict[str, Callable[[Path], Path]] = {
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
     "qwen2": qwen2,
+    "qwen3_5": qwen3_5,
+    "distilled": distilled,
     "llama3": llama3,
     "llama2": llama2,
     "llama2-legacy": lambda folder: llama2(folder, legacy=True),

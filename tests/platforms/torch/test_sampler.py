@@ -388,6 +388,13 @@ def test_logprobs_have_the_same_bits_in_any_batch():
         )
 
 
+def test_no_rows_are_no_trouble():
+    sampler, none = Sampler(100, 2, CPU), torch.zeros(0, dtype=torch.int64)
+    found = sampler.logprobs(torch.zeros(0, 100), none, 3)
+    assert found.token_ids.shape == found.logprobs.shape == (0, 4) and found.ranks.shape == (0,)
+    assert sampler.sample(torch.zeros(0, 100), batch_of([], 100)).token_ids.shape == (0,)
+
+
 # What a platform may put in
 
 

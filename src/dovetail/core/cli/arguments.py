@@ -26,6 +26,7 @@ def add_engine_arguments(parser: Parser) -> None:
     for entry in engine_options().values():
         if entry.group not in groups:
             groups[entry.group] = parser.add_argument_group(entry.group)
+            parser.folded.add(entry.group)
         _add(groups[entry.group], entry)
     for name in FOREIGN:
         _add_foreign(parser, name)

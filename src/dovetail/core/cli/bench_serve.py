@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import time
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dovetail.core.cli.api_key import key_header
 from dovetail.core.cli.bench import (
     add_workload_arguments,
     draw_samples,
@@ -170,10 +170,9 @@ async def _measure(
     from dovetail.core.bench.load import Load, run_load
     from dovetail.core.bench.metrics import details, summarise
 
-    key = namespace.api_key or os.environ.get("DOVETAIL_API_KEY")
     client = HttpClient(
         namespace.base_url or f"http://{namespace.host}:{namespace.port}",
-        headers={"Authorization": f"Bearer {key}"} if key else {},
+        headers=key_header(namespace.api_key),
         verify=not namespace.insecure,
     )
     served = await wait_for_server(client, namespace.ready_check_timeout_sec)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from dovetail.core.cli.api_key import key_header
 from dovetail.core.cli.arguments import add_engine_arguments, engine_config
 from dovetail.core.cli.config_file import add_config_argument
 from dovetail.core.cli.console import emit, note
-from dovetail.core.cli.loading import show_loading
+from dovetail.core.cli.loading import bundled_model, show_loading
 from dovetail.core.cli.loop_thread import LoopThread
 from dovetail.core.cli.parser import Parser
 from dovetail.core.cli.sampling import add_sampling_arguments, given_sampling, sampling_params
@@ -58,7 +58,10 @@ def run(namespace: argparse.Namespace) -> int:
 async def _from_engine(namespace: argparse.Namespace) -> Talker:
     from dovetail.core.engine.async_engine import AsyncEngine
 
-    engine = await AsyncEngine.start(engine_config(namespace))
+    config = engine_config(namespace)
+    if config.model is None:
+        note(bundled_model())
+    engine = await AsyncEngine.start(config)
     try:
         await show_loading(engine)
         params = sampling_params(namespace, engine.info.default_params, max_tokens=_MAX_TOKENS)
@@ -72,11 +75,8 @@ async def _from_server(namespace: argparse.Namespace) -> Talker:
     from dovetail.core.bench.client import first_model
     from dovetail.core.bench.http import HttpClient
 
-    key = namespace.api_key or os.environ.get("DOVETAIL_API_KEY")
-    client = HttpClient(
-        namespace.url.rstrip("/").removesuffix("/v1"),
-        headers={"Authorization": f"Bearer {key}"} if key else {},
-    )
+    address = namespace.url.rstrip("/").removesuffix("/v1")
+    client = HttpClient(address, headers=key_header(namespace.api_key))
     model = getattr(namespace, "model", None) or (await first_model(client)).id
     params = given_sampling(namespace)
     if namespace.chat_template:

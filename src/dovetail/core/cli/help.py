@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 __all__ = ["brief_help", "full_help", "search_help"]
 
 _WIDTH = 96
-_COLLAPSED = 8
-"""Groups with more flags than this are shown by name only in the short help."""
 
 
-def brief_help(parser: argparse.ArgumentParser) -> str:
-    """Own flags in full, large groups as a list of names, and how to see more."""
+def brief_help(parser: argparse.ArgumentParser, folded: Collection[str]) -> str:
+    """Own flags in full, the groups ``folded`` as a list of names, and how to see more."""
     parts = _head(parser)
-    collapsed = False
     for title, actions in _groups(parser):
-        if len(actions) <= _COLLAPSED:
+        if title not in folded:
             parts.append(_section(parser, title, actions))
             continue
-        collapsed = True
         names = textwrap.fill(
             "  ".join(_name(action) for action in actions),
             _WIDTH,
@@ -30,10 +26,10 @@ def brief_help(parser: argparse.ArgumentParser) -> str:
             break_on_hyphens=False,
         )
         parts.append(f"{title}:\n{names}\n")
-    if collapsed:
+    if folded:
         parts.append(
-            f"`{parser.prog} --help=WORD` explains what has to do with a word,"
-            f" such as --help=memory; --help=all explains everything.\n"
+            f"`{parser.prog} --help=WORD` explains what has to do with a word, such as"
+            " --help=memory;\n--help=all explains everything.\n"
         )
     return "\n".join(parts)
 
@@ -59,6 +55,19 @@ def search_help(parser: argparse.ArgumentParser, word: str) -> str:
         titles = ", ".join(title for title, _ in _groups(parser))
         return f"Nothing about {word!r}. The groups are: {titles}.\n"
     return "\n".join(parts)
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Names the value once, however many names the flag has, and shortens --no- flags."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            shown = [flag for flag in action.option_strings if not flag.startswith("--no-")]
+            return ", ".join("--[no-]" + flag.removeprefix("--") for flag in shown)
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
 
 
 def _head(parser: argparse.ArgumentParser) -> list[str]:
@@ -89,7 +98,7 @@ def _groups(parser: argparse.ArgumentParser) -> Iterable[tuple[str, list[argpars
 def _section(
     parser: argparse.ArgumentParser, title: str, actions: Iterable[argparse.Action]
 ) -> str:
-    formatter = argparse.HelpFormatter(parser.prog, max_help_position=30, width=_WIDTH)
+    formatter = _Formatter(parser.prog, max_help_position=30, width=_WIDTH)
     formatter.start_section(title)
     formatter.add_arguments(actions)
     formatter.end_section()

@@ -27,6 +27,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog=prog, description=description, add_help=False, allow_abbrev=False)
+        self.folded: set[str] = set()
+        """Groups of which the short help shows names only."""
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace | None:
         """The parsed arguments; None if help was asked for, and shown.
@@ -59,7 +61,7 @@ class Parser(argparse.ArgumentParser):
 
     def _help(self, wanted: str) -> str:
         if wanted == "":
-            return brief_help(self)
+            return brief_help(self, self.folded)
         return full_help(self) if wanted == "all" else search_help(self, wanted)
 
     def _refuse(self, argument: str) -> NoReturn:

@@ -108,7 +108,7 @@ def run(namespace: argparse.Namespace) -> int:
 
     0 after all requests were finished, 75 if some had to be ended, 70 if the engine died.
     """
-    from dovetail.core.server.listen import bind, new_event_loop
+    from dovetail.core.server import bind, new_event_loop
 
     began = time.monotonic()
     config = engine_config(_with_model(namespace))

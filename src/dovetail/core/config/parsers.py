@@ -129,7 +129,7 @@ def maybe(parse: Callable[[Any], Any], *, words: tuple[str, ...] = ("none",)) ->
     """``parse``, where None, or one of ``words``, means that the engine decides."""
 
     def parse_optional(value: Any) -> Any:
-        if value is None or (isinstance(value, str) and value.strip().lower() in words):
+        if value is None or str(value).strip().lower() in words:
             return None
         return parse(value)
 

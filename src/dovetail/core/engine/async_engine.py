@@ -53,6 +53,8 @@ _CRASHES_ALLOWED = 3
 _CRASH_WINDOW_S = 60.0
 _CRASHES_PER_REQUEST = 2
 """A request that was running at this many crashes is not tried again."""
+_LAST_WORDS_S = 0.05
+"""How long messages are still read after the process has ended."""
 _SILENCE_S = 30.0
 """Without a heartbeat for this long the process hangs, and is replaced."""
 
@@ -152,12 +154,6 @@ class AsyncEngine:
         if self._status.state == "dead":
             raise EngineDeadError(self._status.reason)
 
-    async def wait_changed(self) -> EngineStatus:
-        """Wait for the next change of the status, and return it."""
-        async with self._changed:
-            await self._changed.wait()
-        return self._status
-
     async def stream(
         self,
         prompt: PromptTokens,
@@ -247,30 +243,36 @@ class AsyncEngine:
     # The engine process.
 
     async def _keep(self, child: EngineChild, extra: dict[str, str]) -> None:
+        """Keep the engine alive; whatever goes wrong here, everybody hears of it."""
+        try:
+            await self._serve(child, extra)
+        except Exception as error:
+            _log.exception("the engine's keeper failed")
+            await self._give_up(f"{type(error).__name__}: {error}")
+
+    async def _serve(self, child: EngineChild, extra: dict[str, str]) -> None:
         """Serve one process after the other until closed, or until it is no use."""
         while True:
             self._child, self._failure = child, None
             self._last_heard = time.monotonic()
-            reader = asyncio.create_task(self._read(child))
-            watcher = asyncio.create_task(self._watch(child))
-            code = await child.wait()
-            await asyncio.sleep(0.05)
-            for task in (reader, watcher):
-                task.cancel()
-            await asyncio.gather(reader, watcher, return_exceptions=True)
-            was_ready = self._status.state in ("ready", "draining")
+            helpers = [asyncio.create_task(job(child)) for job in (self._read, self._watch)]
+            try:
+                code = await child.wait()
+                await asyncio.sleep(_LAST_WORDS_S)
+            finally:
+                for task in helpers:
+                    task.cancel()
+                await asyncio.gather(*helpers, return_exceptions=True)
             self._child = None
             await child.end(0)
-            if self._failure is None or was_ready:
-                reason = self._failure or f"the engine process ended with status {code}"
-            else:
-                reason = self._failure
-            if not await self._may_restart(was_ready, reason):
+            reason = self._failure or f"the engine process ended with status {code}"
+            if not await self._may_restart(reason):
                 return
             child = await EngineChild.start(self.config, self.selection.name, extra, _log_level())
 
-    async def _may_restart(self, was_ready: bool, reason: str) -> bool:
+    async def _may_restart(self, reason: str) -> bool:
         """Decide after the end of a process; tells everybody if there will be no other."""
+        was_ready = self._status.state in ("ready", "draining")
         now = time.monotonic()
         self._crash_times = [t for t in self._crash_times if now - t < _CRASH_WINDOW_S] + [now]
         if was_ready and len(self._crash_times) <= _CRASHES_ALLOWED:
@@ -279,11 +281,15 @@ class AsyncEngine:
             await self._set_status("restarting", reason)
             self._blame_running()
             return True
-        _log.error("%s; the engine is given up", reason)
+        await self._give_up(reason)
+        return False
+
+    async def _give_up(self, reason: str) -> None:
+        # A start that fails is reported once, by whoever waits for it.
+        _log.log(logging.ERROR if self._live else logging.DEBUG, "giving up: %s", reason)
         await self._set_status("dead", reason)
         for live in list(self._live.values()):
             self._finish(live, EngineDeadError(reason))
-        return False
 
     def _blame_running(self) -> None:
         """Requests that were running at too many crashes are not tried again."""

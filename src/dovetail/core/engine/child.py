@@ -83,11 +83,12 @@ class EngineChild:
 
     async def end(self, patience: float) -> None:
         """Wait up to ``patience`` seconds for the process to end by itself, then kill it."""
-        try:
-            await asyncio.wait_for(self._process.wait(), patience)
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
+        if self._process.returncode is None:
+            try:
+                await asyncio.wait_for(self._process.wait(), patience)
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
         self._inbox.close(0)
         self._outbox.close(0)
         self._context.term()

@@ -18,14 +18,14 @@ class StopChecker:
         include: Whether the text goes up to the end of the stop string, or only to its start.
     """
 
-    __slots__ = ("_include", "_num_unsent", "_stop", "_tail", "_width", "matched")
+    __slots__ = ("_first_chars", "_include", "_stop", "_tail", "matched")
 
     def __init__(self, stop: Sequence[str], include: bool = False) -> None:
         self._stop = sorted(stop, key=len, reverse=True)
+        self._first_chars = {string[0] for string in stop}
         self._include = include
-        self._width = len(self._stop[0]) if self._stop else 1
         self._tail = ""
-        self._num_unsent = 0
+        """The longest end of the text that is the beginning of a stop string."""
         self.matched: str | None = None
         """The stop string that was found; nothing is to be fed after that."""
 
@@ -36,22 +36,29 @@ class StopChecker:
             text: What follows the piece before.
             armed: Whether a stop string that is complete within ``text`` counts.
         """
+        if not self._tail:
+            for char in self._first_chars:
+                if char in text:
+                    break
+            else:
+                return text
+        num_old = len(self._tail)
+        num_shown = num_old if self._include else 0
         seen = self._tail + text
         if armed:
-            end, stop = self._find(seen, len(self._tail))
+            end, stop = self._find(seen, num_old)
             if stop is not None:
                 self.matched = stop
-                first = len(self._tail) - self._num_unsent
-                return seen[first : end if self._include else end - len(stop)]
-        return self._advance(seen)
+                return seen[num_shown : end if self._include else end - len(stop)]
+        start = self._find_beginning(seen)
+        self._tail = seen[start:]
+        return seen[num_shown:] if self._include else seen[:start]
 
     def flush(self) -> str:
         """What was held back, if no stop string was found. Ends the text."""
-        if self.matched is not None or not self._num_unsent:
-            return ""
-        unsent = self._tail[-self._num_unsent :]
-        self._tail, self._num_unsent = "", 0
-        return unsent
+        held = "" if self._include or self.matched is not None else self._tail
+        self._tail = ""
+        return held
 
     def _find(self, seen: str, num_old: int) -> tuple[int, str | None]:
         """The first stop string to be complete after ``num_old`` characters, and where it ends."""
@@ -63,23 +70,14 @@ class StopChecker:
                 best, found = start + size, stop
         return best, found
 
-    def _advance(self, seen: str) -> str:
-        """Show all but the characters that may be the beginning of a stop string."""
-        first = len(self._tail) - self._num_unsent
-        self._tail = seen[max(0, len(seen) - self._width + 1) :]
-        held = 0 if self._include else self._num_held()
-        self._num_unsent = held
-        return seen[first : len(seen) - held]
-
-    def _num_held(self) -> int:
-        """Length of the longest end of the text that begins a stop string."""
-        tail = self._tail
-        held = 0
+    def _find_beginning(self, seen: str) -> int:
+        """Where the longest end of ``seen`` begins that is the beginning of a stop string."""
+        first = len(seen)
         for stop in self._stop:
-            start = tail.find(stop[0], max(0, len(tail) - len(stop) + 1))
-            while 0 <= start < len(tail) - held:
-                if stop.startswith(tail[start:]):
-                    held = len(tail) - start
+            start = seen.find(stop[0], max(0, len(seen) - len(stop) + 1), first)
+            while start >= 0:
+                if stop.startswith(seen[start:]):
+                    first = start
                     break
-                start = tail.find(stop[0], start + 1)
-        return held
+                start = seen.find(stop[0], start + 1, first)
+        return first

@@ -165,9 +165,12 @@ def _best(reports: tuple[PlatformReport, ...]) -> Selection:
             f"{names} are usable with the same priority, {highest}. Name one, with"
             f" --device {first.name} or {DEVICE_VARIABLE}={first.name}."
         )
-    why = f"highest priority ({highest}) of {len(usable)} usable"
-    reason = "automatic: " + (why if len(usable) > 1 else "the only usable one")
-    return Selection(name=first.name, reason=f"{reason} ({first.reason})", reports=reports)
+    why = "the only usable platform with a priority"
+    if len(usable) > 1:
+        why = f"highest priority ({highest}) of {len(usable)} usable"
+    return Selection(
+        name=first.name, reason=f"automatic: {why}; {first.reason}", reports=tuple(reports)
+    )
 
 
 def _why_not(report: PlatformReport) -> str:

@@ -23,6 +23,7 @@ from dovetail.core.server.errors import error_response, to_failure
 from dovetail.core.server.exposition import new_registry
 from dovetail.core.server.middleware import RequestMiddleware
 from dovetail.core.server.openapi import Endpoint, describe, serve_document
+from dovetail.core.server.pages import page
 from dovetail.core.server.settings import ALWAYS_PUBLIC, ServerSettings
 
 __all__ = ["create_app"]
@@ -40,14 +41,7 @@ def create_app(client: EngineClient, settings: ServerSettings | None = None) -> 
     context = build_context(client, settings or ServerSettings())
     endpoints = [*_generating(context), *_describing(context), *_probes(context)]
     document = functools.cache(lambda: describe(context, endpoints, public))
-    endpoints.append(
-        Endpoint(
-            path="/openapi.json",
-            method="GET",
-            handler=functools.partial(serve_document, document),
-            summary="This document.",
-        )
-    )
+    endpoints += _pages(document)
     public = ALWAYS_PUBLIC | _existing(context.settings.public_paths, endpoints)
     app = Starlette(
         routes=[Route(e.path, e.handler, methods=[e.method], name=e.name) for e in endpoints],
@@ -157,6 +151,32 @@ def _probes(context: Context) -> list[Endpoint]:
         )
     )
     return endpoints
+
+
+def _pages(document: Callable[[], bytes]) -> list[Endpoint]:
+    """What a browser opens."""
+    return [
+        Endpoint(
+            path="/openapi.json",
+            method="GET",
+            handler=functools.partial(serve_document, document),
+            summary="This description.",
+        ),
+        Endpoint(
+            path="/docs",
+            method="GET",
+            handler=page("docs.html"),
+            summary="This description, for reading.",
+            media_type="text/html",
+        ),
+        Endpoint(
+            path="/",
+            method="GET",
+            handler=page("chat.html"),
+            summary="A page to talk to the model.",
+            media_type="text/html",
+        ),
+    ]
 
 
 def _existing(paths: tuple[str, ...], endpoints: list[Endpoint]) -> frozenset[str]:

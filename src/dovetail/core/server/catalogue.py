@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dovetail.core.errors import RequestError
+from dovetail.core.server.answers import json_response
 from dovetail.core.server.context import Context
 from dovetail.core.server.parse import read_json
 from dovetail.core.server.prompts import chat_prompt, decode_tokens, encode_text, needs_tokenizer
@@ -17,7 +18,6 @@ from dovetail.core.server.replies import (
     Tokenized,
     TokenizerInfo,
 )
-from dovetail.core.server.answers import json_response
 from dovetail.core.server.sampling import check_token_ids
 
 __all__ = ["detokenize", "list_models", "retrieve_model", "tokenize", "tokenizer_info"]
@@ -51,13 +51,20 @@ async def tokenize(context: Context, http: Request) -> Response:
         laid_out = await chat_prompt(context, request.messages, request, add_special_tokens=special)
         ids = laid_out.token_ids
     else:
-        special = request.add_special_tokens is not False
-        ids = await encode_text(context, request.prompt or "", special, "prompt", bounded=False)
+        ids = await _tokenize_text(context, request.prompt or "", request.add_special_tokens)
     result = Tokenized(count=len(ids), max_model_len=context.client.info.max_model_len, tokens=ids)
     if request.return_token_strs:
         tokenizer = needs_tokenizer(context, "return_token_strs", "return_token_strs")
         result.token_strs = [tokenizer.token_text(token_id) for token_id in ids]
     return json_response(result)
+
+
+async def _tokenize_text(context: Context, text: str, special: bool | None) -> list[int]:
+    most = context.limits.tokenize_chars
+    if len(text) > most:
+        message = f"prompt must not be longer than {most} characters."
+        raise RequestError(message, param="prompt")
+    return await encode_text(context, text, special is not False, "prompt", bounded=False)
 
 
 async def detokenize(context: Context, http: Request) -> Response:

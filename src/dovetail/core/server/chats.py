@@ -6,6 +6,7 @@ import msgspec
 
 from dovetail.core.engine.api import CompletionDelta, RequestDelta
 from dovetail.core.request import TokenLogprobs
+from dovetail.core.server.answers import Gathered, Identity, Tally, gather
 from dovetail.core.server.jobs import Deltas, Job
 from dovetail.core.server.logprobs import LogprobWriter, prompt_logprobs
 from dovetail.core.server.protocol import ChatCompletionRequest
@@ -18,7 +19,6 @@ from dovetail.core.server.replies import (
     ChatLogprobs,
     ChatReplyMessage,
 )
-from dovetail.core.server.answers import Gathered, Identity, Tally, gather
 from dovetail.core.server.sse import SLOT, frame, text_frame
 from dovetail.core.tokenizer import Tokenizer
 

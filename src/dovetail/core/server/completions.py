@@ -9,11 +9,11 @@ import msgspec
 
 from dovetail.core.engine.api import CompletionDelta, RequestDelta
 from dovetail.core.request import TokenLogprobs
+from dovetail.core.server.answers import Gathered, Identity, PromptScores, Tally, gather
 from dovetail.core.server.jobs import Deltas, Job
 from dovetail.core.server.logprobs import LogprobWriter, prompt_logprobs
 from dovetail.core.server.protocol import CompletionRequest
 from dovetail.core.server.replies import Completion, CompletionChoice, CompletionLogprobs, Usage
-from dovetail.core.server.answers import Gathered, Identity, PromptScores, Tally, gather
 from dovetail.core.server.sampling import only_echoes
 from dovetail.core.server.sse import SLOT, frame, text_frame
 from dovetail.core.tokenizer import Tokenizer

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from dovetail.core.errors import RequestError
 from dovetail.core.request import PromptTokens, SamplingParams
 from dovetail.core.server.admission import attended
+from dovetail.core.server.answers import json_response, new_identity
 from dovetail.core.server.auth import TENANT
 from dovetail.core.server.chats import ChatAnswer, ChatStream
 from dovetail.core.server.completions import CompletionAnswer, CompletionStream
@@ -23,7 +24,6 @@ from dovetail.core.server.protocol import (
     CompletionRequest,
     GenerationRequest,
 )
-from dovetail.core.server.answers import json_response, new_identity
 from dovetail.core.server.requestid import request_id
 from dovetail.core.server.sampling import fit_to_context, for_chat, for_completion
 from dovetail.core.server.sse import EventStream, Renderer

@@ -28,6 +28,8 @@ def bind(host: str | None, port: int, *, uds: str | None = None) -> socket.socke
     """
     if uds is not None:
         return _bind_unix(uds)
+    if not 0 <= port <= 65535:
+        raise ServerError(f"--port must be from 0 to 65535, not {port}.")
     try:
         found = socket.getaddrinfo(
             host or ALL_INTERFACES, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -35,8 +37,6 @@ def bind(host: str | None, port: int, *, uds: str | None = None) -> socket.socke
     except (socket.gaierror, UnicodeError):
         message = f"The host {host!r} is not known; use --host 127.0.0.1 or --host 0.0.0.0."
         raise ServerError(message) from None
-    except OverflowError:
-        raise ServerError(f"Port {port} must be from 0 to 65535.") from None
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
@@ -44,15 +44,15 @@ def bind(host: str | None, port: int, *, uds: str | None = None) -> socket.socke
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
-    except (OSError, OverflowError) as exc:
+    except OSError as exc:
         listener.close()
         raise ServerError(_why_not(host or ALL_INTERFACES, port, exc)) from None
     listener.setblocking(False)
     return listener
 
 
-def _why_not(host: str, port: int, exc: Exception) -> str:
-    number = getattr(exc, "errno", None)
+def _why_not(host: str, port: int, exc: OSError) -> str:
+    number = exc.errno
     if number == errno.EADDRINUSE:
         return (
             f"Port {port} on {host} is in use by another program: stop that one"
@@ -62,7 +62,7 @@ def _why_not(host: str, port: int, exc: Exception) -> str:
         return f"Port {port} needs privileges; choose one above 1023 with --port."
     if number == errno.EADDRNOTAVAIL:
         return f"This machine has no address {host}; use --host 127.0.0.1 or --host 0.0.0.0."
-    return f"Cannot listen on {host} port {port}: {exc}."
+    return f"Cannot listen on {host} port {port}: {exc.strerror}."
 
 
 def _bind_unix(path: str) -> socket.socket:

@@ -38,12 +38,11 @@ class UnknownFields:
 
     def warn(self, names: set[str]) -> None:
         """Log those of ``names`` that were not logged before."""
-        for name in sorted(names - self._seen):
+        for name in sorted({name[:64] for name in names} - self._seen):
             if len(self._seen) >= self._capacity:
                 return
-            if len(name) <= 64:
-                self._seen.add(name)
-            _log.warning("Unknown request field %.64r is ignored; is it misspelt?", name)
+            self._seen.add(name)
+            _log.warning("Unknown request field %r is ignored; is it misspelt?", name)
 
 
 async def read_json(

@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dovetail.core.server.admission import unavailable
+from dovetail.core.server.answers import json_response
 from dovetail.core.server.context import Context
 from dovetail.core.server.errors import ErrorBody, HttpError, to_failure
 from dovetail.core.server.replies import Health, Version
-from dovetail.core.server.answers import json_response
 
 __all__ = ["health", "live", "metrics_endpoint", "ready", "version"]
 

@@ -19,6 +19,8 @@ __all__ = ["chat_prompt", "decode_tokens", "encode_text", "needs_tokenizer", "te
 
 INLINE_CHARS = 4096
 """Longer texts are tokenised in a thread, so that other streams do not wait for them."""
+INLINE_MESSAGES = 32
+"""Longer conversations are laid out in a thread."""
 SMALL_TOKEN_CHARS = 16
 """Texts up to this many characters per token of context are tokenised without further ado."""
 
@@ -142,8 +144,7 @@ async def chat_prompt(
     if len(messages) > context.client.info.max_model_len:
         raise context_overflow(context.client.info, len(messages), None, "messages")
     render = functools.partial(lay_out, tokenizer, context.settings, messages, fields)
-    small = sum(len(m.content or "") for m in messages) <= INLINE_CHARS and not fields.documents
-    rendered = render() if small else await asyncio.to_thread(render)
+    rendered = render() if _is_small(messages, fields) else await asyncio.to_thread(render)
     if isinstance(rendered, str):
         ids = await encode_text(context, rendered, add_special_tokens, "messages")
         prompt = PromptTokens(text=rendered, token_ids=_truncated(context, ids, truncate))
@@ -152,3 +153,10 @@ async def chat_prompt(
     if not prompt.token_ids:
         raise RequestError("The conversation gives an empty prompt.", param="messages")
     return prompt
+
+
+def _is_small(messages: list[ChatMessage], fields: TemplateFields) -> bool:
+    """Whether the layout takes so little that a thread would cost more."""
+    if len(messages) > INLINE_MESSAGES or fields.tools or fields.documents:
+        return False
+    return sum(len(message.content or "") for message in messages) <= INLINE_CHARS

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import uvicorn
+from starlette.applications import Starlette
 
 from dovetail.core.engine.api import EngineClient
 from dovetail.core.errors import EngineDeadError, OverloadedError
@@ -91,6 +92,23 @@ async def serve(
     """
     settings = settings or ServerSettings()
     app = create_app(client, settings)
+    tls = {
+        "ssl_certfile": ssl_certfile,
+        "ssl_keyfile": ssl_keyfile,
+        "ssl_keyfile_password": ssl_keyfile_password,
+        "ssl_ca_certs": ssl_ca_certs,
+    }
+    config = _loaded_config(app, settings, tls)
+    with contextlib.closing(listener or bind(host, port, uds=uds)) as sock:
+        url = url_of(sock, tls=config.is_ssl)
+        run = _Run(client, app.state.context.admission, config, shutdown_timeout)
+        return await run.until_stopped(sock, lambda: on_listening(url) if on_listening else None)
+
+
+def _loaded_config(
+    app: Starlette, settings: ServerSettings, tls: dict[str, str | None]
+) -> uvicorn.Config:
+    """What uvicorn is told: our protocol, the loop that runs, nothing of its own."""
     config = uvicorn.Config(
         app,
         http=wire_protocol(settings.limits),
@@ -104,24 +122,14 @@ async def serve(
         root_path=settings.root_path,
         backlog=BACKLOG,
         timeout_keep_alive=settings.limits.idle_connection_s,
-        ssl_certfile=ssl_certfile,
-        ssl_keyfile=ssl_keyfile,
-        ssl_keyfile_password=ssl_keyfile_password,
-        ssl_ca_certs=ssl_ca_certs,
-        ssl_cert_reqs=ssl.CERT_REQUIRED if ssl_ca_certs else ssl.CERT_NONE,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if tls["ssl_ca_certs"] else ssl.CERT_NONE,
+        **tls,  # type: ignore[arg-type]
     )
-    _load(config)
-    with contextlib.closing(listener or bind(host, port, uds=uds)) as sock:
-        url = url_of(sock, tls=config.is_ssl)
-        run = _Run(client, app.state.context.admission, config, shutdown_timeout)
-        return await run.until_stopped(sock, lambda: on_listening(url) if on_listening else None)
-
-
-def _load(config: uvicorn.Config) -> None:
     try:
         config.load()
     except (OSError, ssl.SSLError) as exc:
         raise ServerError(f"The certificate or its key cannot be used: {exc}.") from None
+    return config
 
 
 class _Signals:
@@ -178,6 +186,8 @@ class _Run:
             try:
                 while not self._server.started and not http.done():
                     await asyncio.sleep(0)
+                if http.done():
+                    await http
                 listening()
                 while not (self._is_dead() or self._signals.asked.is_set() or http.done()):
                     await self._pause(self._signals.asked)

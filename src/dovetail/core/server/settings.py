@@ -44,6 +44,8 @@ class Limits:
     """Prompts times ``n`` in one request."""
     num_prompt_logprobs: int = 1 << 20
     """Prompt tokens times alternatives asked for, over all prompts of one request."""
+    tokenize_chars: int = 4 * 1024 * 1024
+    """Characters of a text for ``/tokenize``, which the model's context does not bound."""
     json_depth: int = 64
     """Nesting inside fields of free form, such as tool parameters."""
 
@@ -63,7 +65,7 @@ class ServerSettings:
 
     served_model_names: tuple[str, ...] = ()
     """Names that requests may give as ``model``; empty: the model's own name."""
-    api_keys: tuple[str, ...] | None = None
+    api_keys: tuple[str, ...] | None = field(default=None, repr=False)
     """Keys that open the guarded routes. None reads ``DOVETAIL_API_KEY``; empty asks for none."""
     public_paths: tuple[str, ...] = ()
     """Further routes that need no key, such as ``/metrics``."""

@@ -8,6 +8,7 @@ A refusal is the same envelope as everywhere, and the connection is closed.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import ClassVar, NoReturn
 
 import msgspec
@@ -17,6 +18,8 @@ from dovetail.core.server.errors import Failure
 from dovetail.core.server.settings import Limits
 
 __all__ = ["WireProtocol", "wire_protocol"]
+
+_log = logging.getLogger("dovetail.server.access")
 
 LINGER_S = 2.0
 """How long a refused client that is still sending may go on, so that it gets to read why."""
@@ -173,6 +176,7 @@ class WireProtocol(HttpToolsProtocol):
         """Answer for the application, if the answer is still open, and close."""
         self._refused = True
         self._stop_deadline()
+        _log.info("Connection from %s refused: %d %s", self.client, failure.status, failure.code)
         cycle = self.cycle
         if self._in_headers:
             answerable = cycle is None or cycle.response_complete

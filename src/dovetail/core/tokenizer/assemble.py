@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, TypeAlias
 
 from tokenizers import AddedToken, Tokenizer
@@ -64,6 +65,13 @@ def assemble(files: TokenizerFiles) -> Assembled:
     for key in _NOT_FOLLOWED:
         if files.config.get(key):
             raise UnknownLayoutError(f"tokenizer_config.json sets {key}")
+    try:
+        return _assemble(files)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UnknownLayoutError(f"a setting has an unusual form: {error}") from error
+
+
+def _assemble(files: TokenizerFiles) -> Assembled:
     content = files.tokenizer_json.read_bytes()
     layout = _layout(files, has_byte_level=b'"ByteLevel"' in content)
     try:
@@ -78,7 +86,7 @@ def assemble(files: TokenizerFiles) -> Assembled:
         settings.setdefault("pad_token", backend.padding["pad_token"])
     named, more = _special_tokens(settings)
     _add(backend, declared, [*named.values(), *more], named.values())
-    names = {name: str(_content(token)) for name, token in named.items()}
+    names = {name: _content(token) for name, token in named.items()}
     specials = list(dict.fromkeys([*names.values(), *map(_content, more)]))
     if layout.add_all_special:
         backend.add_tokens([AddedToken(token, special=True) for token in specials])
@@ -97,8 +105,8 @@ def _layout(files: TokenizerFiles, has_byte_level: bool) -> Layout:
         raise UnknownLayoutError("tokenizer_config.json names no tokenizer_class")
     if name not in LAYOUTS:
         raise UnknownLayoutError(f"the class {name} is not described here")
-    if (files.folder / "tekken.json").exists():
-        raise UnknownLayoutError("there is a tekken.json too")
+    if (files.folder / "tekken.json").exists() and find_spec("mistral_common"):
+        raise UnknownLayoutError("there is a tekken.json, and mistral-common to read it")
     return LAYOUTS[name]
 
 
@@ -119,8 +127,11 @@ def _settings(
             raise UnknownLayoutError("added_tokens.json has tokens that tokenizer.json has not")
     by_content = {token.content: token for token in declared.values()}
     for name in _NAMES:
-        if settings.get(name) is not None:
-            settings[name] = by_content.get(str(_content(settings[name])), settings[name])
+        token = settings.get(name)
+        if isinstance(token, (str, AddedToken)):
+            settings[name] = by_content.get(_content(token), token)
+        elif token is not None:
+            raise UnknownLayoutError(f"{name} is neither text nor an AddedToken")
     return settings, declared
 
 
@@ -175,7 +186,7 @@ def _rebuild(
         raise UnknownLayoutError("tokenizer.json marks word parts")
     if {i: repr(t) for i, t in declared.items()} != {i: repr(t) for i, t in in_file.items()}:
         raise UnknownLayoutError("tokenizer_config.json and tokenizer.json add other tokens")
-    names = {str(_content(settings[name])) for name in _NAMES if settings.get(name) is not None}
+    names = {_content(settings[name]) for name in _NAMES if settings.get(name) is not None}
     if any(token.content in names and not token.special for token in in_file.values()):
         raise UnknownLayoutError("a named special token is not marked as special")
     layout.build(backend, settings)

@@ -85,7 +85,12 @@ class FastTokenizer:
     def new_stream(
         self, prompt_token_ids: Sequence[int] = (), *, skip_special_tokens: bool = True
     ) -> DecodeStream:
-        """Start detokenising what follows a prompt."""
+        """Start detokenising what follows a prompt.
+
+        The pieces make up ``decode`` of the whole, with two exceptions: ``ByteFallback`` gives up
+        all bytes around an invalid one, here only that one is lost; and where a tokenizer cleans
+        spaces up, those before a word that was not known yet remain.
+        """
         rule = self._rule
         if rule is not None:
             table = self._plain_bytes if skip_special_tokens else self._bytes

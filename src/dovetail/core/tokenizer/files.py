@@ -58,8 +58,10 @@ class TokenizerFiles:
     @property
     def has_code(self) -> bool:
         """Whether the folder brings its own tokenizer class."""
-        auto_map = self.config.get("auto_map", {})
-        return isinstance(auto_map, list) or "AutoTokenizer" in auto_map
+        auto_map = self.config.get("auto_map")
+        if isinstance(auto_map, dict):
+            return "AutoTokenizer" in auto_map
+        return isinstance(auto_map, list)
 
     def chat_templates(self) -> dict[str, str]:
         """Chat templates by name, ``default`` for the usual one; files go before settings.
@@ -85,11 +87,13 @@ def _by_name(templates: Any, folder: Path) -> dict[str, str]:
         return {}
     if isinstance(templates, str):
         return {"default": templates}
-    if isinstance(templates, list):
-        templates = {entry["name"]: entry["template"] for entry in templates}
-    if not all(isinstance(text, str) for text in templates.values()):
-        raise CheckpointError(f"{folder}: the chat template is not text.")
-    return dict(templates)
+    if isinstance(templates, list) and all(isinstance(entry, dict) for entry in templates):
+        templates = {entry.get("name"): entry.get("template") for entry in templates}
+    if not isinstance(templates, dict) or not all(
+        isinstance(name, str) and isinstance(text, str) for name, text in templates.items()
+    ):
+        raise CheckpointError(f"{folder}: the chat template is neither text nor several by name.")
+    return templates
 
 
 def _read_object(path: Path) -> dict[str, Any]:

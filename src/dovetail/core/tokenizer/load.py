@@ -5,33 +5,35 @@ from __future__ import annotations
 import logging
 from os import PathLike
 from pathlib import Path
-from typing import Literal, TypeAlias
 
-from dovetail.core.errors import CheckpointError
+from dovetail.core.errors import CheckpointError, ConfigError
 from dovetail.core.tokenizer.base import Tokenizer
 from dovetail.core.tokenizer.files import TOKENIZER_FILES, TokenizerFiles
 
-__all__ = ["TokenizerMode", "load_tokenizer"]
+__all__ = ["TOKENIZER_MODES", "load_tokenizer"]
 
-TokenizerMode: TypeAlias = Literal["auto", "slow"]
+TOKENIZER_MODES = ("auto", "slow")
 """``auto`` reads ``tokenizer.json`` itself where it can; ``slow`` always asks transformers."""
 
 _LOG = logging.getLogger(__name__)
 
 
 def load_tokenizer(
-    path: str | PathLike[str], *, mode: TokenizerMode = "auto", trust_remote_code: bool = False
+    path: str | PathLike[str], *, mode: str = "auto", trust_remote_code: bool = False
 ) -> Tokenizer:
     """Read the tokenizer of a model folder.
 
     Args:
         path: The folder.
-        mode: ``slow`` goes through the transformers library even where that is not needed.
+        mode: One of ``TOKENIZER_MODES``.
         trust_remote_code: Run Python code that the folder brings.
 
     Raises:
         CheckpointError: There is no tokenizer, or it cannot be read.
+        ConfigError: There is no such mode.
     """
+    if mode not in TOKENIZER_MODES:
+        raise ConfigError(f"tokenizer_mode must be auto or slow, not {mode!r}.")
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: there is no such model folder.")

@@ -38,7 +38,7 @@ class SlowTokenizer:
         self.pad_token: str | None = _text(inner.pad_token)
         self.eos_token_id: int | None = inner.eos_token_id
         self.special_tokens: list[str] = [str(token) for token in inner.all_special_tokens]
-        added = getattr(inner, "added_tokens_decoder", {})
+        added = _added_tokens(inner)
         marked = {int(i) for i, token in added.items() if getattr(token, "special", False)}
         self.special_token_ids = frozenset(marked | set(inner.all_special_ids))
         self.vocab_size = max(len(inner), max(added, default=-1) + 1)
@@ -54,7 +54,8 @@ class SlowTokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ``ids``."""
-        return str(self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        known = [token_id for token_id in ids if 0 <= token_id < self.vocab_size]
+        return str(self._inner.decode(known, skip_special_tokens=skip_special_tokens))
 
     def token_text(self, token_id: int) -> str:
         """The text of one token by itself."""
@@ -62,6 +63,8 @@ class SlowTokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token; of part of a character, U+FFFD if the library hides them."""
+        if not 0 <= token_id < self.vocab_size:
+            return b""
         name = self._inner.convert_ids_to_tokens(token_id)
         if isinstance(name, bytes):
             return name
@@ -134,6 +137,12 @@ def _load(files: TokenizerFiles, trust_remote_code: bool) -> Any:
             f"{files.folder}: the transformers library cannot read the tokenizer:"
             f" {type(error).__name__}: {error}{hint}"
         ) from error
+
+
+def _added_tokens(inner: Any) -> dict[int, Any]:
+    """By id; none from a class that has them in no mapping."""
+    added = getattr(inner, "added_tokens_decoder", None)
+    return dict(added) if isinstance(added, Mapping) else {}
 
 
 def _overrides_chat(inner: Any) -> bool:

@@ -98,8 +98,8 @@ class WindowStream:
         self._decode = decode
         self._left_out = left_out
         self._window = [i for i in prompt_token_ids[-_CONTEXT:] if i not in left_out]
-        self._num_shown = len(self._window)
-        self._shown = decode(self._window).rstrip("\ufffd") if self._window else ""
+        self._num_shown = self._num_whole()
+        self._shown = decode(self._window) if self._window else ""
 
     def step(self, ids: Sequence[int]) -> str:
         """The text that ``ids`` complete."""
@@ -109,9 +109,18 @@ class WindowStream:
         """What was held back, unfinished characters as U+FFFD."""
         return self._take(self._decode(self._window)) if self._window else ""
 
+    def _num_whole(self) -> int:
+        """Tokens of the prompt up to the last one that ends with a character, if that is near."""
+        for num_tokens in range(len(self._window), max(0, len(self._window) - 4), -1):
+            if not self._decode(self._window[:num_tokens]).endswith("\ufffd"):
+                return num_tokens
+        return len(self._window)
+
     def _push(self, token_id: int) -> str:
         self._window.append(token_id)
         text = self._decode(self._window)
+        if self._shown.endswith("\ufffd") and not text.startswith(self._shown):
+            self._shown = self._shown.rstrip("\ufffd")  # The prompt ended inside a character.
         num_held = len(self._window) - self._num_shown
         unfinished = text.endswith("\ufffd") or len(text) <= len(self._shown)
         return "" if unfinished and num_held < _MAX_HELD else self._take(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor as TorchTensor
@@ -30,7 +30,36 @@ from dovetail.platforms.torch.dtypes import from_numpy, torch_dtype
 from dovetail.platforms.torch.ops import references
 from dovetail.platforms.torch.platform import TorchPlatform
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel", "RunnableModel", "load_model"]
+
+
+class RunnableModel(Protocol):
+    """A model with its weights on the device, as the runner uses it."""
+
+    vocab_size: int
+    """Width of the logits."""
+    attention_specs: tuple[AttentionSpec, ...]
+    """One per layer, in order."""
+
+    def bind_attention(self, backend: AttentionBackend) -> None:
+        """Attend with this backend from now on. Called once, before any step."""
+        ...
+
+    def positions(self, positions_T: IntArray) -> IntArray:
+        """Positions as the model counts them."""
+        ...
+
+    def forward(self, inputs: StepInputs, caches: Sequence[Any]) -> tuple[TorchTensor, list[Any]]:
+        """Hidden states (T, D) and the caches, one per layer."""
+        ...
+
+    def logits(self, hidden_ND: TorchTensor) -> TorchTensor:
+        """Logits (N, V) of some rows of the hidden states."""
+        ...
+
+    def describe(self) -> dict[str, str]:
+        """What was chosen, for the start-up banner."""
+        ...
 
 
 class LoadedModel:
@@ -75,7 +104,7 @@ class LoadedModel:
 
 def load_model(
     platform: TorchPlatform, config: RunnerConfig
-) -> Generator[tuple[int, int], None, Any]:
+) -> Generator[tuple[int, int], None, RunnableModel]:
     """Load the model in the way that was decided; yields (bytes done, bytes in all).
 
     Raises:

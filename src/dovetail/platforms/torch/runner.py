@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dovetail.core.batch import Batch, LogprobArrays, PromptLogprobNeed, StepOutput
+from dovetail.core.batch import Batch, LogprobArrays, PromptLogprobNeed, SamplingBatch, StepOutput
 from dovetail.core.contracts.attention import AttentionNeed
 from dovetail.core.contracts.model import StepInputs
 from dovetail.core.contracts.runner import CacheSpec, Pending, RunnerConfig, WarmUp
 from dovetail.core.errors import OutOfMemoryError
 from dovetail.core.plugins.attention import choose_attention
 from dovetail.core.types import ITEM_SIZE
-from dovetail.platforms.torch.loading import LoadedModel, load_model
+from dovetail.platforms.torch.loading import RunnableModel, load_model
 from dovetail.platforms.torch.platform import TorchPlatform
 from dovetail.platforms.torch.sampler import LogprobTensors, Sampler, SampleResult
 
@@ -57,7 +58,7 @@ class TorchRunner:
         )
         self._attention = self._choice.backend
         model.bind_attention(self._attention)
-        self._model: LoadedModel = model
+        self._model: RunnableModel = model
         rows, vocab = self._config.max_num_seqs, model.vocab_size
         self._sampler = Sampler(vocab, rows, self._device)
         self._last_token = torch.zeros(rows, dtype=torch.long, device=self._device)
@@ -95,8 +96,11 @@ class TorchRunner:
             ) from error
 
     def warm_up(self) -> Iterator[WarmUp]:
-        """Nothing is compiled on this path."""
-        return iter(())
+        """Run a short prompt and a token after it: kernels and threads are set up on first use."""
+        for name, context, count in (("prefill", 0, 8), ("decode", 8, 1)):
+            start = time.perf_counter()
+            self.step(_rehearsal(context, count)).result()
+            yield WarmUp(name=name, seconds=time.perf_counter() - start)
 
     @torch.inference_mode()
     def step(self, batch: Batch) -> Pending:
@@ -169,6 +173,35 @@ class _Step:
             logprobs=None if self._result.logprobs is None else _arrays(self._result.logprobs),
             prompt_logprobs=prompt,
         )
+
+
+def _rehearsal(num_context: int, num_tokens: int) -> Batch:
+    """A step of one row in block 1, which nobody has yet."""
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.int32)
+    return Batch(
+        step=0,
+        rows=zero,
+        query_lens=np.array([num_tokens], np.int32),
+        context_lens=np.array([num_context], np.int32),
+        block_tables=np.ones((1, num_context + num_tokens), np.int32),
+        token_ids=np.zeros(num_tokens, np.int32),
+        carried=zero[:0],
+        carried_rows=zero[:0],
+        sampled=zero,
+        sampling=SamplingBatch(
+            temperature=one * 0,
+            top_k=zero,
+            top_p=one,
+            min_p=one * 0,
+            uniform=one * 0,
+            num_generated=zero,
+            all_greedy=True,
+            restricts=False,
+            shapes_logits=False,
+            num_logprobs=None,
+        ),
+        copies=np.zeros((0, 2), np.int32),
+    )
 
 
 def _arrays(tensors: LogprobTensors) -> LogprobArrays:

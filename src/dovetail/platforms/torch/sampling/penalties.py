@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dovetail.core.batch import JoinedRow
 from dovetail.core.types import IntArray
-from dovetail.platforms.torch.sampling.rows import Which
+from dovetail.platforms.torch.sampling.rows import Which, on_device
 
 __all__ = ["Penalties"]
 
@@ -48,12 +48,12 @@ class Penalties:
         self._lengths[slot] = len(seen)
         self._reserve(slot + 1, len(seen))
         self._seen[slot] = int(seen[0])
-        self._seen[slot, : len(seen)] = torch.from_numpy(seen).to(self._device)
-        self._strength[slot] = torch.tensor(strength).to(self._device)
+        self._seen[slot, : len(seen)] = on_device(seen, self._device)
+        self._strength[slot] = on_device(np.array(strength, np.float32), self._device)
         output, times = np.unique(row.token_ids[row.num_prompt_tokens :], return_counts=True)
         self._counts[slot] = 0
-        ids = torch.from_numpy(output.astype(np.int64)).to(self._device)
-        self._counts[slot, ids] = torch.from_numpy(times.astype(np.int32)).to(self._device)
+        ids = self._tensor(output)
+        self._counts[slot, ids] = on_device(times.astype(np.int32), self._device)
 
     def apply(self, logits_NV: Tensor, rows: Which) -> None:
         """Penalise the float32 logits of the rows (n,) in place; the formula is vLLM's."""
@@ -88,7 +88,7 @@ class Penalties:
         return place, slots, self._lengths[slots].astype(np.int32)
 
     def _tensor(self, array: Which) -> Tensor:
-        return torch.from_numpy(array.astype(np.int64)).to(self._device)
+        return on_device(array.astype(np.int64), self._device)
 
     def _reserve(self, num_slots: int, length: int) -> None:
         """Make room for so many slots and so many seen tokens in each, at least doubling."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "Rows", "Which", "per_block"]
+__all__ = ["BLOCK", "Rows", "Which", "on_device", "per_block"]
 
 Which = npt.NDArray[np.integer[Any]]
 """Places among some rows."""
@@ -18,7 +19,7 @@ Which = npt.NDArray[np.integer[Any]]
 BLOCK = 64
 """Tokens per block of the vocabulary."""
 
-_CACHED = 1 << 18
+_CACHED = 1 << 19
 _AT_ONCE = 1 << 26
 
 
@@ -54,8 +55,9 @@ class Rows:
         """(n, V) in the dtype that the logits have; not a copy if all rows are meant."""
         if self._index is None:
             return self._logits
-        return self._logits.index_select(0, self.index())
+        return self._logits.index_select(0, self.index)
 
+    @cached_property
     def index(self) -> Tensor:
         """(n,) int64: the rows' numbers, on the device."""
         if self._index is None:
@@ -64,29 +66,30 @@ class Rows:
 
     def places(self, places: Which) -> Tensor:
         """The same numbers as an index on the device."""
-        return torch.from_numpy(places.astype(np.int64)).to(self.device)
+        return on_device(places.astype(np.int64), self.device)
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """Float32 rows, so many that what is computed from them stays in the host's cache.
 
         Yields:
-            Which of the rows, and their logits (c, V); may be the caller's tensor itself.
+            Which of the rows, and their logits (c, V); may be the caller's tensor itself. At least
+            one chunk, which is empty if there are no rows.
         """
         elements = _CACHED if self.on_host else _AT_ONCE
         step = max(1, elements // self.vocab_size)
-        index = None if self._index is None else self.index()
-        for start in range(0, len(self), step):
+        whole = self._index is None
+        for start in range(0, max(len(self), 1), step):
             part = slice(start, min(start + step, len(self)))
-            taken = self._logits[part] if index is None else self._logits[index[part]]
+            taken = self._logits[part] if whole else self._logits[self.index[part]]
             yield part, taken.float()
 
     def take(self, ids_NK: Tensor) -> Tensor:
         """(n, K) float32: the logits of token ids (n, K)."""
-        return self._logits[self.index()[:, None], ids_NK].float()
+        return self._logits[self.index[:, None], ids_NK].float()
 
     def take_blocks(self, blocks_NK: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and ids, both (n, C), of whole blocks, and of the tokens behind the last."""
-        rows, num_blocks = self.index()[:, None], self.vocab_size // BLOCK
+        rows, num_blocks = self.index[:, None], self.vocab_size // BLOCK
         main = num_blocks * BLOCK
         view = self._logits[:, :main].view(len(self._logits), num_blocks, BLOCK)
         values = view[rows, blocks_NK].flatten(1)
@@ -102,6 +105,11 @@ class Rows:
         """(n, ceil(V / BLOCK)) float32: the largest logit of each block; NaN if it holds NaN."""
         parts = [per_block(x, BLOCK, torch.amax) for _, x in self.chunks()]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """The array's values on the device, without waiting for what the device has still to do."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def per_block(x_NV: Tensor, size: int, reduce: Callable[..., Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from dovetail.core.batch import JoinedRow
 from dovetail.core.types import IntArray
 from dovetail.platforms.torch.sampling.penalties import Penalties
-from dovetail.platforms.torch.sampling.rows import Which
+from dovetail.platforms.torch.sampling.rows import Which, on_device
 
 __all__ = ["Shaper"]
 
@@ -89,7 +89,7 @@ class Shaper:
         return _Rule(
             allowed=self._ids(params.allowed_token_ids) if params.allowed_token_ids else None,
             bias_ids=self._ids(bias),
-            bias=torch.tensor(list(bias.values()), dtype=torch.float32).to(self._device),
+            bias=on_device(np.array([*bias.values()], np.float32), self._device),
             stops=self._ids(row.stop_token_ids),
             min_tokens=params.min_tokens,
             lasts=msgspec.structs.replace(params, min_tokens=0).shapes_logits,
@@ -97,7 +97,7 @@ class Shaper:
 
     def _ids(self, ids: Iterable[int]) -> Tensor:
         inside = [token for token in ids if token < self._vocab_size]
-        return torch.tensor(inside, dtype=torch.int64).to(self._device)
+        return on_device(np.array(inside, np.int64), self._device)
 
     def _apply(self, x_V: Tensor, rule: _Rule, num_generated: int) -> None:
         if rule.allowed is not None:

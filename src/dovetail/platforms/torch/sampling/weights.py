@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dovetail.core.batch import SamplingBatch
 from dovetail.platforms.torch.sampling.boundary import Boundary
-from dovetail.platforms.torch.sampling.rows import BLOCK, Rows, Which, per_block
+from dovetail.platforms.torch.sampling.rows import BLOCK, Rows, Which, on_device, per_block
 
 __all__ = ["Controls", "draw_from_all", "draw_from_few", "total_weights", "unit", "weights"]
 
@@ -50,7 +50,7 @@ class Controls:
                 batch.uniform[which],
             )
         )
-        values = torch.from_numpy(table.astype(np.float64)).to(device)[:, :, None]
+        values = on_device(table.astype(np.float64), device)[:, :, None]
         return cls(
             temperature=values[0].float(),
             floor=values[1].float(),

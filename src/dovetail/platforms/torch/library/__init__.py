@@ -1,0 +1,1 @@
+"""Runs the transformers library's own modelling code over paged attention."""

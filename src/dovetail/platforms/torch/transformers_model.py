@@ -1,0 +1,143 @@
+"""Any decoder of the transformers library, run by its own modelling code over paged attention."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from dovetail.core.contracts.attention import AttentionBackend
+from dovetail.core.contracts.model import StepInputs
+from dovetail.core.contracts.runner import RunnerConfig
+from dovetail.core.errors import UnsupportedError
+from dovetail.core.types import IntArray
+from dovetail.platforms.torch.library.attention import NAME, STEP, PagedStep, Step, register
+from dovetail.platforms.torch.library.classes import find_class
+from dovetail.platforms.torch.library.head import make_head
+from dovetail.platforms.torch.library.older import (
+    ARCHITECTURES,
+    OLDER_NAME,
+    StepAsCache,
+    adapt,
+    register_older,
+)
+from dovetail.platforms.torch.library.probe import (
+    PROBE_NAME,
+    check_independence,
+    find_specs,
+    register_probe,
+)
+from dovetail.platforms.torch.library.weights import bind_weights, pin_rotary, read_model
+from dovetail.platforms.torch.platform import TorchPlatform
+
+__all__ = ["TransformersModel", "load_transformers_model"]
+
+
+class TransformersModel:
+    """A model of the library with its weights, ready to run.
+
+    Args:
+        model: The whole causal language model, bound for the platform. Changed in place.
+        name: Its architecture.
+
+    Raises:
+        UnsupportedError: It asks for something that paged attention cannot honour.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: Any, name: str) -> None:
+        self._name = name
+        self._is_older = name in ARCHITECTURES
+        self._trunk = model.get_decoder()
+        if self._is_older:
+            adapt(model, model.config)
+            model.config._attn_implementation = OLDER_NAME
+        num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+        self.attention_specs, output = find_specs(self._call, num_layers, model.device)
+        if not self._is_older:
+            model.set_attn_implementation(NAME)
+        check_independence(self._call, model.device)
+        self._head = make_head(model, self._trunk, type(output))
+        self.vocab_size: int = self.logits(output[0][0]).shape[1]
+
+    def bind_attention(self, backend: AttentionBackend) -> None:
+        """Attend with this backend from now on."""
+        self._backend = backend
+
+    def positions(self, positions_T: IntArray) -> IntArray:
+        """From 0: the library's models add what they start with."""
+        return positions_T
+
+    def forward(self, inputs: StepInputs, caches: Sequence[Any]) -> tuple[Tensor, list[Any]]:
+        """Hidden states (T, D) and the caches."""
+        step = PagedStep(self._backend, inputs.plan, caches, self.attention_specs)
+        hidden: Tensor = self._call(inputs.token_ids_T, inputs.positions_T, step)[0][0]
+        return hidden, step.caches
+
+    def _call(self, ids_T: Tensor, positions_T: Tensor, step: Step) -> Any:
+        """The output of the layers below the output layer; its first entry is (1, T, D)."""
+        carrier: dict[str, Any] = {STEP: step}
+        if self._is_older:
+            carrier = {"past_key_values": StepAsCache(step)}
+        return self._trunk(
+            input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False, **carrier
+        )
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits (N, V)."""
+        logits: Tensor = self._head(inputs_embeds=hidden_ND[None], use_cache=False).logits[0]
+        return logits
+
+    def describe(self) -> dict[str, str]:
+        """Whose code runs."""
+        return {"model code": f"{self._name} of transformers {transformers.__version__}"}
+
+
+def load_transformers_model(
+    platform: TorchPlatform, config: RunnerConfig
+) -> Generator[tuple[int, int], None, TransformersModel]:
+    """Load a model of the library; yields (bytes done, bytes in all).
+
+    Args:
+        platform: Its device and its linear layers.
+        config: Everything decided.
+
+    Raises:
+        CheckpointError: The library cannot read the config, or tensors do not fit it.
+        UnsupportedError: The model asks for something that paged attention cannot honour; names
+            the architecture and the reason.
+    """
+    name = config.hf_config["architectures"][0]
+    register()
+    register_older()
+    register_probe()
+    with _named(name):
+        model_class, library_config = find_class(name, config)
+    attention = "eager" if name in ARCHITECTURES else PROBE_NAME
+    model, total_bytes = read_model(model_class, library_config, config, attention)
+    with _named(name):
+        pin_rotary(model, config.max_model_len)
+    yield from bind_weights(model, platform, total_bytes)
+    with _named(name):
+        return TransformersModel(model, name)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Put the architecture in front of the reason; what its code raises is a reason as well."""
+    try:
+        yield
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{name} cannot run over paged attention: {error}.") from error
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        text = (str(error).splitlines() or [""])[0]
+        raise UnsupportedError(
+            f"{name} cannot run over paged attention: its code raises"
+            f" {type(error).__name__}: {text:.200}."
+        ) from error
