@@ -11,7 +11,13 @@ from dovetail.platforms.torch.sampling.limited import Limited
 from dovetail.platforms.torch.sampling.order import greedy, likeliest
 from dovetail.platforms.torch.sampling.restriction import by_search, by_sort
 from dovetail.platforms.torch.sampling.rows import Rows
-from dovetail.platforms.torch.sampling.weights import Controls, draw_from_all, draw_from_few
+from dovetail.platforms.torch.sampling.weights import (
+    Controls,
+    draw_from_all,
+    draw_from_few,
+    unit,
+    weights,
+)
 from tests.platforms.torch.sampling_cases import CPU, batch_of, noise_of, probabilities
 
 LAST = 1 - 2.0**-24
@@ -117,6 +123,18 @@ def test_the_sort_is_what_the_words_say():
         kept = by_sort(row, controls).keeps(row, torch.arange(50))[0].numpy()
         expected = probabilities(row[0].double().numpy(), params) > 0
         assert kept.astype(bool).tolist() == expected.tolist(), (seed, params)
+
+
+def test_weights_are_whole_and_do_not_depend_on_the_place_of_a_logit():
+    x = torch.randn(4, 3001, generator=torch.Generator().manual_seed(0)) * 6
+    peak, heat = x.amax(-1, keepdim=True), torch.full((4, 1), 0.7)
+    whole = weights(x, peak, heat, unit(3001))
+    assert torch.equal(whole, whole.round()) and whole.amax() == unit(3001)
+    assert whole.double().sum(-1).amax() < 2**52
+    for start in range(40):
+        for size in (1, 3, 16, 17, 500, 2900):
+            part = weights(x[:, start : start + size], peak, heat, unit(3001))
+            assert torch.equal(part, whole[:, start : start + size])
 
 
 def kept_of(x, **kwargs):

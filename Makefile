@@ -1,0 +1,62 @@
+# `make help` lists what can be made. Set-up is done once, and again when a file that it reads changes.
+
+VENV    ?= .venv
+PYTHON  ?= python3
+PORT    ?= 8000
+PLUGINS ?= plugins/dovetail-cpu
+ARGS    ?=
+
+BIN     := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+INPUTS  := Makefile pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup serve test lint format bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  Settings: VENV=$(VENV) PYTHON=$(PYTHON) PORT=$(PORT) PLUGINS=$(PLUGINS) ARGS=..."
+
+setup: $(VENV)/.dev ## Make the virtual environment, with everything that work on Dovetail needs
+
+serve: $(VENV)/.runtime ## Serve the bundled model on PORT (ARGS are added to the command)
+	$(BIN)/dovetail serve --port $(PORT) $(ARGS)
+
+test: lint ## Check style and types, then run the tests (ARGS are given to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## Mend what can be mended by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.runtime ## Measure throughput with the bundled model (ARGS are added to the command)
+	$(BIN)/dovetail bench throughput --num-prompts 100 --input-len 256 --output-len 64 $(ARGS)
+
+clean: ## Remove the virtual environment and everything else that was made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	find . -name '*.egg-info' -prune -exec rm -rf {} +
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Dovetail needs Python 3.11 or later: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Making a virtual environment in $(VENV)."
+	@$(PYTHON) -m venv $(VENV) || \
+	    { echo "Python's venv module is missing (on Debian: apt-get install python3-venv)."; exit 1; }
+
+$(VENV)/.runtime: $(INPUTS) | $(BIN)/python
+	@echo "Installing Dovetail and $(PLUGINS). The first time this takes a few minutes."
+	$(INSTALL) torch --editable . $(PLUGINS:%=--editable %)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@echo "Installing the tools."
+	$(INSTALL) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,130 @@
+"""A real server with many clients, some of which leave: nobody else notices, nothing is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.checkpoints import make_checkpoint
+from tests.ports import free_port
+
+NUM_STREAMS = 200
+ROUNDS = 10
+NUM_PROMPTS = 25
+
+
+class Server:
+    """A ``dovetail serve`` process and its address."""
+
+    def __init__(self, model: Path, log: Path) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "dovetail", "serve", str(model), "--served-model-name", "m"]
+        flags = ["--device", "cpu", "--dtype", "float32", "--port", str(port), "--threads", "1"]
+        with log.open("wb") as output:
+            self.process = subprocess.Popen([*command, *flags], stderr=output, stdout=output)
+        for _ in range(600):
+            if _status(self.url) == 200:
+                return
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.1)
+        raise RuntimeError(f"the server is not ready: {log.read_text()[-2000:]}")
+
+    def pids(self) -> list[int]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [self.process.pid, *map(int, children.split())]
+
+    def resident_bytes(self) -> int:
+        page = os.sysconf("SC_PAGE_SIZE")
+        return sum(int(Path(f"/proc/{p}/statm").read_text().split()[1]) * page for p in self.pids())
+
+    def gauge(self, name: str) -> float:
+        text = httpx.get(f"{self.url}/metrics").text
+        match = re.search(rf"^{re.escape(name)}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
+        assert match, f"{name} is not among the metrics"
+        return float(match.group(1))
+
+
+def _status(url: str) -> int:
+    try:
+        return httpx.get(f"{url}/ready").status_code
+    except httpx.TransportError:
+        return 0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    server = Server(make_checkpoint("llama", folder / "model"), folder / "log")
+    yield server
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(20) == 0
+
+
+async def read_stream(client: httpx.AsyncClient, prompt: str, leave_after: int | None) -> str | None:
+    """The text of a streamed completion; None if this client left before its end."""
+    body = {
+        "model": "m",
+        "prompt": prompt,
+        "max_tokens": 30,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    text, num_events = "", 0
+    async with client.stream("POST", "/v1/completions", json=body) as response:
+        assert response.status_code == 200, await response.aread()
+        async for line in response.aiter_lines():
+            if not line.startswith("data: "):
+                continue
+            if line == "data: [DONE]":
+                return text
+            text += json.loads(line[6:])["choices"][0]["text"]
+            num_events += 1
+            if num_events == leave_after:
+                return None
+    raise AssertionError("the stream ended without [DONE]")
+
+
+async def one_round(server: Server, expected: dict[str, str], number: int) -> None:
+    """200 streams at once, every third of which leaves midway."""
+    limits = httpx.Limits(max_connections=NUM_STREAMS)
+    async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=120) as client:
+        prompts = [list(expected)[(i + number) % len(expected)] for i in range(NUM_STREAMS)]
+        leaving = [2 + i % 20 if i % 3 == 0 else None for i in range(NUM_STREAMS)]
+        texts = await asyncio.gather(
+            *(read_stream(client, p, n) for p, n in zip(prompts, leaving, strict=True))
+        )
+    for prompt, text, leave in zip(prompts, texts, leaving, strict=True):
+        assert text == (None if leave is not None else expected[prompt])
+
+
+async def test_streams_survive_others_that_leave(server: Server) -> None:
+    prompts = [f"the story number {i} " * (1 + i % 7) for i in range(NUM_PROMPTS)]
+    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+        expected = {p: await read_stream(client, p, None) or "" for p in prompts}
+    assert len(set(expected.values())) > NUM_PROMPTS // 2
+    sizes = []
+    for number in range(ROUNDS):
+        await one_round(server, expected, number)
+        deadline = time.monotonic() + 2.0
+        while server.gauge("dovetail:kv_cache_usage_perc") and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        assert server.gauge("dovetail:kv_cache_usage_perc") == 0.0
+        assert server.gauge("dovetail:num_requests_running") == 0.0
+        assert server.gauge("dovetail:num_requests_waiting") == 0.0
+        sizes.append(server.resident_bytes())
+    growth = sizes[-1] - sizes[2]
+    assert growth < 8 << 20, f"memory grew by {growth >> 20} MiB over {ROUNDS - 3} rounds: {sizes}"
