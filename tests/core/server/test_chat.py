@@ -175,6 +175,7 @@ async def test_templates_of_the_operator_and_of_trusted_requests(engine: FakeEng
             "messages.0.tool_calls.0.function.arguments",
         ),
         ("top_logprobs", 2, "top_logprobs"),
+        ("max_completion_tokens", -1, "max_completion_tokens"),
         ("max_completion_tokens", 0, "max_completion_tokens"),
         ("max_tokens", 0, "max_tokens"),
         ("tool_choice", "required", "tool_choice"),
@@ -199,6 +200,12 @@ async def test_what_cannot_be_done_is_refused_by_name(
     error = await refused(engine, CHAT, **{field: value})
     assert error["param"] == param
     assert not engine.calls
+
+
+async def test_the_number_of_top_logprobs_is_bounded(engine: FakeEngine) -> None:
+    error = await refused(engine, CHAT, logprobs=True, top_logprobs=21)
+    assert error["param"] == "top_logprobs" and "0 to 20" in error["message"]
+    await chat(engine, top_logprobs=0, max_tokens=1)
 
 
 async def test_contradictions_are_refused(engine: FakeEngine) -> None:

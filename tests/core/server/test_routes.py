@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dovetail.core.errors import RequestFailedError
+from dovetail.core.errors import ConfigError, RequestFailedError
+from dovetail.core.server import Limits, ServerSettings, create_app
 from tests.core.server.fakes import BOS, EOS, FakeEngine
 from tests.core.server.harness import CHAT, COMPLETIONS, MESSAGES, client_of, envelope
 
@@ -205,3 +206,50 @@ async def test_openapi_describes_every_route(engine: FakeEngine) -> None:
         assert name in document["components"]["schemas"]
     operations = [op["operationId"] for path in paths.values() for op in path.values()]
     assert len(operations) == len(set(operations))
+
+
+async def test_a_text_beyond_all_measure_is_not_tokenised(engine: FakeEngine) -> None:
+    limits = Limits(tokenize_chars=100)
+    async with client_of(engine, limits=limits) as client:
+        for size, status in ((100, 200), (101, 400)):
+            response = await client.post("/tokenize", json={"prompt": "x" * size})
+            assert response.status_code == status
+
+
+async def test_websockets_are_turned_away(engine: FakeEngine) -> None:
+    app = create_app(engine, ServerSettings(api_keys=()))
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    await app({"type": "websocket", "path": "/v1/models", "headers": []}, receive, send)
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+async def test_the_application_runs_under_a_lifespan(engine: FakeEngine) -> None:
+    app = create_app(engine, ServerSettings(api_keys=()))
+    messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+    sent: list[str] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    async def receive() -> Any:
+        return next(messages)
+
+    await app({"type": "lifespan", "state": {}}, receive, send)
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+def test_keys_do_not_show_in_the_settings_text() -> None:
+    assert "secret" not in repr(ServerSettings(api_keys=("secret",)))
+
+
+@pytest.mark.parametrize("name", ["header_bytes", "body_stall_s", "json_depth"])
+def test_limits_must_be_positive(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        Limits(**{name: 0})

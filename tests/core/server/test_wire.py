@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dovetail.core.server import Limits
+from dovetail.core.server.wire import WireProtocol
 from tests.core.server.fakes import FakeEngine
 from tests.core.server.harness import (
     COMPLETIONS,
@@ -314,15 +315,24 @@ async def test_a_reader_that_stops_is_cut_off() -> None:
             assert len(engine.aborted) == 1
 
 
-async def test_a_slow_but_steady_reader_is_served() -> None:
-    engine = FakeEngine()
-    async with serving(engine, limits=Limits(write_stall_s=0.5)) as running:
-        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
-        body = {"prompt": "x", "stream": True, "max_tokens": 4000}
-        writer.write(request_bytes(COMPLETIONS, body))
-        got = b""
-        while chunk := await reader.read(40_000):
-            got += chunk
-            await asyncio.sleep(0.02)
-        assert b"data: [DONE]" in got
-        writer.close()
+async def test_a_slow_but_steady_reader_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    resumed: list[int] = []
+    resume = WireProtocol.resume_writing
+    monkeypatch.setattr(
+        WireProtocol, "resume_writing", lambda self: (resumed.append(1), resume(self))
+    )
+    async with serving(FakeEngine(), limits=Limits(write_stall_s=2)) as running:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", running.port))
+        sock.setblocking(False)
+        loop, num_bytes, end = asyncio.get_running_loop(), 0, b""
+        body = {"prompt": "x", "stream": True, "max_tokens": 2500, "n": 20}
+        await loop.sock_sendall(sock, request_bytes(COMPLETIONS, body))
+        while chunk := await loop.sock_recv(sock, 65536):
+            num_bytes, end = num_bytes + len(chunk), (end + chunk)[-100:]
+            if num_bytes < 20_000:
+                await asyncio.sleep(0.1)
+        sock.close()
+    assert b"data: [DONE]" in end and num_bytes > 10_000_000
+    assert resumed

@@ -56,7 +56,7 @@ class EngineChild:
             "-m",
             "dovetail.core.engine.process",
             *_addresses(folder),
-            env={**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", **environment},
+            env={"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", **environment, **os.environ},
             stdin=asyncio.subprocess.DEVNULL,
         )
         child = cls(process, zmq.asyncio.Context(), folder)

@@ -17,6 +17,7 @@ from dovetail.core.server.chats import ChatAnswer, ChatStream
 from dovetail.core.server.completions import CompletionAnswer, CompletionStream
 from dovetail.core.server.context import Context
 from dovetail.core.server.jobs import Deltas, Job, run_jobs
+from dovetail.core.server.metrics import ARRIVAL
 from dovetail.core.server.parse import read_json
 from dovetail.core.server.prompts import chat_prompt, text_prompts
 from dovetail.core.server.protocol import (
@@ -97,6 +98,7 @@ def _jobs(
                 params, len(prompt.token_ids), info, default=default_max_tokens, param=param
             ),
             request_id=f"{answer_id}-{i}",
+            arrival=http.scope[ARRIVAL],
             priority=request.priority or 0,
             cache_salt=salt,
         )

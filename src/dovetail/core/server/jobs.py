@@ -26,6 +26,8 @@ class Job:
     params: SamplingParams
     request_id: str
     """Made by the server."""
+    arrival: float
+    """When the client's request came, on ``time.perf_counter``."""
     priority: int = 0
     cache_salt: str = ""
 
@@ -46,7 +48,11 @@ async def run_jobs(client: EngineClient, jobs: list[Job], metrics: Metrics) -> D
 async def _run(client: EngineClient, index: int, job: Job, metrics: Metrics) -> Deltas:
     """One job, with its figures recorded."""
     record = RequestRecord(
-        metrics, len(job.prompt.token_ids), job.params.n, job.params.max_tokens or 0
+        metrics,
+        job.arrival,
+        len(job.prompt.token_ids),
+        job.params.n,
+        job.params.max_tokens or 0,
     )
     outcome = "abort"
     stream = client.stream(

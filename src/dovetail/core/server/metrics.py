@@ -12,9 +12,11 @@ from collections import Counter
 
 from dovetail.core.engine.api import RequestDelta
 
-__all__ = ["FINISH_REASONS", "Histogram", "Metrics", "RequestRecord"]
+__all__ = ["ARRIVAL", "FINISH_REASONS", "Histogram", "Metrics", "RequestRecord"]
 
 FINISH_REASONS = ("stop", "length", "abort", "error")
+ARRIVAL = "dovetail.arrival"
+"""Scope key of when a request came, on ``time.perf_counter``."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -92,9 +94,11 @@ class RequestRecord:
 
     __slots__ = ("_arrival", "_first", "_last", "_metrics", "_num_tokens")
 
-    def __init__(self, metrics: Metrics, num_prompt_tokens: int, n: int, max_tokens: int) -> None:
+    def __init__(
+        self, metrics: Metrics, arrival: float, num_prompt_tokens: int, n: int, max_tokens: int
+    ) -> None:
         self._metrics = metrics
-        self._arrival = time.perf_counter()
+        self._arrival = arrival
         self._first = self._last = 0.0
         self._num_tokens = 0
         metrics.observe("request_prompt_tokens", num_prompt_tokens)

@@ -15,7 +15,7 @@ from dovetail.core.server.errors import (
     log_failure,
     to_failure,
 )
-from dovetail.core.server.metrics import Metrics
+from dovetail.core.server.metrics import ARRIVAL, Metrics
 from dovetail.core.server.requestid import label_request
 
 __all__ = ["NO_ROUTE", "RequestMiddleware"]
@@ -46,6 +46,7 @@ class RequestMiddleware:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         label, began, status = label_request(scope), time.perf_counter(), 0
+        scope[ARRIVAL] = began
 
         async def labelled_send(message: Message) -> None:
             nonlocal status

@@ -78,7 +78,7 @@ def for_chat(request: ChatCompletionRequest, info: ModelInfo) -> SamplingParams:
         RequestError: A value is outside its range.
     """
     top, limit = request.top_logprobs, request.max_completion_tokens
-    if top is not None and not request.logprobs:
+    if top and not request.logprobs:
         raise RequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
     if top is not None and not 0 <= top <= MAX_LOGPROBS:
         message = f"top_logprobs must be an integer from 0 to {MAX_LOGPROBS}, not {top!r:.80}."

@@ -35,7 +35,8 @@ class Limits:
     body_stall_s: float = 60.0
     """Seconds without a further byte of a body; then 408."""
     write_stall_s: float = 60.0
-    """Seconds in which a client reads nothing while data waits for it; then it is cut off."""
+    """Seconds that a client may be behind without reading enough to be sent more; then it is cut
+    off. Data is held back while the buffers of the system and 64 KB of our own are full."""
     idle_connection_s: int = 75
     """Seconds that a connection is kept open between two requests."""
     num_prompts: int = 256

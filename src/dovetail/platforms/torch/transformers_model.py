@@ -9,29 +9,31 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from dovetail.core.contracts.attention import AttentionBackend
 from dovetail.core.contracts.model import StepInputs
 from dovetail.core.contracts.runner import RunnerConfig
 from dovetail.core.errors import UnsupportedError
 from dovetail.core.types import IntArray
-from dovetail.platforms.torch.library.attention import NAME, STEP, PagedStep, Step, register
+from dovetail.platforms.torch.library.attention import BY_KEYWORD, PagedStep, Step, Way, register
 from dovetail.platforms.torch.library.classes import find_class
 from dovetail.platforms.torch.library.head import make_head
 from dovetail.platforms.torch.library.older import (
     ARCHITECTURES,
-    OLDER_NAME,
-    StepAsCache,
+    BY_CACHE,
     adapt,
     register_older,
 )
 from dovetail.platforms.torch.library.probe import (
     PROBE_NAME,
     check_independence,
+    check_windows,
     find_specs,
     register_probe,
 )
-from dovetail.platforms.torch.library.weights import bind_weights, pin_rotary, read_model
+from dovetail.platforms.torch.library.rotary import pin_rotary
+from dovetail.platforms.torch.library.weights import bind_weights, read_model
 from dovetail.platforms.torch.platform import TorchPlatform
 
 __all__ = ["TransformersModel", "load_transformers_model"]
@@ -42,25 +44,23 @@ class TransformersModel:
 
     Args:
         model: The whole causal language model, bound for the platform. Changed in place.
-        name: Its architecture.
+        way: How steps reach its layers.
+        max_model_len: The longest sequence.
 
     Raises:
         UnsupportedError: It asks for something that paged attention cannot honour.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: Any, name: str) -> None:
-        self._name = name
-        self._is_older = name in ARCHITECTURES
-        self._trunk = model.get_decoder()
-        if self._is_older:
-            adapt(model, model.config)
-            model.config._attn_implementation = OLDER_NAME
+    def __init__(self, model: Any, way: Way, max_model_len: int) -> None:
+        self._name = type(model).__name__
+        self._carry = way.carry
+        self._trunk = _trunk(model)
         num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
         self.attention_specs, output = find_specs(self._call, num_layers, model.device)
-        if not self._is_older:
-            model.set_attn_implementation(NAME)
+        model.set_attn_implementation(way.attention)
         check_independence(self._call, model.device)
+        check_windows(model.config, self.attention_specs, max_model_len)
         self._head = make_head(model, self._trunk, type(output))
         self.vocab_size: int = self.logits(output[0][0]).shape[1]
 
@@ -80,12 +80,9 @@ class TransformersModel:
 
     def _call(self, ids_T: Tensor, positions_T: Tensor, step: Step) -> Any:
         """The output of the layers below the output layer; its first entry is (1, T, D)."""
-        carrier: dict[str, Any] = {STEP: step}
-        if self._is_older:
-            carrier = {"past_key_values": StepAsCache(step)}
-        return self._trunk(
-            input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False, **carrier
-        )
+        ids, positions = ids_T[None], positions_T[None]
+        carried = self._carry(step)
+        return self._trunk(input_ids=ids, position_ids=positions, use_cache=False, **carried)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits (N, V)."""
@@ -117,13 +114,23 @@ def load_transformers_model(
     register_probe()
     with _named(name):
         model_class, library_config = find_class(name, config)
-    attention = "eager" if name in ARCHITECTURES else PROBE_NAME
-    model, total_bytes = read_model(model_class, library_config, config, attention)
+    is_older = name in ARCHITECTURES
+    first = "eager" if is_older else PROBE_NAME
     with _named(name):
+        model, total_bytes = read_model(model_class, library_config, config, first)
         pin_rotary(model, config.max_model_len)
+        if is_older:
+            adapt(model)
     yield from bind_weights(model, platform, total_bytes)
     with _named(name):
-        return TransformersModel(model, name)
+        way = BY_CACHE if is_older else BY_KEYWORD
+        return TransformersModel(model, way, config.max_model_len)
+
+
+def _trunk(model: Any) -> Any:
+    """The module below the output layer. ``get_decoder`` may find an output layer of that name."""
+    decoder = model.get_decoder()
+    return decoder if isinstance(decoder, PreTrainedModel) else model.base_model
 
 
 @contextmanager

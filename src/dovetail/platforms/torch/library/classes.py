@@ -32,7 +32,7 @@ def find_class(name: str, config: RunnerConfig) -> tuple[Any, Any]:
         CheckpointError: The library does not understand ``config.json``.
         UnsupportedError: It has no such model, or one that paged attention cannot serve.
     """
-    own = f"{_AUTO_CLASS}" in config.hf_config.get("auto_map", {})
+    own = _AUTO_CLASS in config.hf_config.get("auto_map", {})
     known = name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     if own and not known and not config.trust_remote_code:
         raise UnsupportedError(

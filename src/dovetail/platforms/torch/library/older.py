@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from dovetail.core.errors import UnsupportedError
-from dovetail.platforms.torch.library.attention import Step
+from dovetail.platforms.torch.library.attention import Step, Way
 
-__all__ = ["ARCHITECTURES", "OLDER_NAME", "StepAsCache", "adapt", "register_older"]
+__all__ = ["ARCHITECTURES", "BY_CACHE", "adapt", "register_older"]
 
 ARCHITECTURES = (
     "BloomForCausalLM",
@@ -26,13 +26,14 @@ ARCHITECTURES = (
     "FalconForCausalLM",
     "GPTJForCausalLM",
     "MptForCausalLM",
+    "NemotronForCausalLM",
     "StableLmForCausalLM",
 )
-OLDER_NAME = "dovetail_older"
+_NAME = "dovetail_older"
 """Our attention for them. Its mask is empty, and nobody looks at it."""
 
 
-class StepAsCache:
+class _StepAsCache:
     """A step in the place of the library's KV cache, which is empty before every step."""
 
     def __init__(self, step: Step) -> None:
@@ -63,26 +64,30 @@ class _Keys:
         self.key = key
 
 
+BY_CACHE = Way(attention=_NAME, carry=lambda step: {"past_key_values": _StepAsCache(step)})
+"""In the place of the KV cache."""
+
+
 def register_older() -> None:
     """Enter the attention and the empty mask among the library's. May be called again."""
-    AttentionInterface.register(OLDER_NAME, _interface)
-    AttentionMaskInterface.register(OLDER_NAME, _no_mask)
+    AttentionInterface.register(_NAME, _interface)
+    AttentionMaskInterface.register(_NAME, _no_mask)
 
 
-def adapt(model: nn.Module, config: Any) -> None:
+def adapt(model: Any) -> None:
     """Replace what attends in every layer.
 
     Args:
-        model: One of ``ARCHITECTURES``.
-        config: The library's, of this model.
+        model: One of ``ARCHITECTURES``, made with the library's eager attention.
 
     Raises:
         UnsupportedError: A setting that the replacement does not honour.
     """
+    model.config._attn_implementation = _NAME
     for module in model.modules():
         adapter = _ADAPTERS.get(type(module).__name__)
         if adapter is not None:
-            adapter(module, config)
+            adapter(module, model.config)
 
 
 def _no_mask(*, device: torch.device, **unused: Any) -> Tensor:
@@ -95,7 +100,7 @@ def _interface(
     return keys.step.attend(module, query, keys.key, value, asked), None
 
 
-def _attend(layer: Any, cache: StepAsCache, asked: Mapping[str, Any], *qkv: Tensor) -> Tensor:
+def _attend(layer: Any, cache: _StepAsCache, asked: Mapping[str, Any], *qkv: Tensor) -> Tensor:
     """Attend with (1, heads, T, E) each, and merge the heads: (1, T, D)."""
     query, key, value = qkv
     return cache.step.attend(layer, query, key, value, asked).flatten(2)
@@ -115,7 +120,7 @@ def _falcon(
     asked: Mapping[str, Any],
     hidden: Tensor,
     *,
-    layer_past: StepAsCache,
+    layer_past: _StepAsCache,
     position_embeddings: tuple[Tensor, Tensor],
     **unused: Any,
 ) -> tuple[Tensor, None]:
@@ -145,7 +150,7 @@ def _bloom(
     hidden: Tensor,
     residual: Tensor,
     *,
-    layer_past: StepAsCache,
+    layer_past: _StepAsCache,
     **unused: Any,
 ) -> tuple[Tensor, None]:
     qkv = module._reshape(module.query_key_value(hidden))
@@ -163,7 +168,7 @@ def _mpt(
     asked: Mapping[str, Any],
     hidden: Tensor,
     *,
-    past_key_values: StepAsCache,
+    past_key_values: _StepAsCache,
     **unused: Any,
 ) -> tuple[Tensor, None]:
     fused = module.Wqkv(hidden)

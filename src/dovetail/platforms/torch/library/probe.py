@@ -6,18 +6,25 @@ our attention cannot honour. The masks that the library would build are asked as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 
 from dovetail.core.contracts.attention import AttentionSpec
 from dovetail.core.errors import UnsupportedError
 from dovetail.platforms.torch.library.attention import Step, paged_attention
 
-__all__ = ["PROBE_NAME", "Recorder", "check_independence", "find_specs", "register_probe"]
+__all__ = [
+    "PROBE_NAME",
+    "Recorder",
+    "check_independence",
+    "check_windows",
+    "find_specs",
+    "register_probe",
+]
 
 PROBE_NAME = "dovetail_probe"
 """Our attention with masks, which the recorder reads."""
@@ -46,7 +53,7 @@ class Recorder:
         reason = _refuses(layer, query, key, value, asked)
         if reason is not None:
             raise UnsupportedError(reason)
-        spec = _spec(layer, query, key, asked)
+        spec = _spec(layer, query, value, asked)
         if spec.layer in self._specs:
             raise UnsupportedError(f"layer {spec.layer} attends twice in one step")
         self._specs[spec.layer] = spec
@@ -65,7 +72,7 @@ class Recorder:
         if absent:
             raise UnsupportedError(
                 f"{len(absent)} of its {num_layers} layers do not attend (layer {absent[0]} is the"
-                " first), so they would keep another state than keys and values"
+                " first); what they keep in place of keys and values is not known here"
             )
         if len(self._specs) > num_layers:
             raise UnsupportedError(
@@ -106,6 +113,26 @@ def check_independence(call: Call, device: torch.device) -> None:
         )
 
 
+def check_windows(config: Any, specs: Sequence[AttentionSpec], max_model_len: int) -> None:
+    """Find out whether the library's own KV cache would forget what its masks let tokens see.
+
+    Args:
+        config: The library's.
+        specs: What the layers and their masks ask.
+        max_model_len: The longest sequence.
+
+    Raises:
+        UnsupportedError: It would, so that a token's answer depends on the steps before it.
+    """
+    for spec, kept in zip(specs, DynamicCache(config=config).layers, strict=False):
+        limit = getattr(kept, "sliding_window", None)
+        if limit is not None and limit < max_model_len and limit != spec.window:
+            raise UnsupportedError(
+                f"layer {spec.layer} sees {spec.window or 'all'} positions by its mask, but {limit}"
+                f" by the library's KV cache; --max-model-len {limit} or less makes them agree"
+            )
+
+
 def register_probe() -> None:
     """Enter the attention and its masks among the library's. May be called again."""
     AttentionInterface.register(PROBE_NAME, paged_attention)
@@ -143,11 +170,10 @@ def _refuses(
         return f"its {type(layer).__name__} modules do not know their layer's number"
     if not (asked.get("is_causal") is not False and getattr(layer, "is_causal", True)):
         return "its attention is not causal"
-    if key.shape[2] != query.shape[2] or key.shape != value.shape or key.shape[3] != query.shape[3]:
+    if key.shape[:3] != value.shape[:3] or key.shape[2:] != query.shape[2:]:
         return (
-            f"its attention has queries {tuple(query.shape)}, keys {tuple(key.shape)} and values"
-            f" {tuple(value.shape)} (1, heads, tokens, size): keys and values must be alike, of the"
-            " queries' size"
+            f"its queries, keys and values are not of the same tokens: {tuple(query.shape)},"
+            f" {tuple(key.shape)} and {tuple(value.shape)} (1, heads, tokens, size)"
         )
     mask = asked.get("attention_mask")
     if mask is not None and not _is_causal(mask, _window(mask)):
@@ -155,16 +181,17 @@ def _refuses(
     return None
 
 
-def _spec(layer: nn.Module, query: Tensor, key: Tensor, asked: Mapping[str, Any]) -> AttentionSpec:
+def _spec(
+    layer: nn.Module, query: Tensor, value: Tensor, asked: Mapping[str, Any]
+) -> AttentionSpec:
     mask = asked.get("attention_mask")
-    scale = asked.get("scaling")
-    cap = asked.get("softcap")
+    scale, cap = asked.get("scaling"), asked.get("softcap")
     number: Any = layer.layer_idx
     return AttentionSpec(
         layer=number,
         num_heads=query.shape[1],
-        num_kv_heads=key.shape[1],
-        head_size=query.shape[3],
+        num_kv_heads=value.shape[1],
+        head_size=max(query.shape[3], value.shape[3]),
         scale=float(query.shape[3] ** -0.5 if scale is None else scale),
         window=asked.get("sliding_window") if mask is None else _window(mask),
         soft_cap=None if cap is None else float(cap),

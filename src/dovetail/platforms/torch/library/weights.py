@@ -8,23 +8,22 @@ what it changes or what the platform repacks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
 from dovetail.core.contracts.runner import RunnerConfig
-from dovetail.core.errors import CheckpointError, UnsupportedError
+from dovetail.core.errors import CheckpointError
 from dovetail.core.models.weights import open_checkpoint
 from dovetail.platforms.torch.dtypes import from_numpy, torch_dtype
 from dovetail.platforms.torch.platform import TorchPlatform
 
-__all__ = ["bind_weights", "pin_rotary", "read_model"]
+__all__ = ["bind_weights", "read_model"]
 
 _SHOWN = 10
 
@@ -56,16 +55,22 @@ def read_model(
         return model.eval(), sum(tensor.nbytes for tensor in model.parameters())
     checkpoint = open_checkpoint(config.model_path)
     views = {name: from_numpy(checkpoint.tensor(name)) for name in checkpoint.shapes}
-    with _quiet():
-        model, report = model_class.from_pretrained(
-            None,
-            config=library_config,
-            state_dict=views,
-            dtype=dtype,
-            attn_implementation=attention,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+    try:
+        with _quiet():
+            model, report = model_class.from_pretrained(
+                None,
+                config=library_config,
+                state_dict=views,
+                dtype=dtype,
+                attn_implementation=attention,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"transformers {transformers.__version__} cannot bring the checkpoint's tensors into"
+            f" the form of {model_class.__name__}: {str(error).splitlines()[0]:.200}"
+        ) from error
     _check(report)
     return model, checkpoint.total_bytes
 
@@ -103,46 +108,12 @@ def bind_weights(
             module._buffers[name] = buffer.to(platform.device)
         _bind_linear(module, platform)
         yield min(done, total_bytes), total_bytes
-
-
-def pin_rotary(model: nn.Module, max_model_len: int) -> None:
-    """Fix the rotary frequencies that the library would choose anew by each step's positions.
-
-    A step holds sequences of all lengths, and cached keys must stay valid: LongRoPE takes its
-    long factors for all if ``max_model_len`` goes beyond the original context, as the native
-    models do, and dynamic scaling is refused beyond it.
-
-    Raises:
-        UnsupportedError: Frequencies that depend on the position, at this ``max_model_len``.
-    """
-    for module in model.modules():
-        kind = getattr(module, "rope_type", None)
-        kinds = kind.values() if isinstance(kind, Mapping) else [kind]
-        if not any(k == "longrope" or "dynamic" in str(k) for k in kinds):
-            continue
-        _pin(module, max_model_len)
-
-
-def _pin(module: Any, max_model_len: int) -> None:
-    parameters = module.config.rope_parameters
-    known = module.config.max_position_embeddings
-    if module.rope_type == "longrope":
-        known = parameters["original_max_position_embeddings"]
-        if max_model_len > known:
-            make: Callable[..., Any] = ROPE_INIT_FUNCTIONS["longrope"]
-            frequencies, _ = make(module.config, module.inv_freq.device, seq_len=max_model_len)
-            module.inv_freq.copy_(frequencies)
-    elif isinstance(module.rope_type, Mapping) or max_model_len > known:
-        raise UnsupportedError(
-            f"its rotary positions are scaled by the longest sequence of a step, which holds many;"
-            f" --max-model-len {known} or less leaves them as they are"
-        )
-    module.rope_type = "default"
+    yield total_bytes, total_bytes
 
 
 def _bind_linear(module: Any, platform: TorchPlatform) -> None:
     """Let the platform compute a linear layer, whichever of the library's kinds it is."""
-    if type(module).__name__ in ("Linear", "FalconLinear") and isinstance(module, nn.Linear):
+    if type(module) is nn.Linear or type(module).__name__ == "FalconLinear":
         weight: Tensor = module.weight
     elif isinstance(module, Conv1D):
         weight = module.weight.T

@@ -1,9 +1,9 @@
 """Draws from what min_p, top_k and top_p leave, in the way that costs least.
 
 Looking at k likeliest tokens costs time in proportion to k, and 64 are enough for most rows of a
-language model; a search of the whole vocabulary costs what looking at 3000 does. Where
-looking at a result is free (on the host) the three are tried in this order, each on the rows that
-the one before did not cover. Elsewhere asking would stop the device's queue, so a row's parameters
+language model; a search of the whole vocabulary costs what looking at 3000 does. Where looking at a
+result is free (on the host) 64, 512 and a search are tried in this order, each on the rows that the
+one before did not cover. Elsewhere asking would stop the device's queue, so a row's parameters
 decide: few tokens for a small top_k, the search for the rest.
 """
 
