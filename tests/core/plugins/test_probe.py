@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from dovetail.core.errors import ConfigError
-from dovetail.core.plugins import probe
 from dovetail.core.plugins.examine import PlatformReport
 from dovetail.core.plugins.probe import probe_deadline, probe_platforms
 from tests.core.plugins.conftest import Fakes
@@ -63,7 +62,7 @@ def test_hardware_that_is_not_there_is_absent_and_not_broken(fakes: Fakes) -> No
 def test_a_broken_plugin_is_reported_and_the_others_stay_usable(
     fakes: Fakes, settings: dict[str, str], reason: str
 ) -> None:
-    fakes.platform("acme", **settings)  # type: ignore[arg-type]
+    fakes.platform("acme", **settings)
     fakes.platform("good")
     found = reports(fakes)
     assert found["acme"].probe == "broken"
@@ -146,7 +145,7 @@ def test_a_name_that_two_packages_offer_runs_the_code_of_neither(fakes: Fakes) -
 def test_built_ins_are_probed_without_a_child_process(
     fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe.subprocess, "Popen", None)
+    monkeypatch.setattr("subprocess.Popen", None)
     assert reports(fakes)["null"].probe == "usable"
 
 
@@ -157,7 +156,7 @@ def test_a_machine_without_processes_to_spare_is_reported(
         raise BlockingIOError("Resource temporarily unavailable")
 
     fakes.platform("acme")
-    monkeypatch.setattr(probe.subprocess, "Popen", refuse)
+    monkeypatch.setattr("subprocess.Popen", refuse)
     assert "no process could be started" in reports(fakes)["acme"].reason
 
 
