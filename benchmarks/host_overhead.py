@@ -101,7 +101,14 @@ def main() -> None:
                 times = measure(num_requests, args.steps, steps_ahead, temperature)
                 step, message = np.median(times, axis=0)
                 p90 = np.percentile(times[:, 0], 90)
-                row = (num_requests, name, steps_ahead, f"{step:.0f}", f"{p90:.0f}", f"{message:.0f}")
+                row = (
+                    num_requests,
+                    name,
+                    steps_ahead,
+                    f"{step:.0f}",
+                    f"{p90:.0f}",
+                    f"{message:.0f}",
+                )
                 print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 

@@ -36,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     bound.add_argument("--steps", type=int, default=TrainingOptions.steps, help="optimizer steps")
     bound.add_argument("--minutes", type=float, help="train for this long instead")
     parser.add_argument("--learning-rate", type=float, default=TrainingOptions.learning_rate)
+    parser.add_argument("--init", type=Path, help="continue from the model in this directory")
     parser.add_argument("--seed", type=int, default=TrainingOptions.seed)
     parser.add_argument("--stdlib", type=Path, help="read the source files below this directory")
     parser.add_argument(
@@ -48,6 +49,18 @@ def new_model(tokenizer: Tokenizer, seed: int) -> LlamaForCausalLM:
     """A freshly initialized model; the same seed gives the same weights."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(demo_config(tokenizer.get_vocab_size()))
+
+
+def load_tokenizer(directory: Path | None) -> Tokenizer | None:
+    """The tokenizer to continue with, if there is one."""
+    return Tokenizer.from_file(str(directory / "tokenizer.json")) if directory else None
+
+
+def load_model(directory: Path | None) -> LlamaForCausalLM | None:
+    """The model to continue with, if there is one, in the precision it is trained in."""
+    if directory is None:
+        return None
+    return LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
 
 
 def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
@@ -86,7 +99,7 @@ def main() -> None:
     print(f"train: {len(corpus.train)} files, {count_bytes(corpus.train):,} bytes")
     print(f"held out: {len(corpus.held_out)} files, {count_bytes(corpus.held_out):,} bytes")
     print(f"sha256 of the corpus: {corpus.digest()}")
-    tokenizer = train_tokenizer(corpus.train, VOCAB_SIZE)
+    tokenizer = load_tokenizer(arguments.init) or train_tokenizer(corpus.train, VOCAB_SIZE)
     options = TrainingOptions(
         steps=arguments.steps,
         minutes=arguments.minutes,
@@ -94,7 +107,7 @@ def main() -> None:
         seed=arguments.seed,
         compile=not arguments.no_compile,
     )
-    model = new_model(tokenizer, options.seed)
+    model = load_model(arguments.init) or new_model(tokenizer, options.seed)
     print(f"{model.num_parameters():,} parameters, {options}")
     summary = train_model(model, tokenizer, corpus, options)
     print(f"{summary.steps} steps, {summary.tokens:,} tokens, {summary.seconds / 60:.1f} minutes")

@@ -70,7 +70,8 @@ def test_stop_strings_cut_the_text(llm: LLM) -> None:
     text = whole.outputs[0].text
     stop = text[10:14]
     (cut,) = llm.generate(
-        "Once upon", SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True, stop=stop),
+        "Once upon",
+        SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True, stop=stop),
         use_tqdm=False,
     )
     assert cut.outputs[0].text == text[: text.index(stop)]
@@ -83,9 +84,7 @@ def test_stop_tokens_end_it(llm: LLM) -> None:
     (whole,) = llm.generate("sea", GREEDY, use_tqdm=False)
     token = whole.outputs[0].token_ids[5]
     first = whole.outputs[0].token_ids.index(token)
-    params = SamplingParams(
-        temperature=0.0, max_tokens=12, ignore_eos=True, stop_token_ids=[token]
-    )
+    params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, stop_token_ids=[token])
     (cut,) = llm.generate("sea", params, use_tqdm=False)
     assert cut.outputs[0].token_ids == whole.outputs[0].token_ids[: first + 1]
     assert (cut.outputs[0].finish_reason, cut.outputs[0].stop_reason) == ("stop", token)
@@ -101,7 +100,9 @@ def test_several_completions_of_a_seeded_prompt(llm: LLM) -> None:
         assert completion.logprobs is not None
         assert [next(iter(entry)) for entry in completion.logprobs] == completion.token_ids
         assert completion.cumulative_logprob == pytest.approx(
-            sum(e[t].logprob for e, t in zip(completion.logprobs, completion.token_ids, strict=True))
+            sum(
+                e[t].logprob for e, t in zip(completion.logprobs, completion.token_ids, strict=True)
+            )
         )
 
 

@@ -30,7 +30,15 @@ class Server:
     def __init__(self, model: Path, log: Path) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "dovetail", "serve", str(model), "--served-model-name", "m"]
+        command = [
+            sys.executable,
+            "-m",
+            "dovetail",
+            "serve",
+            str(model),
+            "--served-model-name",
+            "m",
+        ]
         flags = ["--device", "cpu", "--dtype", "float32", "--port", str(port), "--threads", "1"]
         with log.open("wb") as output:
             self.process = subprocess.Popen([*command, *flags], stderr=output, stdout=output)
@@ -73,7 +81,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert server.process.wait(20) == 0
 
 
-async def read_stream(client: httpx.AsyncClient, prompt: str, leave_after: int | None) -> str | None:
+async def read_stream(
+    client: httpx.AsyncClient, prompt: str, leave_after: int | None
+) -> str | None:
     """The text of a streamed completion; None if this client left before its end."""
     body = {
         "model": "m",

@@ -69,7 +69,12 @@ class ReferenceAttention:
         tables = torch.from_numpy(batch.block_tables).long().to(self.device)
         starts, lens = batch.query_starts.tolist(), batch.sequence_lens.tolist()
         rows = [
-            (starts[i], starts[i + 1] - starts[i], length, tables[i, : -(-length // need.block_size)])
+            (
+                starts[i],
+                starts[i + 1] - starts[i],
+                length,
+                tables[i, : -(-length // need.block_size)],
+            )
             for i, length in enumerate(lens)
         ]
         return _Plan(slots, rows)

@@ -3,7 +3,8 @@
 The cache of a layer is (2, K, B, P, E): gathering the blocks of a row with one ``index_select``
 gives each KV head a contiguous run of positions, so nothing is transposed or copied twice. Rows
 that decode are attended together, with the query heads of a KV head as the query axis, so that
-each key is read once for the whole group; rows that prefill are attended one by one.
+each key is read once for the whole group; rows that prefill are attended one by one, in chunks of
+queries that look at no later key.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from dovetail.attention_backends.memory import zeros
 from dovetail.core.batch import Batch
@@ -22,6 +23,9 @@ from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
 from dovetail.core.types import ITEM_SIZE, IntArray
 
 __all__ = ["SdpaAttention"]
+
+_QUERY_CHUNK = 128
+"""Queries attended together: more of them score more keys in vain, fewer cost more calls."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class _Plan:
     decodes: list[_Decode]
     prefills: list[_Prefill]
     biases: dict[tuple[int, int | None], Tensor]
-    """Masks by (index of the row or group, window): layers alike share them."""
+    """Masks by (index of the group, window): layers alike share them."""
 
 
 class SdpaAttention:
@@ -146,12 +150,10 @@ class SdpaAttention:
             if decode.tokens_R is not None:
                 q_RHE = q_THE[decode.tokens_R]
                 out_THE[decode.tokens_R] = self._decode(q_RHE, cache, plan, index, spec)
-        for index, row in enumerate(plan.prefills):
+        for row in plan.prefills:
             tokens = slice(row.start, row.start + row.count)
-            key = len(plan.decodes) + index
-            out_THE[tokens] = self._prefill(
-                q_THE[tokens], k_TKE[tokens], v_TKE[tokens], cache, plan, key, row, spec
-            )
+            fresh = (k_TKE[tokens], v_TKE[tokens])
+            out_THE[tokens] = self._prefill(q_THE[tokens], fresh, cache, row, spec)
         return out_THE, cache
 
     def _decode(
@@ -171,34 +173,30 @@ class SdpaAttention:
     def _prefill(
         self,
         q_THE: Tensor,
-        k_TKE: Tensor,
-        v_TKE: Tensor,
+        fresh: tuple[Tensor, Tensor],
         cache: Tensor,
-        plan: _Plan,
-        index: int,
         row: _Prefill,
         spec: AttentionSpec,
     ) -> Tensor:
-        """Several query tokens of one row: (T, H, E) in and out."""
+        """Several query tokens of one row: (T, H, E) in and out; ``fresh`` are their (T, K, E)."""
         kv, size, dtype = spec.num_kv_heads, spec.head_size, q_THE.dtype
-        query = q_THE.view(row.count, kv, -1, size).permute(1, 2, 0, 3)
         if row.blocks is None:
-            keys, values = (x.transpose(0, 1)[:, None].to(dtype) for x in (k_TKE, v_TKE))
+            keys_KLE, values_KLE = (x.transpose(0, 1).to(dtype) for x in fresh)
         else:
-            keys, values = (
-                half.index_select(1, row.blocks).view(kv, 1, -1, size)[:, :, : row.length].to(dtype)
+            keys_KLE, values_KLE = (
+                half.index_select(1, row.blocks).view(kv, -1, size)[:, : row.length].to(dtype)
                 for half in cache
             )
-        keys, values = (x.expand(-1, query.shape[1], -1, -1) for x in (keys, values))
-        if row.blocks is None and spec.soft_cap is None and not _window_matters(spec, row.length):
-            out = F.scaled_dot_product_attention(
-                query, keys, values, is_causal=True, scale=spec.scale
+        query = q_THE.view(row.count, kv, -1, size).permute(1, 2, 0, 3)
+        out = torch.empty_like(q_THE).view(row.count, kv, -1, size).permute(1, 2, 0, 3)
+        before = row.length - row.count
+        for start in range(0, row.count, _QUERY_CHUNK):
+            end = min(start + _QUERY_CHUNK, row.count)
+            first = 0 if spec.window is None else max(0, before + start - spec.window + 1)
+            seen = slice(first, before + end)
+            out[:, :, start:end] = _attend_chunk(
+                query[:, :, start:end], keys_KLE[:, seen], values_KLE[:, seen], spec
             )
-        else:
-            places = torch.arange(row.length, device=self.device)
-            queries = places[row.length - row.count :, None]
-            bias = _bias(plan, index, spec, dtype, queries, places[None])
-            out = _dense_attention(query, keys, values, bias[None, None], spec)
         return out.permute(2, 0, 1, 3).reshape(row.count, spec.num_heads, size)
 
     def copy_blocks(self, caches: Sequence[Tensor], pairs: IntArray) -> Sequence[Tensor]:
@@ -209,8 +207,27 @@ class SdpaAttention:
         return caches
 
 
-def _window_matters(spec: AttentionSpec, length: int) -> bool:
-    return spec.window is not None and length > spec.window
+def _attend_chunk(q_KGTE: Tensor, k_KLE: Tensor, v_KLE: Tensor, spec: AttentionSpec) -> Tensor:
+    """The last T of L positions attend, as two matrix products around a softmax.
+
+    The query heads of a KV head are rows of one matrix. Scores have the dtype of the queries, as
+    in eager attention.
+    """
+    kv, group, count, size = q_KGTE.shape
+    length = k_KLE.shape[1]
+    rows = q_KGTE.reshape(kv, group * count, size)
+    start = rows.new_zeros(())
+    scores = torch.baddbmm(start, rows, k_KLE.transpose(1, 2), beta=0, alpha=spec.scale)
+    if spec.soft_cap is not None:
+        capped = spec.soft_cap * torch.tanh(scores.float() / spec.soft_cap)
+        scores = capped.to(scores.dtype)
+    by_query = scores.view(kv, group, count, length)
+    ahead = torch.ones(count, count, dtype=torch.bool, device=rows.device).triu_(1)
+    by_query[..., length - count :].masked_fill_(ahead, float("-inf"))
+    if spec.window is not None and length > spec.window:
+        distance = torch.arange(length - count, length)[:, None] - torch.arange(length)
+        by_query.masked_fill_((distance >= spec.window).to(rows.device), float("-inf"))
+    return torch.bmm(scores.softmax(-1), v_KLE).view(kv, group, count, size)
 
 
 def _bias(
@@ -233,7 +250,7 @@ def _dense_attention(
 ) -> Tensor:
     """Attention over gathered keys, with or without a soft cap."""
     if spec.soft_cap is None:
-        return F.scaled_dot_product_attention(
+        return functional.scaled_dot_product_attention(
             query, keys, values, attn_mask=bias, scale=spec.scale
         )
     scores = (query @ keys.transpose(-1, -2)).float() * spec.scale

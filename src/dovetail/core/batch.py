@@ -105,10 +105,12 @@ class Batch:
 
     @property
     def num_rows(self) -> int:
+        """R."""
         return len(self.rows)
 
     @property
     def num_tokens(self) -> int:
+        """T."""
         return len(self.token_ids)
 
     @cached_property
@@ -152,7 +154,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class LogprobArrays:
-    """Log-probabilities of N positions: the chosen (or following) token first, then the likeliest."""
+    """Log-probabilities of N positions: the chosen (or next) token first, then the likeliest."""
 
     token_ids: IntArray
     """(N, 1 + k)"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from msgspec import structs
 from tqdm import tqdm
@@ -97,7 +97,9 @@ class LLM:
         tokens = [self._tokenise(item) for item in items]
         ranks = list(priority) if priority is not None else [0] * len(items)
         if len(ranks) != len(items):
-            raise RequestError(f"{len(items)} prompts, but {len(ranks)} priorities.", param="priority")
+            raise RequestError(
+                f"{len(items)} prompts, but {len(ranks)} priorities.", param="priority"
+            )
         requests = [
             self._intake.requests(t, p, priority=rank, cap_max_tokens=True)
             for t, p, rank in zip(tokens, params, ranks, strict=True)
@@ -123,6 +125,9 @@ class LLM:
         """
         tokenizer = self.get_tokenizer()
         several = bool(messages) and not isinstance(messages[0], Mapping)
+        conversations = cast(
+            "Sequence[Sequence[Mapping[str, Any]]]", messages if several else [messages]
+        )
         prompts = [
             tokenizer.apply_chat_template(
                 conversation,
@@ -132,7 +137,7 @@ class LLM:
                 chat_template=chat_template,
                 template_kwargs=chat_template_kwargs,
             )
-            for conversation in (messages if several else [messages])
+            for conversation in conversations
         ]
         encoded: list[Prompt] = [
             {"prompt_token_ids": tokenizer.encode(text, add_special_tokens=False), "prompt": text}
@@ -192,7 +197,9 @@ class LLM:
                         param="prompts",
                     )
                 return self._tokenise(text)
-            return PromptTokens(text=prompt.get("prompt"), token_ids=_ids(prompt["prompt_token_ids"]))
+            return PromptTokens(
+                text=prompt.get("prompt"), token_ids=_ids(prompt["prompt_token_ids"])
+            )
         return PromptTokens(text=None, token_ids=_ids(prompt))
 
     def _run(

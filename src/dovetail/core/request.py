@@ -93,9 +93,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     def _normalise(self) -> None:
         """Give the several spellings that clients use for one meaning a single form."""
-        for name, empty in (("stop", []), ("stop_token_ids", []), ("allowed_token_ids", [])):
+        for name in ("stop", "stop_token_ids", "allowed_token_ids"):
             if getattr(self, name) is None:
-                msgspec.structs.force_setattr(self, name, empty)
+                msgspec.structs.force_setattr(self, name, [])
         if self.logit_bias is None:
             msgspec.structs.force_setattr(self, "logit_bias", {})
         if isinstance(self.stop, str):
@@ -237,6 +237,7 @@ class CompletionOutput(msgspec.Struct, kw_only=True):
 
     @property
     def finished(self) -> bool:
+        """Whether it has ended."""
         return self.finish_reason is not None
 
 

@@ -106,7 +106,7 @@ def test_a_long_prompt_does_not_hold_up_decode() -> None:
         pass
     engine.add(make_request(2, list(range(100)), 5))
     for _ in range(12):
-        assert [u.id for u in engine.step()][0] == 1, "the running request gets a token each step"
+        assert next(u.id for u in engine.step()) == 1, "the running request gets a token each step"
 
 
 def test_a_step_that_raises_ends_only_the_request_at_fault() -> None:
@@ -187,7 +187,9 @@ def test_blocks_of_a_request_that_was_not_finite_are_cleaned() -> None:
     engine.add(make_request(2, [3, 4], 6))
     run(engine)
     cleaned = {
-        pair for b in engine.runner.batches for pair in map(tuple, b.copies.tolist())  # type: ignore[attr-defined]
+        pair
+        for b in engine.runner.batches
+        for pair in map(tuple, b.copies.tolist())  # type: ignore[attr-defined]
     }
     assert {source for source, _ in cleaned} == {0}
     assert len(cleaned) == 3

@@ -1,4 +1,4 @@
-"""The library's own models over paged attention: the tokens of the library's generate, or a reason."""
+"""Models of the transformers library over paged attention: its tokens, or a reason why not."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ class OddForCausalLM(LlamaForCausalLM):
 
 @pytest.fixture
 def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint that brings its own code; what the library copies of it stays in a folder here."""
+    """A checkpoint that brings its own code, which the library copies to a folder of its cache."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     path = tmp_path / "odd"
     save(*RUN["native llama"], path)
@@ -294,7 +294,10 @@ LONGROPE = {
 
 
 @pytest.mark.parametrize("max_model_len", [64, 512])
-def test_longrope_is_the_same_in_every_step(max_model_len: int, tmp_path: Path) -> None:
+def test_longrope_is_the_same_in_every_step(
+    max_model_len: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOVETAIL_ALLOW_LONG_MAX_MODEL_LEN", "1")
     settings = FAMILIES["phi3"] | {"original_max_position_embeddings": 64}
     save("phi3", settings | {"rope_parameters": LONGROPE}, tmp_path)
     library, native = (

@@ -32,5 +32,5 @@ PLUGIN = PlatformPlugin(
     create=_create,
     priority=10,
     # Threads that wait for each other sleep soon: spinning starves whoever shares the cores.
-    environment={"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"},
+    environment={"GOMP_SPINCOUNT": "4000", "KMP_BLOCKTIME": "1"},
 )

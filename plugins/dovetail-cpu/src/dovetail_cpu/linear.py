@@ -13,7 +13,7 @@ _ROWS_HINT = 64
 
 def can_pack(weight: Tensor) -> bool:
     """Whether this build of torch has oneDNN's kernels for the weight's dtype on this machine."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -35,5 +35,6 @@ class PackedLinear:
         self.bias = None if bias is None else bias.contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
+        """(T, in) to (T, out)."""
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return out

@@ -54,10 +54,12 @@ class AttentionNeed:
 
     @property
     def features(self) -> frozenset[str]:
+        """What the layers ask for beyond plain causal attention."""
         return frozenset[str]().union(*(spec.features for spec in self.specs))
 
     @property
     def head_sizes(self) -> frozenset[int]:
+        """The head sizes of all layers."""
         return frozenset(spec.head_size for spec in self.specs)
 
 
@@ -83,7 +85,13 @@ class AttentionBackend(Protocol):
         ...
 
     def attend(
-        self, q_THE: Array, k_TKE: Array, v_TKE: Array, cache: Array, plan: object, spec: AttentionSpec
+        self,
+        q_THE: Array,
+        k_TKE: Array,
+        v_TKE: Array,
+        cache: Array,
+        plan: object,
+        spec: AttentionSpec,
     ) -> tuple[Array, Array]:
         """Write keys and values to the cache, then attend causally.
 
@@ -94,5 +102,5 @@ class AttentionBackend(Protocol):
         ...
 
     def copy_blocks(self, caches: Sequence[Array], pairs: IntArray) -> Sequence[Array]:
-        """Copy whole blocks in every layer; ``pairs`` is (n, 2) of (from, to). Returns the caches."""
+        """Copy whole blocks in every layer; ``pairs`` is (n, 2), (from, to). Returns the caches."""
         ...

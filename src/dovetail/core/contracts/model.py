@@ -49,8 +49,8 @@ class Linear:
     bias_sources: tuple[str, ...] = ()
     """Checkpoint names of the biases, one per source; empty: no bias."""
     split: Literal["out", "in"] | None = None
-    """The axis that tensor parallelism splits: ``out`` within each entry of ``out_features``; ``in``
-    is followed by an all-reduce, so that only one device may add the bias."""
+    """The axis that tensor parallelism splits: ``out`` within each entry of ``out_features``;
+    ``in`` is followed by an all-reduce, so that only one device may add the bias."""
     transposed: bool = False
     """The checkpoint stores W as (in, out), as GPT-2 does."""
     tied_to: str | None = None

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 from dovetail.core.contracts.attention import AttentionSpec
+from dovetail.core.errors import PluginError
 from dovetail.core.types import Array
 
 __all__ = ["OP_NAMES", "Op", "OpTable", "Ops"]
@@ -25,12 +26,14 @@ class Ops(Protocol):
         """Rows of a table: (T, D)."""
 
     def linear(self, x: Array, weight: Array) -> Array:
-        """``x @ W.T + b``. ``weight`` is what ``bind_linear`` made of W (out, in) and b (out,) or None."""
+        """``x @ W.T + b``; ``weight`` is what the platform bound W (out, in) and b (out,) to."""
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         """Root-mean-square norm over the last axis in float32 (Zhang and Sennrich, 2019)."""
 
-    def add_rms_norm(self, x: Array, residual: Array, weight: Array, eps: float) -> tuple[Array, Array]:
+    def add_rms_norm(
+        self, x: Array, residual: Array, weight: Array, eps: float
+    ) -> tuple[Array, Array]:
         """``s = x + residual``; returns (rms_norm(s), s)."""
 
     def layer_norm(self, x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
@@ -51,15 +54,23 @@ class Ops(Protocol):
     def gelu_tanh(self, x: Array) -> Array:
         """gelu with the tanh approximation."""
 
-    def relu(self, x: Array) -> Array: ...
+    def relu(self, x: Array) -> Array:
+        """``max(x, 0)``."""
 
-    def silu(self, x: Array) -> Array: ...
+    def silu(self, x: Array) -> Array:
+        """``x * sigmoid(x)``."""
 
     def soft_cap(self, x: Array, cap: float) -> Array:
         """``cap * tanh(x / cap)``."""
 
     def attention(
-        self, q_THE: Array, k_TKE: Array, v_TKE: Array, cache: Array, plan: object, spec: AttentionSpec
+        self,
+        q_THE: Array,
+        k_TKE: Array,
+        v_TKE: Array,
+        cache: Array,
+        plan: object,
+        spec: AttentionSpec,
     ) -> tuple[Array, Array]:
         """Write to the KV cache and attend; the runner binds this to the chosen backend."""
 
@@ -99,11 +110,11 @@ class OpTable:
         tolerance: Mapping[str, float] | None = None,
     ) -> None:
         """Use ``function`` for ``name``. Raises PluginError for a name that is not in the table."""
-        from dovetail.core.errors import PluginError
-
         if name not in self.references:
             known = ", ".join(sorted(self.references))
-            raise PluginError(f"{origin} overrides the op {name!r}, which does not exist; ops: {known}.")
+            raise PluginError(
+                f"{origin} overrides the op {name!r}, which does not exist; ops: {known}."
+            )
         self.overrides[name] = Op(
             function=function,
             origin=origin,

@@ -108,7 +108,7 @@ class Platform(ABC):
 
     def synchronize(self) -> None:
         """Wait for all work given to the device. Default: steps are synchronous, nothing to do."""
-        return None
+        return
 
 
 @dataclass(frozen=True, kw_only=True)

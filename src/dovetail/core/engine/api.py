@@ -72,6 +72,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether requests can be served now."""
+
     state: EngineState
     reason: str = ""
     """Why it is not ready, in one line; while loading, how far it is."""
@@ -105,10 +107,14 @@ class EngineClient(Protocol):
     """None with ``skip_tokenizer_init``: prompts must be token ids, answers are token ids."""
 
     @property
-    def status(self) -> EngineStatus: ...
+    def status(self) -> EngineStatus:
+        """Whether requests can be served now."""
+        ...
 
     @property
-    def stats(self) -> EngineStats: ...
+    def stats(self) -> EngineStats:
+        """The latest figures."""
+        ...
 
     def stream(
         self,

@@ -77,7 +77,11 @@ class AsyncEngine:
     """
 
     def __init__(
-        self, config: EngineConfig, selection: Selection, facts: ModelFacts, tokenizer: Tokenizer | None
+        self,
+        config: EngineConfig,
+        selection: Selection,
+        facts: ModelFacts,
+        tokenizer: Tokenizer | None,
     ) -> None:
         self.config = config
         self.selection = selection

@@ -97,7 +97,7 @@ def _load(
 
 
 def scheduler_config(resolved: ResolvedConfig, num_blocks: int) -> SchedulerConfig:
-    """The scheduler's part of the settings; ``num_blocks`` can be given out, block 0 comes on top."""
+    """The scheduler's part of the settings, for ``num_blocks`` blocks besides block 0."""
     return SchedulerConfig(
         num_blocks=num_blocks + 1,
         block_size=resolved.block_size,

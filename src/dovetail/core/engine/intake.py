@@ -95,7 +95,9 @@ class Intake:
 
     def _check_tokens(self, token_ids: list[int], params: SamplingParams) -> None:
         if not token_ids:
-            raise RequestError("The prompt is empty: it must have at least one token.", param="prompt")
+            raise RequestError(
+                "The prompt is empty: it must have at least one token.", param="prompt"
+            )
         self._check_ids("prompt", token_ids)
         self._check_ids("stop_token_ids", params.stop_token_ids or ())
         self._check_ids("allowed_token_ids", params.allowed_token_ids or ())

@@ -115,7 +115,9 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         if not isinstance(error, DovetailError):
             _log.exception("the engine failed")
-        text = str(error) if isinstance(error, DovetailError) else f"{type(error).__name__}: {error}"
+        text = (
+            str(error) if isinstance(error, DovetailError) else f"{type(error).__name__}: {error}"
+        )
         channel.outbox.send(encode(Failed(kind=type(error).__name__, message=text)))
         return EXIT_FAILED
     finally:

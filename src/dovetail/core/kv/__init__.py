@@ -1,1 +1,1 @@
-"""Which KV blocks exist, who refers to them, and which hold a known prefix. No arrays of a device."""
+"""Which KV blocks exist, who refers to them, which hold a known prefix. Plain host code."""

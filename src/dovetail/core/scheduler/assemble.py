@@ -81,9 +81,7 @@ def _sampling(table: RowTable, rows: IntArray) -> SamplingBatch:
         top_p=table.top_p[rows],
         min_p=table.min_p[rows],
         uniform=(
-            np.zeros(len(rows), np.float32)
-            if all_greedy
-            else uniform(table.seed[rows], num_tokens)
+            np.zeros(len(rows), np.float32) if all_greedy else uniform(table.seed[rows], num_tokens)
         ),
         num_generated=num_tokens - table.num_prompt[rows],
         all_greedy=all_greedy,

@@ -66,7 +66,7 @@ def _complete(
         return
     if ended:
         update.finish_reason = "stop" if stopped else "length"
-    if stopped and update.token_ids[0] in params.stop_token_ids:
+    if stopped and update.token_ids[0] in (params.stop_token_ids or ()):
         update.stop_reason = update.token_ids[0]
     if params.logprobs is not None and output.logprobs is not None:
         update.logprobs = [_alternatives(output.logprobs, i, params.logprobs)]

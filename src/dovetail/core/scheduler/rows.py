@@ -57,6 +57,7 @@ class RowTable:
 
     @property
     def num_vacant(self) -> int:
+        """Rows that nobody has."""
         return len(self._vacant)
 
     def at(self, row: int) -> Sequence:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from dovetail.core.batch import Batch, JoinedRow, StepOutput
 from dovetail.core.errors import InvariantError
@@ -92,7 +93,7 @@ class Scheduler:
         )
         self.sequences: dict[int, Sequence] = {}
         self.stats = SchedulerStats()
-        self._under_way: dict[int, IntArray] = {}
+        self._under_way: dict[int, npt.NDArray[np.int64]] = {}
         """Epochs of the rows of each step that was scheduled and has not come in."""
         self._suspects: list[Sequence] = []
         """Sequences of a step that failed: each runs alone until it has a token, or fails."""

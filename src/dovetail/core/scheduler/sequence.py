@@ -66,11 +66,17 @@ class WaitingQueue(Protocol):
         """Put back a sequence that had a row, ahead of its equals."""
         ...
 
-    def peek(self) -> Sequence | None: ...
+    def peek(self) -> Sequence | None:
+        """Whose turn it is; None if nobody waits."""
+        ...
 
-    def pop(self) -> Sequence: ...
+    def pop(self) -> Sequence:
+        """Take out whose turn it is."""
+        ...
 
-    def remove(self, sequence: Sequence) -> None: ...
+    def remove(self, sequence: Sequence) -> None:
+        """Take out a sequence that is here."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -88,6 +94,7 @@ class FirstComeQueue:
         self.remove = self._items.remove
 
     def peek(self) -> Sequence | None:
+        """See ``WaitingQueue``."""
         return self._items[0] if self._items else None
 
     def __len__(self) -> int:
@@ -104,20 +111,22 @@ class PriorityQueue:
         self._heap: list[tuple[int, float, int, Sequence]] = []
 
     def push(self, sequence: Sequence) -> None:
+        """See ``WaitingQueue``."""
         request = sequence.request
-        heapq.heappush(
-            self._heap, (request.priority, request.arrival_time, request.id, sequence)
-        )
+        heapq.heappush(self._heap, (request.priority, request.arrival_time, request.id, sequence))
 
     push_front = push
 
     def peek(self) -> Sequence | None:
+        """See ``WaitingQueue``."""
         return self._heap[0][3] if self._heap else None
 
     def pop(self) -> Sequence:
+        """See ``WaitingQueue``."""
         return heapq.heappop(self._heap)[3]
 
     def remove(self, sequence: Sequence) -> None:
+        """See ``WaitingQueue``."""
         self._heap = [entry for entry in self._heap if entry[3] is not sequence]
         heapq.heapify(self._heap)
 

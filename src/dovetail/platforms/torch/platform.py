@@ -31,7 +31,7 @@ class TorchPlatform(Platform):
 
     def override_ops(self, table: OpTable) -> None:
         """Enter this platform's own ops. Default: the references serve."""
-        return None
+        return
 
     def bind_linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> BoundLinear:
         """Repack the weight (out, in) and bias (out,) of a linear layer once, after loading."""
@@ -51,7 +51,7 @@ class TorchPlatform(Platform):
         return TorchRunner(self, config)
 
 
-def attention_registry() -> Registry[type[AttentionBackend]]:
+def attention_registry() -> Registry[Callable[[torch.device], AttentionBackend]]:
     """Attention backends that are installed and that ``DOVETAIL_PLUGINS`` admits."""
 
     def refuse(found: object) -> str | None:

@@ -134,7 +134,9 @@ class TorchRunner:
         index, target = self._tensor(need.token_index), self._tensor(need.target)
         parts = [
             self._sampler.logprobs(self._model.logits(hidden[i]), t, need.num_logprobs)
-            for i, t in zip(index.split(_LOGIT_ROWS), target.split(_LOGIT_ROWS), strict=True)
+            for i, t in zip(
+                torch.split(index, _LOGIT_ROWS), torch.split(target, _LOGIT_ROWS), strict=True
+            )
         ]
         return LogprobTensors(*(torch.cat(column) for column in zip(*parts, strict=True)))
 

@@ -45,6 +45,7 @@ class TransformersModel:
     Args:
         model: The whole causal language model, bound for the platform. Changed in place.
         way: How steps reach its layers.
+        device: Where it is.
         max_model_len: The longest sequence.
 
     Raises:
@@ -52,14 +53,14 @@ class TransformersModel:
     """
 
     @torch.inference_mode()
-    def __init__(self, model: Any, way: Way, max_model_len: int) -> None:
+    def __init__(self, model: Any, way: Way, device: torch.device, max_model_len: int) -> None:
         self._name = type(model).__name__
         self._carry = way.carry
         self._trunk = _trunk(model)
         num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
-        self.attention_specs, output = find_specs(self._call, num_layers, model.device)
+        self.attention_specs, output = find_specs(self._call, num_layers, device)
         model.set_attn_implementation(way.attention)
-        check_independence(self._call, model.device)
+        check_independence(self._call, device)
         check_windows(model.config, self.attention_specs, max_model_len)
         self._head = make_head(model, self._trunk, type(output))
         self.vocab_size: int = self.logits(output[0][0]).shape[1]
@@ -124,7 +125,7 @@ def load_transformers_model(
     yield from bind_weights(model, platform, total_bytes)
     with _named(name):
         way = BY_CACHE if is_older else BY_KEYWORD
-        return TransformersModel(model, way, config.max_model_len)
+        return TransformersModel(model, way, platform.device, config.max_model_len)
 
 
 def _trunk(model: Any) -> Any:

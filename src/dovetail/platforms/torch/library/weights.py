@@ -1,8 +1,9 @@
 """The library's model with the checkpoint's weights, bound for the platform.
 
 The library renames, splits and fuses a checkpoint's tensors, ties what is tied and computes the
-buffers that are not stored. It is given views of the mapped files, so that nothing is copied but
-what it changes or what the platform repacks.
+buffers that are not stored. It maps the files, so that nothing is copied but what it changes or
+what the platform repacks. Its mappings are private copies on write, as its initialisation may
+write to tensors that it has loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from dovetail.core.contracts.runner import RunnerConfig
 from dovetail.core.errors import CheckpointError
 from dovetail.core.models.weights import open_checkpoint
-from dovetail.platforms.torch.dtypes import from_numpy, torch_dtype
+from dovetail.platforms.torch.dtypes import torch_dtype
 from dovetail.platforms.torch.platform import TorchPlatform
 
 __all__ = ["bind_weights", "read_model"]
@@ -54,22 +55,22 @@ def read_model(
             )
         return model.eval(), sum(tensor.nbytes for tensor in model.parameters())
     checkpoint = open_checkpoint(config.model_path)
-    views = {name: from_numpy(checkpoint.tensor(name)) for name in checkpoint.shapes}
     try:
         with _quiet():
             model, report = model_class.from_pretrained(
-                None,
+                config.model_path,
                 config=library_config,
-                state_dict=views,
                 dtype=dtype,
                 attn_implementation=attention,
+                use_safetensors=True,
+                local_files_only=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"transformers {transformers.__version__} cannot bring the checkpoint's tensors into"
-            f" the form of {model_class.__name__}: {str(error).splitlines()[0]:.200}"
+            f"transformers {transformers.__version__} cannot read the checkpoint into"
+            f" {model_class.__name__}: {str(error).splitlines()[0]:.200}"
         ) from error
     _check(report)
     return model, checkpoint.total_bytes
