@@ -17,7 +17,7 @@ import zmq.asyncio
 
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.engine.messages import FromEngine, ToEngine, decode_from_engine, encode
-from dovetail.core.engine.process import Start
+from dovetail.core.engine.process import Start, addresses
 
 __all__ = ["EngineChild"]
 
@@ -35,8 +35,8 @@ class EngineChild:
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.SNDHWM, 0)
             socket.setsockopt(zmq.RCVHWM, 0)
-        self._outbox.bind(_addresses(folder)[0])
-        self._inbox.bind(_addresses(folder)[1])
+        self._outbox.bind(addresses(folder)[0])
+        self._inbox.bind(addresses(folder)[1])
 
     @classmethod
     async def start(
@@ -55,12 +55,13 @@ class EngineChild:
             sys.executable,
             "-m",
             "dovetail.core.engine.process",
-            *_addresses(folder),
+            str(folder),
+            str(os.getpid()),
             env={"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", **environment, **os.environ},
             stdin=asyncio.subprocess.DEVNULL,
         )
         child = cls(process, zmq.asyncio.Context(), folder)
-        start = Start(config=config, platform=platform, parent=os.getpid(), log_level=log_level)
+        start = Start(config=config, platform=platform, log_level=log_level)
         await child._outbox.send(msgspec.msgpack.encode(start))
         return child
 
@@ -93,7 +94,3 @@ class EngineChild:
         self._outbox.close(0)
         self._context.term()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _addresses(folder: Path) -> tuple[str, str]:
-    return f"ipc://{folder}/in", f"ipc://{folder}/out"

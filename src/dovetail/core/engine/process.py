@@ -1,7 +1,7 @@
-"""The engine process: ``python -m dovetail.core.engine.process ADDRESS_IN ADDRESS_OUT``.
+"""The engine process: ``python -m dovetail.core.engine.process FOLDER PARENT``.
 
-Takes a :class:`Start` and then requests from the first socket, sends what happens to the second.
-It ends when it is told to, when its parent is gone, or with a failure that it reports first.
+Takes a :class:`Start` and then requests from one socket in the folder, sends what happens to the
+other. It ends when it is told to, when its parent is gone, or with a failure that it reports first.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import msgspec
 import zmq
@@ -34,7 +36,7 @@ from dovetail.core.engine.messages import (
 )
 from dovetail.core.errors import DovetailError
 
-__all__ = ["EXIT_FAILED", "Start", "main"]
+__all__ = ["EXIT_FAILED", "Start", "addresses", "main"]
 
 EXIT_FAILED = 3
 """Exit status after a failure that was reported."""
@@ -44,31 +46,34 @@ _STATS_S = 0.05
 _log = logging.getLogger(__name__)
 
 
+def addresses(folder: Path) -> tuple[str, str]:
+    """The addresses of the two sockets in a folder: to the engine, and from it."""
+    return f"ipc://{folder}/in", f"ipc://{folder}/out"
+
+
 class Start(msgspec.Struct, kw_only=True):
     """The first message: everything the process needs to know."""
 
     config: EngineConfig
     platform: str
-    parent: int
-    """Process id of the front end; the engine ends when it is no longer its parent."""
     log_level: str = "INFO"
 
 
 class _Channel:
     """The sockets of the process. The heartbeat thread has a socket of its own."""
 
-    def __init__(self, address_in: str, address_out: str) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._context = zmq.Context()
-        self._address_out = address_out
         self.inbox = self._context.socket(zmq.PULL)
-        self.inbox.connect(address_in)
+        self.inbox.connect(addresses(folder)[0])
         self.outbox = self.open_outbox()
 
     def open_outbox(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PUSH)
         socket.setsockopt(zmq.LINGER, 1000)
         socket.setsockopt(zmq.SNDHWM, 0)
-        socket.connect(self._address_out)
+        socket.connect(addresses(self.folder)[1])
         return socket
 
     def close(self) -> None:
@@ -91,6 +96,7 @@ class _Heart(threading.Thread):
         outbox = self._channel.open_outbox()
         while not self._stopped.wait(_HEARTBEAT_S):
             if os.getppid() != self._parent:
+                shutil.rmtree(self._channel.folder, ignore_errors=True)
                 os._exit(1)
             core = self.core
             steps = core.scheduler.stats.num_steps if core else 0
@@ -105,11 +111,11 @@ class _Heart(threading.Thread):
 def main(arguments: list[str]) -> int:
     """Run until told to end; returns the exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel = _Channel(arguments[0], arguments[1])
+    channel = _Channel(Path(arguments[0]))
+    heart = _Heart(channel, parent=int(arguments[1]))
+    heart.start()
     start = msgspec.msgpack.decode(channel.inbox.recv(), type=Start)
     logging.basicConfig(level=start.log_level, format="%(levelname)s %(name)s: %(message)s")
-    heart = _Heart(channel, start.parent)
-    heart.start()
     try:
         _serve(channel, heart, start)
     except Exception as error:
