@@ -4,81 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.checkpoints import make_checkpoint
-from tests.ports import free_port
+from tests.servers import Server
 
 NUM_STREAMS = 200
 ROUNDS = 10
 NUM_PROMPTS = 25
 
 
-class Server:
-    """A ``dovetail serve`` process and its address."""
-
-    def __init__(self, model: Path, log: Path) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        command = [
-            sys.executable,
-            "-m",
-            "dovetail",
-            "serve",
-            str(model),
-            "--served-model-name",
-            "m",
-        ]
-        flags = ["--device", "cpu", "--dtype", "float32", "--port", str(port), "--threads", "1"]
-        with log.open("wb") as output:
-            self.process = subprocess.Popen([*command, *flags], stderr=output, stdout=output)
-        for _ in range(600):
-            if _status(self.url) == 200:
-                return
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.1)
-        raise RuntimeError(f"the server is not ready: {log.read_text()[-2000:]}")
-
-    def pids(self) -> list[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [self.process.pid, *map(int, children.split())]
-
-    def resident_bytes(self) -> int:
-        page = os.sysconf("SC_PAGE_SIZE")
-        return sum(int(Path(f"/proc/{p}/statm").read_text().split()[1]) * page for p in self.pids())
-
-    def gauge(self, name: str) -> float:
-        text = httpx.get(f"{self.url}/metrics").text
-        match = re.search(rf"^{re.escape(name)}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
-        assert match, f"{name} is not among the metrics"
-        return float(match.group(1))
-
-
-def _status(url: str) -> int:
-    try:
-        return httpx.get(f"{url}/ready").status_code
-    except httpx.TransportError:
-        return 0
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    server = Server(make_checkpoint("llama", folder / "model"), folder / "log")
+    model = make_checkpoint("llama", folder / "model")
+    flags = ["--served-model-name", "m", "--device", "cpu", "--dtype", "float32", "--threads", "1"]
+    server = Server(folder / "log", str(model), *flags)
     yield server
-    server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(20) == 0
+    assert server.stop() == 0
 
 
 async def read_stream(

@@ -56,6 +56,9 @@ class _Prefill:
 class _Plan:
     blocks_T: Tensor
     offsets_T: Tensor
+    """Where each token's key and value go: its KV block, and the place in the block."""
+    places: list[tuple[int, int]]
+    """The same on the host, if there is one token; else empty."""
     decodes: list[_Decode]
     prefills: list[_Prefill]
     biases: dict[tuple[int, int | None], Tensor]
@@ -92,6 +95,7 @@ class SdpaAttention:
         return _Plan(
             blocks_T=self._tensor(blocks),
             offsets_T=self._tensor(offsets),
+            places=[(int(blocks[0]), int(offsets[0]))] if len(blocks) == 1 else [],
             decodes=self._plan_decodes(batch, need.block_size),
             prefills=[self._plan_prefill(batch, i, need.block_size) for i in prefill.tolist()],
             biases={},
@@ -141,8 +145,7 @@ class SdpaAttention:
         """Write, then attend. The cache is changed in place."""
         if not isinstance(plan, _Plan):
             raise TypeError(f"a plan of another backend: {type(plan).__name__}")
-        cache[0].permute(1, 2, 0, 3)[plan.blocks_T, plan.offsets_T] = k_TKE.to(cache.dtype)
-        cache[1].permute(1, 2, 0, 3)[plan.blocks_T, plan.offsets_T] = v_TKE.to(cache.dtype)
+        _write(cache, k_TKE, v_TKE, plan)
         if len(plan.decodes) == 1 and plan.decodes[0].tokens_R is None:
             return self._decode(q_THE, cache, plan, 0, spec), cache
         out_THE = torch.empty_like(q_THE)
@@ -162,9 +165,7 @@ class SdpaAttention:
         """One query token per row: (R, H, E) in and out."""
         group = plan.decodes[index]
         num_rows, kv, size = len(q_RHE), spec.num_kv_heads, spec.head_size
-        keys, values = (
-            half.index_select(1, group.blocks_X).view(kv, num_rows, -1, size) for half in cache
-        )
+        keys, values = cache.index_select(2, group.blocks_X).view(2, kv, num_rows, -1, size)
         query = q_RHE.view(num_rows, kv, -1, size).transpose(0, 1).to(cache.dtype)
         bias = _bias(plan, index, spec, q_RHE.dtype, group.positions_R1, group.keys_RL)
         out = _dense_attention(query, keys, values, bias[None, :, None], spec)
@@ -183,10 +184,8 @@ class SdpaAttention:
         if row.blocks is None:
             keys_KLE, values_KLE = (x.transpose(0, 1).to(dtype) for x in fresh)
         else:
-            keys_KLE, values_KLE = (
-                half.index_select(1, row.blocks).view(kv, -1, size)[:, : row.length].to(dtype)
-                for half in cache
-            )
+            gathered = cache.index_select(2, row.blocks).view(2, kv, -1, size)
+            keys_KLE, values_KLE = gathered[:, :, : row.length].to(dtype)
         query = q_THE.view(row.count, kv, -1, size).permute(1, 2, 0, 3)
         out = torch.empty_like(q_THE).view(row.count, kv, -1, size).permute(1, 2, 0, 3)
         before = row.length - row.count
@@ -205,6 +204,18 @@ class SdpaAttention:
         for cache in caches:
             cache[:, :, target] = cache[:, :, source]
         return caches
+
+
+def _write(cache: Tensor, k_TKE: Tensor, v_TKE: Tensor, plan: _Plan) -> None:
+    """Put each token's key and value into its place; a single token without an index kernel."""
+    if len(plan.places) == 1:
+        ((block, offset),) = plan.places
+        cache[0, :, block, offset].copy_(k_TKE[0])
+        cache[1, :, block, offset].copy_(v_TKE[0])
+        return
+    by_place = cache.permute(0, 2, 3, 1, 4)
+    by_place[0, plan.blocks_T, plan.offsets_T] = k_TKE.to(cache.dtype)
+    by_place[1, plan.blocks_T, plan.offsets_T] = v_TKE.to(cache.dtype)
 
 
 def _attend_chunk(q_KGTE: Tensor, k_KLE: Tensor, v_KLE: Tensor, spec: AttentionSpec) -> Tensor:

@@ -129,3 +129,8 @@ def all_params():
         SamplingParams(allowed_token_ids=[2, 3, 5, 7, 11], temperature=1.5),
         SamplingParams(min_tokens=4, max_tokens=9, temperature=0.0),
     ]
+
+
+def logits_of(count, vocab, seed=0, scale=3.0, dtype=torch.float32):
+    rng = np.random.default_rng(seed)
+    return torch.tensor(rng.normal(size=(count, vocab)) * scale, dtype=torch.float32).to(dtype)

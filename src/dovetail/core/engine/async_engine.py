@@ -331,7 +331,8 @@ class AsyncEngine:
             case Heartbeat():
                 pass
             case Loading(name=name, done=done, total=total):
-                await self._set_status(self._status.state, _progress(name, done, total))
+                share = f" {100 * done // total}%" if total else ""
+                await self._set_status(self._status.state, name + share)
             case Ready():
                 await self._resume(child, message)
             case Failed(message=text):
@@ -391,10 +392,6 @@ class AsyncEngine:
         if child is not None:
             await child.send(Control(name="shutdown"))
             await child.end(2.0)
-
-
-def _progress(name: str, done: int, total: int) -> str:
-    return f"{name} {100 * done // total}%" if total else name
 
 
 def _log_level() -> str:

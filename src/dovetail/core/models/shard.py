@@ -5,9 +5,11 @@ Format: https://huggingface.co/docs/safetensors: eight bytes of header length, a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,10 @@ class Entry:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+_MADV_POPULATE_READ = 22
+"""Linux 5.14 and later; Python has no name for it yet."""
+
+
 class Shard:
     """A file and its tensors. The header is read at once, the data mapped on first use.
 
@@ -80,12 +86,17 @@ class Shard:
         return values.reshape(entry.shape)
 
     def read_ahead(self, name: str) -> None:
-        """Ask the system to start reading a tensor, without waiting. Only a hint."""
+        """Have the system map a tensor's pages at once, which costs less than one by one.
+
+        Waits for the disk if the file is not cached. Where the system cannot do it, nothing
+        happens: pages are mapped as they are touched.
+        """
         entry = self.entries[name]
         start = entry.begin - entry.begin % mmap.PAGESIZE
-        if entry.num_bytes and hasattr(mmap, "MADV_WILLNEED"):
-            length = entry.begin + entry.num_bytes - start
-            self._mapped().madvise(mmap.MADV_WILLNEED, start, length)
+        length = entry.begin + entry.num_bytes - start
+        if entry.num_bytes and sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                self._mapped().madvise(_MADV_POPULATE_READ, start, length)
 
     def _mapped(self) -> mmap.mmap:
         if self._map is None:

@@ -160,6 +160,9 @@ class _Binder:
 
     def bind(self, leaf: Leaf) -> tuple[Any, int]:
         """What the model will be given for a leaf, and the bytes that were read for it."""
+        if isinstance(leaf, Linear):
+            for name in leaf.sources:
+                self._source.read_ahead(name)
         parts = assemble(leaf, self._source)
         num_bytes = sum(array.nbytes for array in (*parts.weights, *parts.biases))
         if isinstance(leaf, Linear):

@@ -69,7 +69,9 @@ def rotary(x_THE: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
     """Entries beyond the first 2F of a head stay as they are."""
     half = cos_TF.shape[-1]
     cos, sin = cos_TF[:, None], sin_TF[:, None]
-    a, b = x_THE[..., : 2 * half].float().chunk(2, dim=-1)
+    # One dtype for all operands: kernels of mixed dtypes are slow on CPUs.
+    exact = torch.promote_types(x_THE.dtype, cos_TF.dtype)
+    a, b = x_THE[..., : 2 * half].to(exact).chunk(2, dim=-1)
     rest = x_THE[..., 2 * half :]
     turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_THE.dtype)
     return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
