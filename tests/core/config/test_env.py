@@ -19,7 +19,7 @@ def test_reads_the_known_variables():
             "DOVETAIL_ALLOW_LONG_MAX_MODEL_LEN": "1",
         }
     )
-    assert found == Environment(device="cpu", plugins=("a", "b"), allow_long_max_model_len=True)
+    assert found == Environment(device="cpu", allow_long_max_model_len=True)
 
 
 def test_unknown_variables_are_warned_about(caplog):

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 KNOWN_VARIABLES: dict[str, str] = {
     "DOVETAIL_DEVICE": "Platform to run on, unless --device names one.",
     "DOVETAIL_ATTENTION_BACKEND": "Attention backend, unless --attention-backend names one.",
-    "DOVETAIL_PLUGINS": "Comma-separated platforms that may be loaded; others are not looked at.",
+    "DOVETAIL_PLUGINS": "Comma-separated plug-ins or packages whose code may run; empty: only built-ins.",
     "DOVETAIL_PROBE_TIMEOUT": "Seconds that a platform may take to say whether it is usable.",
     "DOVETAIL_API_KEY": "Key that clients of the server must send, unless --api-key names some.",
     "DOVETAIL_ALLOW_LONG_MAX_MODEL_LEN": "1 allows max_model_len beyond the model's own limit.",
@@ -35,9 +35,6 @@ class Environment:
 
     device: str | None = None
     attention_backend: str | None = None
-    plugins: tuple[str, ...] | None = None
-    """Platforms that may be loaded; None allows all."""
-    api_key: str | None = None
     allow_long_max_model_len: bool = False
 
 
@@ -54,12 +51,9 @@ def read_environment(environ: Mapping[str, str] = os.environ, *, warn: bool = Tr
     if warn:
         for line in unknown_variables(environ):
             _log.warning("%s", line)
-    plugins = environ.get("DOVETAIL_PLUGINS")
     return Environment(
         device=environ.get("DOVETAIL_DEVICE") or None,
         attention_backend=environ.get("DOVETAIL_ATTENTION_BACKEND") or None,
-        plugins=tuple(n.strip() for n in plugins.split(",") if n.strip()) if plugins else None,
-        api_key=environ.get("DOVETAIL_API_KEY") or None,
         allow_long_max_model_len=_flag(environ, "DOVETAIL_ALLOW_LONG_MAX_MODEL_LEN"),
     )
 
