@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 KNOWN_VARIABLES: dict[str, str] = {
     "DOVETAIL_DEVICE": "Platform to run on, unless --device names one.",
     "DOVETAIL_ATTENTION_BACKEND": "Attention backend, unless --attention-backend names one.",
-    "DOVETAIL_PLUGINS": "Comma-separated plug-ins or packages whose code may run; empty: only built-ins.",
+    "DOVETAIL_PLUGINS": "Plug-ins or packages whose code may run; empty: built-ins only.",
     "DOVETAIL_PROBE_TIMEOUT": "Seconds that a platform may take to say whether it is usable.",
     "DOVETAIL_API_KEY": "Key that clients of the server must send, unless --api-key names some.",
     "DOVETAIL_ALLOW_LONG_MAX_MODEL_LEN": "1 allows max_model_len beyond the model's own limit.",
