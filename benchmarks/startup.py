@@ -1,6 +1,6 @@
 """Seconds from the command to the first token of a server.
 
-    python benchmarks/startup.py MODEL [--runs 3] [-- FLAGS OF dovetail serve]
+    python benchmarks/startup.py MODEL [--runs 3] [FLAGS OF dovetail serve]
 
 Starts ``dovetail serve``, asks for one token until it comes, and stops the server again.
 """
@@ -62,9 +62,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("flags", nargs="*", help="flags of dovetail serve, after --")
-    args = parser.parse_args()
-    times = sorted(measure(args.model, args.flags) for _ in range(args.runs))
+    args, flags = parser.parse_known_args()
+    times = sorted(measure(args.model, flags) for _ in range(args.runs))
     print(
         f"first token after {times[len(times) // 2]:.2f} s (median of {args.runs}: "
         f"{', '.join(f'{t:.2f}' for t in times)})"

@@ -71,23 +71,19 @@ def _tokens(
 
 
 def _sampling(table: RowTable, rows: IntArray) -> SamplingBatch:
-    temperature = table.temperature[rows]
+    fixed = table.sampling_of(rows)
     num_tokens = table.num_tokens[rows]
-    alternatives = int(table.wants_logprobs[rows].max()) if len(rows) else 0
-    all_greedy = not temperature.any()
     return SamplingBatch(
-        temperature=temperature,
-        top_k=table.top_k[rows],
-        top_p=table.top_p[rows],
-        min_p=table.min_p[rows],
-        uniform=(
-            np.zeros(len(rows), np.float32) if all_greedy else uniform(table.seed[rows], num_tokens)
-        ),
+        temperature=fixed.temperature,
+        top_k=fixed.top_k,
+        top_p=fixed.top_p,
+        min_p=fixed.min_p,
+        uniform=fixed.no_noise if fixed.all_greedy else uniform(fixed.seed, num_tokens),
         num_generated=num_tokens - table.num_prompt[rows],
-        all_greedy=all_greedy,
-        restricts=bool(table.restricts[rows].any()),
-        shapes_logits=bool(table.shapes_logits[rows].any()),
-        num_logprobs=alternatives - 1 if alternatives else None,
+        all_greedy=fixed.all_greedy,
+        restricts=fixed.restricts,
+        shapes_logits=fixed.shapes_logits,
+        num_logprobs=fixed.num_logprobs,
     )
 
 

@@ -50,9 +50,15 @@ class SequenceBlocks:
         """Give rows the blocks they are about to write; returns (from, to) copies to make first."""
         copies = [self._own_tail(int(row)) for row in rows[self.table.shares_tail[rows]]]
         missing = self._missing_each(rows, grants)
-        for i in np.flatnonzero(missing > 0).tolist():
-            row = int(rows[i])
-            self.table.add_blocks(row, self.table.at(row), self.pool.allocate(int(missing[i])))
+        short = missing > 0
+        rows, missing = rows[short], missing[short]
+        fresh = self.pool.allocate(int(missing.sum()))
+        if len(fresh) == len(rows):
+            self.table.add_one_block_each(rows, fresh)
+        else:
+            for row, count in zip(rows.tolist(), missing.tolist(), strict=True):
+                self.table.add_blocks(row, fresh[:count])
+                fresh = fresh[count:]
         return [copy for copy in copies if copy is not None]
 
     def _own_tail(self, row: int) -> tuple[int, int] | None:

@@ -43,7 +43,7 @@ def sequence_updates(
     ended = stopped | (known + 1 >= table.total[rows]) | ~output.finite[indices]
     special = ended | (table.wants_logprobs[rows] > 0) | (known == table.num_prompt[rows])
     updates = [
-        Update(id=request_id, token_ids=[token])
+        Update(request_id, [token])
         for request_id, token in zip(table.request_id[rows].tolist(), tokens.tolist(), strict=True)
     ]
     notable = []

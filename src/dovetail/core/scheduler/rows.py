@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+import numpy.typing as npt
 
 from dovetail.core.batch import JoinedRow
 from dovetail.core.errors import InvariantError
 from dovetail.core.scheduler.sequence import Sequence
-from dovetail.core.types import IntArray
+from dovetail.core.types import FloatArray, IntArray
 
-__all__ = ["RowTable"]
+__all__ = ["FixedSampling", "RowTable"]
 
 _NO_TOKEN = -1
+
+
+@dataclass(frozen=True)
+class FixedSampling:
+    """How some rows sample, as far as it does not change while they run. Arrays are (S,)."""
+
+    temperature: FloatArray
+    top_k: IntArray
+    top_p: FloatArray
+    min_p: FloatArray
+    seed: npt.NDArray[np.uint64]
+    no_noise: FloatArray
+    all_greedy: bool
+    restricts: bool
+    shapes_logits: bool
+    num_logprobs: int | None
 
 
 class RowTable:
@@ -54,6 +73,8 @@ class RowTable:
         self.order: IntArray = np.zeros(0, np.int32)
         """The occupied rows, in the order in which they were taken."""
         self._vacant = list(range(num_rows - 1, -1, -1))
+        self._last_sampling: tuple[IntArray, FixedSampling] | None = None
+        """The rows of the last step, and how they sample; None once a row has changed hands."""
 
     @property
     def num_vacant(self) -> int:
@@ -70,6 +91,7 @@ class RowTable:
     def join(self, sequence: Sequence, num_computed: int) -> JoinedRow:
         """Give a vacant row to a sequence whose first tokens are computed; its blocks are set."""
         row = self._vacant.pop()
+        self._last_sampling = None
         known = len(sequence.token_ids)
         sequence.row = row
         self.sequences[row] = sequence
@@ -115,6 +137,27 @@ class RowTable:
         self.stop_ids[row] = _NO_TOKEN
         self.stop_ids[row, : len(stops)] = stops
 
+    def sampling_of(self, rows: IntArray) -> FixedSampling:
+        """How these rows sample. Kept from step to step while the rows are the same."""
+        if self._last_sampling is not None and np.array_equal(self._last_sampling[0], rows):
+            return self._last_sampling[1]
+        temperature = self.temperature[rows]
+        alternatives = int(self.wants_logprobs[rows].max()) if len(rows) else 0
+        fixed = FixedSampling(
+            temperature=temperature,
+            top_k=self.top_k[rows],
+            top_p=self.top_p[rows],
+            min_p=self.min_p[rows],
+            seed=self.seed[rows],
+            no_noise=np.zeros(len(rows), np.float32),
+            all_greedy=not temperature.any(),
+            restricts=bool(self.restricts[rows].any()),
+            shapes_logits=bool(self.shapes_logits[rows].any()),
+            num_logprobs=alternatives - 1 if alternatives else None,
+        )
+        self._last_sampling = (rows, fixed)
+        return fixed
+
     def leave(self, sequence: Sequence) -> None:
         """Take the row back; the sequence keeps its tokens, known as far as they are."""
         row = sequence.row
@@ -127,12 +170,20 @@ class RowTable:
         self.order = self.order[self.order != row]
         self._vacant.append(row)
 
-    def add_blocks(self, row: int, sequence: Sequence, blocks: list[int]) -> None:
-        """Append blocks to the row and its sequence."""
+    def add_blocks(self, row: int, blocks: list[int]) -> None:
+        """Append blocks to a row and its sequence."""
+        sequence = self.at(row)
         start = len(sequence.blocks)
         sequence.blocks.extend(blocks)
         self.blocks[row, start : start + len(blocks)] = blocks
         self.num_blocks[row] = start + len(blocks)
+
+    def add_one_block_each(self, rows: IntArray, blocks: list[int]) -> None:
+        """Append one block to each of several rows and their sequences."""
+        for row, block in zip(rows.tolist(), blocks, strict=True):
+            self.at(row).blocks.append(block)
+        self.blocks[rows, self.num_blocks[rows]] = blocks
+        self.num_blocks[rows] += 1
 
     def replace_block(self, row: int, sequence: Sequence, index: int, block: int) -> None:
         """Point one entry of the row's block table to another block."""
