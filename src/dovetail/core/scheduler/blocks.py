@@ -110,20 +110,35 @@ class SequenceBlocks:
         sequence.num_shared_tokens = 0
         sequence.num_registered = 0
 
-    def register_full(self, batch: Batch, live: BoolArray) -> None:
-        """Enter the blocks that a finished step filled into the prefix index; live is (R,)."""
+    def register_prompts(self, batch: Batch, live: BoolArray) -> None:
+        """Enter the blocks that a finished step filled with prompt tokens into the prefix index.
+
+        Blocks that decode fills are entered when their sequence leaves its row: nobody waits for
+        them, and naming them here would hold up everybody's step. ``live`` is (R,).
+        """
         if not self.prefix_caching:
             return
-        ends = batch.sequence_lens
-        filled = (ends // self.size != batch.context_lens // self.size) & live
-        for i in np.flatnonzero(filled).tolist():
-            row, full = int(batch.rows[i]), int(ends[i]) // self.size
-            sequence = self.table.at(row)
-            known = self.table.tokens[row, : full * self.size]
-            extend_chain(sequence.chain, sequence.root, known, self.size)
-            for index in range(sequence.num_registered, full):
-                self.pool.register(sequence.blocks[index], sequence.chain[index])
-            sequence.num_registered = max(full, sequence.num_registered)
+        for i in np.flatnonzero((batch.query_lens > 1) & live).tolist():
+            sequence = self.table.at(int(batch.rows[i]))
+            self._register(sequence, int(batch.sequence_lens[i]))
+
+    def register_all(self, sequence: Sequence) -> None:
+        """Enter every full block of a running sequence into the prefix index."""
+        if self.prefix_caching and sequence.row is not None:
+            row = sequence.row
+            self._register(
+                sequence, min(int(self.table.num_computed[row]), int(self.table.num_known[row]))
+            )
+
+    def _register(self, sequence: Sequence, num_tokens: int) -> None:
+        full = num_tokens // self.size
+        if sequence.row is None or full <= sequence.num_registered:
+            return
+        known = self.table.tokens[sequence.row, : full * self.size]
+        extend_chain(sequence.chain, sequence.root, known, self.size)
+        for index in range(sequence.num_registered, full):
+            self.pool.register(sequence.blocks[index], sequence.chain[index])
+        sequence.num_registered = full
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Share the parent's prompt, all but its last token, with a child that has no blocks.

@@ -255,14 +255,20 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Take row and blocks back; the sequence will be computed again from its tokens."""
         self.stats.num_preemptions += 1
+        self.blocks.register_all(sequence)
         self.table.leave(sequence)
         self.blocks.drop(sequence)
         self.waiting.push_front(sequence)
 
-    def _end(self, sequence: Sequence) -> None:
-        """Forget a sequence; those that waited to share its prefill wait on their own."""
+    def _end(self, sequence: Sequence, *, is_bad: bool = False) -> None:
+        """Forget a sequence; those that waited to share its prefill wait on their own.
+
+        ``is_bad``: its KV must not be found by others.
+        """
         parent = self.sequences.get(sequence.request.parent or 0)
         if sequence.row is not None:
+            if not is_bad:
+                self.blocks.register_all(sequence)
             self.table.leave(sequence)
         elif parent is not None and sequence in parent.children:
             parent.children.remove(sequence)
@@ -281,7 +287,7 @@ class Scheduler:
         Results of sequences that ended meanwhile are dropped.
         """
         live = self._under_way.pop(batch.step) == self.table.epoch[batch.rows]
-        self.blocks.register_full(batch, live)
+        self.blocks.register_prompts(batch, live)
         updates, notable = sequence_updates(self.table, batch, output, live)
         for update, sequence in notable:
             if not sequence.has_started:
@@ -289,7 +295,7 @@ class Scheduler:
             if update.error is not None:
                 self._clean(sequence)
             if update.finish_reason is not None:
-                self._end(sequence)
+                self._end(sequence, is_bad=update.error is not None)
         if self._suspects:
             ids = {update.id for update in updates}
             self._suspects = [s for s in self._suspects if s.request.id not in ids]
