@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +18,7 @@ __all__ = [
     "PromptLogprobNeed",
     "SamplingBatch",
     "StepOutput",
+    "TokenMasks",
 ]
 
 
@@ -37,8 +39,21 @@ class JoinedRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenMasks:
+    """Tokens that may be chosen, for the places that are not free to choose any."""
+
+    places: IntArray
+    """(M,) indices into the G places that get a token, ascending."""
+    bits: IntArray
+    """(M, ceil(V / 32)) one bit per token, lowest first: 1 where the token is allowed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingBatch:
-    """How the next token of each sampled row is chosen. Arrays of shape (S,)."""
+    """How each token is chosen. Arrays of shape (G,), in the order of ``Batch.logit_index``.
+
+    A row without drafts has one place, the token after its last known one.
+    """
 
     temperature: FloatArray
     """0 means greedy for that row."""
@@ -58,6 +73,7 @@ class SamplingBatch:
     """Some row has penalties, a bias, allowed tokens or min_tokens (see ``JoinedRow.params``)."""
     num_logprobs: int | None
     """Alternatives wanted per token, the most of any row; None if no row wants any."""
+    masks: TokenMasks | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +112,12 @@ class Batch:
     """(C,) the row of each of them."""
     sampled: IntArray
     """(S,) indices into the R rows that get a token: those whose last known token is computed."""
+    num_drafts: IntArray | None = None
+    """(S,) how many of the row's last tokens in this step are drafts: guessed, not known. Each
+    is checked against the token that is chosen in its place, and what follows the first wrong
+    one is void. None: there are no drafts."""
+    num_drafts_wanted: int = 0
+    """Drafts that the runner's draft model should propose for each sampled row's next step."""
     sampling: SamplingBatch
     joined: tuple[JoinedRow, ...] = ()
     """Rows that are taken over before the step."""
@@ -145,6 +167,20 @@ class Batch:
         """(S,) index into the T tokens of the last token of each sampled row."""
         return self.query_starts[1:][self.sampled] - 1
 
+    @cached_property
+    def logit_index(self) -> IntArray:
+        """(G,) index into the T tokens of every token whose successor is chosen in this step.
+
+        Row after row: the last known token, then the row's drafts.
+        """
+        if self.num_drafts is None:
+            return self.last_token_index
+        counts = self.num_drafts + 1
+        ends = np.cumsum(counts)
+        within = np.arange(int(ends[-1]) if len(ends) else 0) - (ends - counts).repeat(counts)
+        index: IntArray = (self.last_token_index - self.num_drafts).repeat(counts) + within
+        return index.astype(np.int32)
+
     def slots(self, block_size: int) -> IntArray:
         """(T,) where each token's key and value go: block number times block size plus offset."""
         positions = self.positions
@@ -169,12 +205,16 @@ class StepOutput:
     """What a step produced, in the order of ``Batch.sampled``."""
 
     token_ids: IntArray
-    """(S, W) new tokens per row; W is 1 unless several tokens can be accepted in one step."""
+    """(S, W) new tokens per row; W is 1 plus the most drafts of any row."""
     num_tokens: IntArray
-    """(S,) how many of the W are valid: 0..W."""
+    """(S,) how many of the W are valid: the accepted drafts and the token after them, 1..W."""
     finite: BoolArray
     """(S,) False where the logits held NaN or infinity: that request alone has failed."""
+    failures: Mapping[int, str] = field(default_factory=dict)
+    """Why other requests alone have failed, by index into S."""
+    drafts: IntArray | None = None
+    """(S, ``num_drafts_wanted``) what the draft model proposes to come next; -1 is no proposal."""
     logprobs: LogprobArrays | None = None
-    """N = S."""
+    """N = G; of a row, the places up to its last accepted token mean something."""
     prompt_logprobs: LogprobArrays | None = None
     """N as in ``Batch.prompt_logprobs``."""

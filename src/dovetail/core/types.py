@@ -6,6 +6,7 @@ Array names may end in a shape suffix, one letter per axis:
 T   tokens of one step, all requests one after another (no padding)
 R   requests (rows) that take part in one step
 S   rows that get a token in this step
+G   places that get a token: one per sampled row, and one per draft
 D   hidden size                         V   vocabulary size
 H   query heads                         K   key and value heads
 E   head size                           L   positions of one sequence

@@ -175,6 +175,8 @@ class Scheduler:
         num_tokens = table.num_tokens[order]
         wanted = num_tokens - table.num_computed[order]
         wanted[num_tokens >= table.total[order]] = 0
+        if self._under_way:
+            wanted[table.needs_known[order] & (num_tokens > table.num_known[order])] = 0
         grants = np.where(wanted == 1, 1 if decode else 0, 0).astype(np.int32)
         long = wanted > 1
         if prefill and long.any():
