@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from dovetail.core.batch import Batch
@@ -37,8 +39,9 @@ class SequenceBlocks:
         self.prefix_caching = prefix_caching
 
     def missing(self, rows: IntArray, grants: IntArray) -> int:
-        """Blocks that rows need to compute ``grants`` more tokens each; no fewer than it takes."""
-        shared = int(self.table.shares_tail[rows].sum())
+        """Blocks that rows need to compute ``grants`` more tokens each."""
+        flagged = rows[self.table.shares_tail[rows]]
+        shared = sum(self._shared_tail(row) is not None for row in flagged.tolist())
         return int(np.maximum(self._missing_each(rows, grants), 0).sum()) + shared
 
     def _missing_each(self, rows: IntArray, grants: IntArray) -> IntArray:
@@ -63,23 +66,42 @@ class SequenceBlocks:
 
     def _own_tail(self, row: int) -> tuple[int, int] | None:
         """Copy-on-write: if others hold the block that the row writes next, give it its own."""
+        index = self._shared_tail(row)
         self.table.shares_tail[row] = False
-        index = int(self.table.num_computed[row]) // self.size
-        sequence = self.table.at(row)
-        if index >= len(sequence.blocks) or self.pool.references(sequence.blocks[index]) == 1:
+        if index is None:
             return None
+        sequence = self.table.at(row)
         shared = sequence.blocks[index]
         (own,) = self.pool.allocate(1)
         self.table.replace_block(row, sequence, index, own)
         self.pool.release([shared])
         return shared, own
 
+    def _shared_tail(self, row: int) -> int | None:
+        """Index of the block that the row writes next, if there is one and others hold it too."""
+        index = int(self.table.num_computed[row]) // self.size
+        blocks = self.table.at(row).blocks
+        held = index < len(blocks) and self.pool.references(blocks[index]) > 1
+        return index if held else None
+
+    def room(self, row: int, grant: int) -> int:
+        """Tokens beyond ``grant`` that the row could compute with all the blocks there are."""
+        num_blocks = int(self.table.num_blocks[row]) + self.pool.num_free
+        return num_blocks * self.size - int(self.table.num_computed[row]) - grant
+
+    def most(self, sequence: Sequence) -> int:
+        """The most blocks that a sequence ever holds."""
+        return -(-sequence.total // self.size)
+
     def find_prefix(self, sequence: Sequence) -> Prefix:
         """What a waiting sequence may take over, leaving at least one token to compute."""
         num_known = len(sequence.token_ids)
         num_blocks = -(-num_known // self.size)
         if sequence.num_shared_tokens:
-            needed = num_blocks - len(sequence.blocks) + 1
+            needed = num_blocks - len(sequence.blocks)
+            index = sequence.num_shared_tokens // self.size
+            if index < len(sequence.blocks):
+                needed += self.pool.references(sequence.blocks[index]) > 1
             return Prefix(sequence.num_shared_tokens, [], needed)
         found = self._find_cached(sequence)
         revived = sum(self.pool.is_cached(block) for block in found)
@@ -109,6 +131,13 @@ class SequenceBlocks:
         sequence.blocks = []
         sequence.num_shared_tokens = 0
         sequence.num_registered = 0
+
+    def drop_shares(self, waiting: Iterable[Sequence]) -> bool:
+        """Let go of what waiting forks hold: it can be computed again. False: they held nothing."""
+        holders = [sequence for sequence in waiting if sequence.blocks]
+        for sequence in holders:
+            self.drop(sequence)
+        return bool(holders)
 
     def register_prompts(self, batch: Batch, live: BoolArray) -> None:
         """Enter the blocks that a finished step filled with prompt tokens into the prefix index.

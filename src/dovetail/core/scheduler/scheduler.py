@@ -44,7 +44,7 @@ class Scheduler:
         self.blocks = SequenceBlocks(
             self.pool, self.table, prefix_caching=config.enable_prefix_caching
         )
-        self.rank = rank_of(config.policy)
+        self.rank = rank_of(config)
         self.waiting = WaitingQueue(self.rank)
         self.sequences: dict[int, Sequence] = {}
         self.stats = SchedulerStats()
@@ -97,6 +97,7 @@ class Scheduler:
                 return None
             if prefill:
                 self.admission.admit(plan)
+                self._top_up(plan)
             if len(plan.rows):
                 return self._start(plan)
         return None
@@ -111,14 +112,14 @@ class Scheduler:
     def _plan_running(self, decode: bool, prefill: bool) -> Plan | None:
         """The part of the step that rows have a claim to; None if steps under way come first.
 
-        Where blocks run out, the last sequence in the policy's order goes back to the queue, but
-        only once nothing is under way: then all its tokens are known.
+        Where blocks run out, sequences go back to the queue, but only once nothing is under way:
+        then all their tokens are known.
         """
         rows, grants = self._grant_running(decode, prefill)
         while (missing := self.blocks.missing(rows, grants)) > self.pool.num_free:
             if self._under_way:
                 return None
-            self._preempt(self._victim())
+            self._make_room()
             rows, grants = self._grant_running(decode, prefill)
         plan = Plan(rows=rows, grants=grants)
         if missing:
@@ -143,6 +144,20 @@ class Scheduler:
         busy = grants > 0
         return (order, grants) if busy.all() else (order[busy], grants[busy])
 
+    def _top_up(self, plan: Plan) -> None:
+        """Give the budget that is left to the prompts that want more, as far as blocks last."""
+        left = self.config.max_num_batched_tokens - int(plan.grants.sum())
+        if left <= 0 or not self.config.enable_chunked_prefill:
+            return
+        table = self.table
+        wanted = table.num_known[plan.rows] - table.num_computed[plan.rows] - plan.grants
+        for i in np.flatnonzero((plan.grants > 1) & (wanted > 0)).tolist():
+            row, extra = plan.rows[i : i + 1], min(int(wanted[i]), left)
+            extra = min(extra, self.blocks.room(int(row[0]), int(plan.grants[i])))
+            plan.grants[i] += extra
+            plan.copies += self.blocks.extend(row, plan.grants[i : i + 1])
+            left -= extra
+
     def _start(self, plan: Plan) -> Batch:
         table = self.table
         self.stats.num_steps += 1
@@ -158,11 +173,19 @@ class Scheduler:
         table.num_tokens[plan.rows[batch.sampled]] += 1
         return batch
 
-    def _victim(self) -> Sequence:
-        """The running sequence that goes back to the queue."""
+    def _make_room(self) -> None:
+        """Free blocks for the running: first those of a victim, if need be those of forks."""
         if not self.num_running:
             raise InvariantError("pool", "blocks are missing but no sequence runs")
-        return victim((self.table.at(row) for row in self.table.order.tolist()), self.rank)
+        chosen = self._victim()
+        if self.admission.is_pinned(chosen) and self.blocks.drop_shares(self.waiting):
+            return
+        chosen.num_preemptions += 1
+        self._preempt(chosen)
+
+    def _victim(self) -> Sequence:
+        limit = self.config.max_preemptions
+        return victim(self.table.order.tolist(), self.table, self.rank, limit)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take row and blocks back; the sequence will be computed again from its tokens."""
@@ -262,7 +285,6 @@ class Scheduler:
             self.blocks.find_prefix(sequence).num_needed > self.pool.num_free
         ):
             self._preempt(self._victim())
-        self.waiting.remove(sequence)
         plan = Plan()
         prefix = self.blocks.find_prefix(sequence)
         self.admission.join(

@@ -42,6 +42,10 @@ class Sequence:
         """Sequences that wait for this one's prefill, to share it."""
         self.has_started = bool(request.emitted)
         """It has its first token: nobody can share its prefill any more."""
+        self.num_preemptions = 0
+        """Times that it lost its row and its blocks to others."""
+        self.num_bypasses = 0
+        """Sequences that started before it although they came after it."""
 
     @property
     def total(self) -> int:

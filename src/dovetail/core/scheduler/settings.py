@@ -24,6 +24,12 @@ class SchedulerConfig:
     """Prefill and decode may share a step; otherwise they take turns."""
     policy: str = "fcfs"
     """``fcfs`` or ``priority``."""
+    priority_ageing_seconds: float | None = None
+    """Seconds of waiting that are worth one priority; None: waiting changes nothing."""
+    max_preemptions: int = 4
+    """A request that was sent back to the queue this often is not sent back again."""
+    max_bypasses: int = 8
+    """Requests behind it that may start before a request for which there are no blocks yet."""
 
 
 @dataclass(kw_only=True)
