@@ -33,8 +33,10 @@ class Admission:
         self.pool = blocks.pool
         self.stats = stats
 
-    def admit(self, plan: Plan) -> None:
+    def admit(self, plan: Plan) -> int:
         """Add waiting sequences to ``plan`` while budget, rows and blocks last.
+
+        Returns the tokens of the budget that are left.
 
         In the order of the queue; but one that does not fit now may be passed by up to
         ``config.max_bypasses`` others in all, if it never ran.
@@ -50,6 +52,8 @@ class Admission:
                 left -= grant
                 for other in passed:
                     other.num_bypasses += 1
+                if not all(map(self._may_be_passed, passed)):
+                    break
             elif not passed and not len(self.table.order) and self.blocks.drop_shares(self.waiting):
                 continue
             elif self._may_be_passed(sequence) and len(passed) < _LOOK_AHEAD:
@@ -59,6 +63,7 @@ class Admission:
                 break
         for sequence in passed:
             self.waiting.push(sequence)
+        return left
 
     def _fits(self, sequence: Sequence, prefix: Prefix) -> bool:
         """Whether there are blocks for what is known of it; if it is pinned, for all it can need.
@@ -66,7 +71,7 @@ class Admission:
         Pinned sequences that run never need more than the pool together, so that there is always
         somebody else to send back.
         """
-        if prefix.num_needed > self.pool.num_free:
+        if prefix.num_needed + self.blocks.promised() > self.pool.num_free:
             return False
         if not self.is_pinned(sequence):
             return True

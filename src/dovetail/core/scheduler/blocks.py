@@ -84,6 +84,12 @@ class SequenceBlocks:
         held = index < len(blocks) and self.pool.references(blocks[index]) > 1
         return index if held else None
 
+    def promised(self) -> int:
+        """Blocks that running rows will need for tokens which they have, but do not compute yet."""
+        order = self.table.order
+        short = -(-self.table.num_tokens[order] // self.size) - self.table.num_blocks[order]
+        return int(np.maximum(short, 0).sum())
+
     def room(self, row: int, grant: int) -> int:
         """Tokens beyond ``grant`` that the row could compute with all the blocks there are."""
         num_blocks = int(self.table.num_blocks[row]) + self.pool.num_free

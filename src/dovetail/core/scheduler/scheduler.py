@@ -96,8 +96,7 @@ class Scheduler:
             if plan is None:
                 return None
             if prefill:
-                self.admission.admit(plan)
-                self._top_up(plan)
+                self._top_up(plan, self.admission.admit(plan))
             if len(plan.rows):
                 return self._start(plan)
         return None
@@ -144,10 +143,10 @@ class Scheduler:
         busy = grants > 0
         return (order, grants) if busy.all() else (order[busy], grants[busy])
 
-    def _top_up(self, plan: Plan) -> None:
+    def _top_up(self, plan: Plan, left: int) -> None:
         """Give the budget that is left to the prompts that want more, as far as blocks last."""
-        left = self.config.max_num_batched_tokens - int(plan.grants.sum())
-        if left <= 0 or not self.config.enable_chunked_prefill:
+        is_decode = self.config.max_num_batched_tokens - left == len(plan.rows)
+        if left <= 0 or is_decode or not self.config.enable_chunked_prefill:
             return
         table = self.table
         wanted = table.num_known[plan.rows] - table.num_computed[plan.rows] - plan.grants
@@ -174,12 +173,13 @@ class Scheduler:
         return batch
 
     def _make_room(self) -> None:
-        """Free blocks for the running: first those of a victim, if need be those of forks."""
-        if not self.num_running:
-            raise InvariantError("pool", "blocks are missing but no sequence runs")
-        chosen = self._victim()
-        if self.admission.is_pinned(chosen) and self.blocks.drop_shares(self.waiting):
+        """Free some blocks: those of a victim, or those of forks if only pinned ones run."""
+        chosen = self._victim() if self.num_running else None
+        only_pinned = chosen is None or self.admission.is_pinned(chosen)
+        if only_pinned and self.blocks.drop_shares(self.waiting):
             return
+        if chosen is None:
+            raise InvariantError("pool", "blocks are missing but nobody has any to give")
         chosen.num_preemptions += 1
         self._preempt(chosen)
 
@@ -284,7 +284,7 @@ class Scheduler:
         while not self.table.num_vacant or (
             self.blocks.find_prefix(sequence).num_needed > self.pool.num_free
         ):
-            self._preempt(self._victim())
+            self._make_room()
         plan = Plan()
         prefix = self.blocks.find_prefix(sequence)
         self.admission.join(
