@@ -41,9 +41,7 @@ class Scheduler:
         self.table = RowTable(
             config.max_num_seqs, config.max_model_len, config.block_size, config.vocab_size
         )
-        self.blocks = SequenceBlocks(
-            self.pool, self.table, prefix_caching=config.enable_prefix_caching
-        )
+        self.blocks = SequenceBlocks(self.pool, self.table, config)
         self.rank = rank_of(config)
         self.waiting = WaitingQueue(self.rank)
         self.sequences: dict[int, Sequence] = {}
@@ -89,6 +87,7 @@ class Scheduler:
 
     def schedule(self) -> Batch | None:
         """Decide the next step: running rows first (decode before prefill), then new ones."""
+        self.blocks.release_behind()
         if self._suspects:
             return self._schedule_alone(self._suspects.first())
         for decode, prefill in self._turns():
@@ -294,4 +293,4 @@ class Scheduler:
 
     def held_blocks(self) -> Iterator[list[int]]:
         """Block lists of all sequences, for ``BlockPool.check``."""
-        return (sequence.blocks for sequence in self.sequences.values())
+        return (sequence.held for sequence in self.sequences.values())

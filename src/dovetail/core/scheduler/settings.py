@@ -18,6 +18,8 @@ class SchedulerConfig:
     max_num_seqs: int
     max_num_batched_tokens: int
     vocab_size: int
+    window: int | None = None
+    """No layer looks back further than this many positions; None: some layer sees them all."""
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     mixed_batches: bool = True

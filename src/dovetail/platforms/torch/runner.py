@@ -71,6 +71,7 @@ class TorchRunner:
                 self._attention.bytes_per_block(spec, self._need) for spec in self._need.specs
             ),
             bytes_available=max(0, free - self._step_bytes()),
+            window=self._need.window,
         )
 
     def _step_bytes(self) -> int:
