@@ -25,7 +25,8 @@ MAX_LOGPROBS = 20
 """The most alternatives per token that ``logprobs`` and ``prompt_logprobs`` may ask for."""
 
 FinishReason = str
-"""``stop`` (end-of-text token, stop token or stop string), ``length``, ``abort`` or ``error``."""
+"""``stop`` (end-of-text token, stop token or stop string), ``length``, ``abort``, ``error``, or, of
+``LLM`` alone, ``timeout``."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

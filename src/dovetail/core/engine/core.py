@@ -34,10 +34,21 @@ class EngineCore:
         self.steps_ahead = steps_ahead
         self._under_way: deque[tuple[Batch, Pending]] = deque()
         self._failures = 0
+        self._refused: list[Update] = []
 
     def add(self, request: Request) -> None:
-        """Take up a request, validated by the front end."""
-        self.scheduler.add(request)
+        """Take up a request, validated by the front end.
+
+        One that can never fit, such as one that was validated against a larger cache before a
+        restart, fails with the next step instead of waiting for ever.
+        """
+        reason = self.scheduler.refusal(request)
+        if reason is None:
+            self.scheduler.add(request)
+        else:
+            self._refused.append(
+                Update(id=request.id, token_ids=[], finish_reason="error", error=reason)
+            )
 
     def abort(self, ids: list[int]) -> None:
         """Forget requests; ids that are not here are ignored."""
@@ -45,10 +56,13 @@ class EngineCore:
 
     def has_work(self) -> bool:
         """Whether ``step`` has anything to do."""
-        return bool(self._under_way) or self.scheduler.has_work()
+        return bool(self._under_way or self._refused) or self.scheduler.has_work()
 
     def step(self) -> list[Update]:
         """Start the next step, finish the oldest one that is due, and say what it produced."""
+        if self._refused:
+            refused, self._refused = self._refused, []
+            return refused
         batch = self.scheduler.schedule()
         try:
             if batch is not None:

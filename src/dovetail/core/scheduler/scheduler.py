@@ -55,8 +55,19 @@ class Scheduler:
         self._last_was_prefill = False
         self._chunk = partial(chunk, may_split=config.enable_chunked_prefill)
 
+    def refusal(self, request: Request) -> str | None:
+        """Why a request can never be served here; None if it can."""
+        total = len(request.prompt_token_ids) + (request.params.max_tokens or 0)
+        needed, num_usable = self.blocks.most(total), self.pool.num_usable
+        if total <= self.config.max_model_len and needed <= num_usable:
+            return None
+        return (
+            f"{total} tokens need {needed} KV blocks of {self.config.block_size}; there are"
+            f" {num_usable}, and a sequence may have {self.config.max_model_len} tokens"
+        )
+
     def add(self, request: Request) -> None:
-        """Take up a request. It was validated: it fits the model's context and the pool."""
+        """Take up a request for which there is no ``refusal``."""
         sequence = Sequence(request)
         self.sequences[request.id] = sequence
         parent = self.sequences.get(request.parent) if request.parent is not None else None
