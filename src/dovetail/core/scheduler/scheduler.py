@@ -3,73 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from dovetail.core.batch import Batch, JoinedRow, StepOutput
+from dovetail.core.batch import Batch, StepOutput
 from dovetail.core.errors import InvariantError
 from dovetail.core.kv.pool import BlockPool
 from dovetail.core.request import Request
+from dovetail.core.scheduler.admission import Admission
 from dovetail.core.scheduler.assemble import assemble_batch
 from dovetail.core.scheduler.blocks import SequenceBlocks
+from dovetail.core.scheduler.isolation import Suspects
+from dovetail.core.scheduler.plan import Plan, chunk
+from dovetail.core.scheduler.policy import WaitingQueue, rank_of, victim
 from dovetail.core.scheduler.results import sequence_updates
 from dovetail.core.scheduler.rows import RowTable
-from dovetail.core.scheduler.sequence import (
-    FirstComeQueue,
-    PriorityQueue,
-    Sequence,
-    WaitingQueue,
-)
+from dovetail.core.scheduler.sequence import Sequence
+from dovetail.core.scheduler.settings import SchedulerConfig, SchedulerStats
 from dovetail.core.types import IntArray
 from dovetail.core.update import Update
 
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats"]
-
-_NO_ROWS = np.zeros(0, np.int32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SchedulerConfig:
-    """Limits and policies, all decided."""
-
-    num_blocks: int
-    """Size of the pool, block 0 included."""
-    block_size: int
-    max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    vocab_size: int
-    enable_prefix_caching: bool = True
-    enable_chunked_prefill: bool = True
-    mixed_batches: bool = True
-    """Prefill and decode may share a step; otherwise they take turns."""
-    policy: str = "fcfs"
-    """``fcfs`` or ``priority``."""
-
-
-@dataclass(kw_only=True)
-class SchedulerStats:
-    """Counters since start."""
-
-    num_steps: int = 0
-    num_prompt_tokens: int = 0
-    num_generation_tokens: int = 0
-    num_preemptions: int = 0
-    prefix_cache_queries: int = 0
-    prefix_cache_hits: int = 0
-
-
-@dataclass(kw_only=True)
-class _Plan:
-    """A step in the making."""
-
-    rows: IntArray
-    grants: IntArray
-    """Tokens that each row computes."""
-    joined: list[JoinedRow] = field(default_factory=list)
-    copies: list[tuple[int, int]] = field(default_factory=list)
 
 
 class Scheduler:
@@ -88,18 +44,18 @@ class Scheduler:
         self.blocks = SequenceBlocks(
             self.pool, self.table, prefix_caching=config.enable_prefix_caching
         )
-        self.waiting: WaitingQueue = (
-            PriorityQueue() if config.policy == "priority" else FirstComeQueue()
-        )
+        self.rank = rank_of(config.policy)
+        self.waiting = WaitingQueue(self.rank)
         self.sequences: dict[int, Sequence] = {}
         self.stats = SchedulerStats()
+        self.admission = Admission(config, self.waiting, self.blocks, self.stats)
         self._under_way: dict[int, npt.NDArray[np.int64]] = {}
         """Epochs of the rows of each step that was scheduled and has not come in."""
-        self._suspects: list[Sequence] = []
-        """Sequences of a step that failed: each runs alone until it has a token, or fails."""
+        self._suspects = Suspects()
         self._to_clean: list[int] = []
         """Blocks that may hold NaN: overwritten with block 0 before anybody gets them."""
         self._last_was_prefill = False
+        self._chunk = partial(chunk, may_split=config.enable_chunked_prefill)
 
     def add(self, request: Request) -> None:
         """Take up a request. It was validated: it fits the model's context and the pool."""
@@ -134,13 +90,13 @@ class Scheduler:
     def schedule(self) -> Batch | None:
         """Decide the next step: running rows first (decode before prefill), then new ones."""
         if self._suspects:
-            return self._schedule_alone(self._suspects[0])
+            return self._schedule_alone(self._suspects.first())
         for decode, prefill in self._turns():
             plan = self._plan_running(decode, prefill)
             if plan is None:
                 return None
             if prefill:
-                self._admit(plan)
+                self.admission.admit(plan)
             if len(plan.rows):
                 return self._start(plan)
         return None
@@ -152,7 +108,7 @@ class Scheduler:
         turns = ((False, True), (True, False))
         return turns[::-1] if self._last_was_prefill else turns
 
-    def _plan_running(self, decode: bool, prefill: bool) -> _Plan | None:
+    def _plan_running(self, decode: bool, prefill: bool) -> Plan | None:
         """The part of the step that rows have a claim to; None if steps under way come first.
 
         Where blocks run out, the last sequence in the policy's order goes back to the queue, but
@@ -164,7 +120,7 @@ class Scheduler:
                 return None
             self._preempt(self._victim())
             rows, grants = self._grant_running(decode, prefill)
-        plan = _Plan(rows=rows, grants=grants)
+        plan = Plan(rows=rows, grants=grants)
         if missing:
             plan.copies = self.blocks.extend(rows, grants)
         return plan
@@ -187,50 +143,7 @@ class Scheduler:
         busy = grants > 0
         return (order, grants) if busy.all() else (order[busy], grants[busy])
 
-    def _chunk(self, wanted: int, left: int) -> int:
-        """How much of a prompt to compute now, with ``left`` tokens of the budget."""
-        whole = wanted <= left or self.config.enable_chunked_prefill
-        return min(wanted, left) if whole else 0
-
-    def _admit(self, plan: _Plan) -> None:
-        """Give rows to waiting sequences while budget, rows and blocks last."""
-        left = self.config.max_num_batched_tokens - int(plan.grants.sum())
-        while left > 0 and self.table.num_vacant and (sequence := self.waiting.peek()):
-            prefix = self.blocks.find_prefix(sequence)
-            grant = self._chunk(len(sequence.token_ids) - prefix.num_computed, left)
-            if prefix.num_needed > self.pool.num_free:
-                if len(plan.rows) or self.num_running or not self._drop_shares_but(sequence):
-                    return
-                continue
-            if not grant:
-                return
-            self.waiting.pop()
-            self._join(plan, sequence, grant)
-            left -= grant
-
-    def _join(self, plan: _Plan, sequence: Sequence, grant: int) -> None:
-        """Put a sequence that has left the queue into the step."""
-        prefix = self.blocks.find_prefix(sequence)
-        self.blocks.hold(sequence, prefix)
-        if sequence.num_cached_tokens is None:
-            sequence.num_cached_tokens = prefix.num_computed
-            self.stats.prefix_cache_queries += sequence.num_prompt_tokens
-            self.stats.prefix_cache_hits += prefix.num_computed
-        joined = self.table.join(sequence, prefix.num_computed)
-        row, grants = np.array([joined.row], np.int32), np.array([grant], np.int32)
-        plan.joined.append(joined)
-        plan.copies += self.blocks.extend(row, grants)
-        plan.rows = np.concatenate([plan.rows, row])
-        plan.grants = np.concatenate([plan.grants, grants])
-
-    def _drop_shares_but(self, keep: Sequence) -> bool:
-        """Waiting forks may hold all blocks between them: let them go, they can be recomputed."""
-        holders = [s for s in self.waiting if s.blocks and s is not keep]
-        for sequence in holders:
-            self.blocks.drop(sequence)
-        return bool(holders)
-
-    def _start(self, plan: _Plan) -> Batch:
+    def _start(self, plan: Plan) -> Batch:
         table = self.table
         self.stats.num_steps += 1
         targets = {target for _, target in plan.copies}
@@ -246,13 +159,10 @@ class Scheduler:
         return batch
 
     def _victim(self) -> Sequence:
-        """The running sequence that goes back to the queue: the last in the policy's order."""
-        candidates = [self.table.at(int(row)) for row in self.table.order]
-        if not candidates:
+        """The running sequence that goes back to the queue."""
+        if not self.num_running:
             raise InvariantError("pool", "blocks are missing but no sequence runs")
-        if self.config.policy == "priority":
-            return max(candidates, key=lambda s: (s.request.priority, s.request.arrival_time))
-        return candidates[-1]
+        return victim((self.table.at(row) for row in self.table.order.tolist()), self.rank)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take row and blocks back; the sequence will be computed again from its tokens."""
@@ -260,7 +170,7 @@ class Scheduler:
         self.blocks.register_all(sequence)
         self.table.leave(sequence)
         self.blocks.drop(sequence)
-        self.waiting.push_front(sequence)
+        self.waiting.push(sequence)
 
     def _end(self, sequence: Sequence, *, is_bad: bool = False) -> None:
         """Forget a sequence; those that waited to share its prefill wait on their own.
@@ -280,8 +190,7 @@ class Scheduler:
         del self.sequences[sequence.request.id]
         for child in sequence.children:
             self.waiting.push(child)
-        if sequence in self._suspects:
-            self._suspects.remove(sequence)
+        self._suspects.forget(sequence)
 
     def update(self, batch: Batch, output: StepOutput) -> list[Update]:
         """Take in a step: tokens, ends, blocks that became full. Returns what to tell the users.
@@ -299,8 +208,7 @@ class Scheduler:
             if update.finish_reason is not None:
                 self._end(sequence, is_bad=update.error is not None)
         if self._suspects:
-            ids = {update.id for update in updates}
-            self._suspects = [s for s in self._suspects if s.request.id not in ids]
+            self._suspects.acquit(updates)
         self.stats.num_generation_tokens += len(batch.sampled)
         return updates
 
@@ -313,9 +221,9 @@ class Scheduler:
         """The prompt is computed: sequences that wait for it take their share and queue up."""
         sequence.has_started = True
         self.stats.num_prompt_tokens += sequence.num_prompt_tokens
-        for child in reversed(sequence.children):
+        for child in sequence.children:
             self.blocks.fork(sequence, child)
-            self.waiting.push_front(child)
+            self.waiting.push(child)
         sequence.children = []
 
     def step_failed(self, batch: Batch, reason: str) -> list[Update]:
@@ -330,7 +238,7 @@ class Scheduler:
             self._preempt(self.table.at(row))
         self.pool.forget_cached()
         if batch.num_rows > 1:
-            self._suspects += [s for s in suspects if s not in self._suspects]
+            self._suspects.add(suspects)
             return []
         for sequence in suspects:
             self._end(sequence)
@@ -347,7 +255,7 @@ class Scheduler:
         if sequence.row is not None:
             rows = np.array([sequence.row], np.int32)
             left = self.table.num_tokens[rows] - self.table.num_computed[rows]
-            plan = _Plan(rows=rows, grants=np.minimum(left, budget).astype(np.int32))
+            plan = Plan(rows=rows, grants=np.minimum(left, budget).astype(np.int32))
             plan.copies = self.blocks.extend(rows, plan.grants)
             return self._start(plan)
         while not self.table.num_vacant or (
@@ -355,9 +263,11 @@ class Scheduler:
         ):
             self._preempt(self._victim())
         self.waiting.remove(sequence)
-        plan = _Plan(rows=_NO_ROWS, grants=_NO_ROWS)
+        plan = Plan()
         prefix = self.blocks.find_prefix(sequence)
-        self._join(plan, sequence, min(len(sequence.token_ids) - prefix.num_computed, budget))
+        self.admission.join(
+            plan, sequence, min(len(sequence.token_ids) - prefix.num_computed, budget)
+        )
         return self._start(plan)
 
     def held_blocks(self) -> Iterator[list[int]]:

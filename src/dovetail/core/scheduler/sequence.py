@@ -1,11 +1,6 @@
-"""One sequence on its way through the engine, and the queue in front of the rows."""
+"""One sequence on its way through the engine."""
 
 from __future__ import annotations
-
-import heapq
-from collections import deque
-from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 
@@ -13,7 +8,7 @@ from dovetail.core.kv.prefix import root
 from dovetail.core.request import Request
 from dovetail.core.types import IntArray
 
-__all__ = ["FirstComeQueue", "PriorityQueue", "Sequence", "WaitingQueue"]
+__all__ = ["Sequence"]
 
 
 class Sequence:
@@ -53,85 +48,3 @@ class Sequence:
         """Length, prompt included, at which it ends."""
         max_tokens = self.request.params.max_tokens or 0
         return self.num_prompt_tokens + max_tokens
-
-
-class WaitingQueue(Protocol):
-    """Sequences that wait for a row, in the order of a policy."""
-
-    def push(self, sequence: Sequence) -> None:
-        """Add a sequence that arrives."""
-        ...
-
-    def push_front(self, sequence: Sequence) -> None:
-        """Put back a sequence that had a row, ahead of its equals."""
-        ...
-
-    def peek(self) -> Sequence | None:
-        """Whose turn it is; None if nobody waits."""
-        ...
-
-    def pop(self) -> Sequence:
-        """Take out whose turn it is."""
-        ...
-
-    def remove(self, sequence: Sequence) -> None:
-        """Take out a sequence that is here."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Sequence]: ...
-
-
-class FirstComeQueue:
-    """First come, first served."""
-
-    def __init__(self) -> None:
-        self._items: deque[Sequence] = deque()
-        self.push = self._items.append
-        self.push_front = self._items.appendleft
-        self.pop = self._items.popleft
-        self.remove = self._items.remove
-
-    def peek(self) -> Sequence | None:
-        """See ``WaitingQueue``."""
-        return self._items[0] if self._items else None
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __iter__(self) -> Iterator[Sequence]:
-        return iter(self._items)
-
-
-class PriorityQueue:
-    """Smallest ``Request.priority`` first; equals by arrival."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, float, int, Sequence]] = []
-
-    def push(self, sequence: Sequence) -> None:
-        """See ``WaitingQueue``."""
-        request = sequence.request
-        heapq.heappush(self._heap, (request.priority, request.arrival_time, request.id, sequence))
-
-    push_front = push
-
-    def peek(self) -> Sequence | None:
-        """See ``WaitingQueue``."""
-        return self._heap[0][3] if self._heap else None
-
-    def pop(self) -> Sequence:
-        """See ``WaitingQueue``."""
-        return heapq.heappop(self._heap)[3]
-
-    def remove(self, sequence: Sequence) -> None:
-        """See ``WaitingQueue``."""
-        self._heap = [entry for entry in self._heap if entry[3] is not sequence]
-        heapq.heapify(self._heap)
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    def __iter__(self) -> Iterator[Sequence]:
-        return (entry[3] for entry in sorted(self._heap, key=lambda entry: entry[:3]))

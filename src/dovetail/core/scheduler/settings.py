@@ -1,0 +1,38 @@
+"""What the scheduler is told, and what it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["SchedulerConfig", "SchedulerStats"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    """Limits and policies, all decided."""
+
+    num_blocks: int
+    """Size of the pool, block 0 included."""
+    block_size: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    vocab_size: int
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    mixed_batches: bool = True
+    """Prefill and decode may share a step; otherwise they take turns."""
+    policy: str = "fcfs"
+    """``fcfs`` or ``priority``."""
+
+
+@dataclass(kw_only=True)
+class SchedulerStats:
+    """Counters since start."""
+
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_generation_tokens: int = 0
+    num_preemptions: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
