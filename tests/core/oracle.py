@@ -57,21 +57,52 @@ class OracleRunner:
         assert len(set(slots.tolist())) == len(slots), "two tokens are written to one slot"
         assert (slots >= self.block_size).all(), "block 0 is written"
         self.kv.reshape(-1)[slots] = tokens
-        out, finite = [], []
-        for i in batch.sampled.tolist():
+        drafts = np.zeros(len(batch.sampled), int) if batch.num_drafts is None else batch.num_drafts
+        width = int(drafts.max(initial=0)) + 1
+        out = np.zeros((len(drafts), width), np.int32)
+        counts, finite = [], []
+        for s, i in enumerate(batch.sampled.tolist()):
             length = int(batch.sequence_lens[i])
             blocks = batch.block_tables[i, : -(-length // self.block_size)]
             prefix = self.kv[blocks].reshape(-1)[:length].tolist()
-            out.append(next_token(prefix))
+            count = 0
+            for known in range(length - int(drafts[s]), length + 1):
+                out[s, count] = next_token(prefix[:known])
+                count += 1
+                if known == length or out[s, count - 1] != prefix[known]:
+                    break
+            counts.append(count)
             finite.append(prefix[0] not in self.poison)
-            self.last[batch.rows[i]] = out[-1]
+            self.last[batch.rows[i]] = out[s, count - 1]
         return self._Done(
             StepOutput(
-                token_ids=np.array(out, np.int32).reshape(-1, 1),
-                num_tokens=np.ones(len(out), np.int32),
+                token_ids=out,
+                num_tokens=np.array(counts, np.int32),
                 finite=np.array(finite, np.bool_),
+                drafts=self.draft(batch, counts),
             )
         )
+
+    def draft(self, batch: Batch, counts: list[int]) -> np.ndarray | None:
+        """A draft model that is right three times in four."""
+        if batch.num_drafts_wanted is None:
+            return None
+        wanted = batch.num_drafts_wanted
+        drafts = np.full((len(wanted), max(1, int(wanted.max(initial=0)))), -1, np.int32)
+        num_drafts = np.zeros(len(wanted), int) if batch.num_drafts is None else batch.num_drafts
+        for s, i in enumerate(batch.sampled.tolist()):
+            length = int(batch.sequence_lens[i])
+            needed = -(-(length + int(wanted[s])) // self.block_size)
+            assert (batch.block_tables[i, :needed] > 0).all(), "a draft has no block"
+            blocks = batch.block_tables[i, : -(-length // self.block_size)]
+            text = self.kv[blocks].reshape(-1)[: length - int(num_drafts[s])].tolist()
+            for _ in range(counts[s]):
+                text.append(next_token(text))
+            for k in range(int(wanted[s])):
+                guess = next_token(text)
+                drafts[s, k] = guess if guess % 4 else (guess + 1) % VOCAB
+                text.append(int(drafts[s, k]))
+        return drafts
 
     def close(self) -> None:
         self.batches.clear()

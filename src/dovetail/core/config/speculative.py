@@ -82,12 +82,11 @@ class SpeculativeConfig:
         return cls(**fields)
 
     def __post_init__(self) -> None:
-        for name, (kind, low, high) in _RANGES.items():
+        for name, (is_whole, low, high) in _RANGES.items():
             value = getattr(self, name)
-            if kind is float and type(value) is int:
-                object.__setattr__(self, name, float(value))
-            elif type(value) is not kind or not low <= value <= high:
-                wanted = "an integer" if kind is int else "a number"
+            fits = isinstance(value, int if is_whole else (int, float))
+            if not fits or isinstance(value, bool) or not low <= value <= high:
+                wanted = "an integer" if is_whole else "a number"
                 raise ConfigError(
                     f"speculative_config: {name} must be {wanted} from {low} to {high},"
                     f" not {value!r:.80}"
@@ -106,14 +105,15 @@ class SpeculativeConfig:
             )
 
 
-_RANGES: dict[str, tuple[type, float, float]] = {
-    "num_speculative_tokens": (int, 1, 32),
-    "shortest_match": (int, 1, 64),
-    "longest_match": (int, 1, 256),
-    "drafts_per_match": (float, 0.1, 32),
-    "min_token_prob": (float, 0, 1),
-    "memory_tokens": (int, 0, 100_000_000),
+_RANGES: dict[str, tuple[bool, float, float]] = {
+    "num_speculative_tokens": (True, 1, 32),
+    "shortest_match": (True, 1, 64),
+    "longest_match": (True, 1, 256),
+    "drafts_per_match": (False, 0.1, 32),
+    "min_token_prob": (False, 0, 1),
+    "memory_tokens": (True, 0, 100_000_000),
 }
+"""Whether it is a whole number, and its least and greatest value."""
 
 
 def _method(fields: dict[str, Any]) -> str:

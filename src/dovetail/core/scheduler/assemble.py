@@ -23,6 +23,7 @@ def assemble_batch(
     joined: tuple[JoinedRow, ...],
     copies: list[tuple[int, int]],
     drafts: IntArray | None = None,
+    ahead: IntArray | None = None,
 ) -> Batch:
     """The batch in which each of ``rows`` computes its next ``query_lens`` tokens.
 
@@ -37,6 +38,7 @@ def assemble_batch(
         joined: Rows that are taken over.
         copies: Blocks to copy first.
         drafts: (R,) how many of the row's tokens are drafts; None: none of any row.
+        ahead: (R,) drafts wanted from the draft model; None: none.
     """
     context = table.num_computed[rows]
     ends = table.num_tokens[rows] if drafts is None else table.num_tokens[rows] + drafts
@@ -56,6 +58,7 @@ def assemble_batch(
         carried_rows=carried_rows,
         sampled=sampled,
         num_drafts=num_drafts,
+        num_drafts_wanted=None if ahead is None else ahead[sampled],
         sampling=_sampling(table, rows[sampled], num_drafts),
         joined=joined,
         copies=np.array(copies, np.int32) if copies else _NO_COPIES,

@@ -118,7 +118,10 @@ class SequenceBlocks:
         """
         if not self.prefix_caching:
             return
-        for i in np.flatnonzero((batch.query_lens > 1) & live).tolist():
+        filled = (batch.query_lens > 1) & live
+        if batch.num_drafts is not None:
+            filled[batch.sampled[batch.num_drafts > 0]] = False
+        for i in np.flatnonzero(filled).tolist():
             sequence = self.table.at(int(batch.rows[i]))
             self._register(sequence, int(batch.sequence_lens[i]))
 

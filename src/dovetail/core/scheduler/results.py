@@ -30,10 +30,14 @@ def sequence_updates(
         All updates, and those with more to them than a token (the first token, an end, an error,
         log-probabilities) with their sequences.
     """
-    indices = np.flatnonzero(live[batch.sampled])
+    indices = np.flatnonzero(live[batch.sampled]).astype(np.int32)
     rows = batch.rows[batch.sampled][indices]
     known = table.num_known[rows]
     tokens, counts, stopped = _emitted(table, output, indices, rows, known)
+    if batch.num_drafts is not None:
+        drafted = rows[batch.num_drafts[indices] > 0]
+        table.num_tokens[drafted] = table.num_known[drafted]
+        table.num_computed[drafted] = table.num_known[drafted] - 1
     ended = stopped | (known + counts >= table.total[rows]) | ~output.finite[indices]
     if output.failures:
         ended |= np.isin(indices, list(output.failures))

@@ -22,7 +22,7 @@ from dovetail.core.scheduler.results import sequence_updates
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.scheduler.sequence import Sequence
 from dovetail.core.scheduler.settings import SchedulerConfig, SchedulerStats
-from dovetail.core.types import IntArray
+from dovetail.core.speculative.speculation import Speculation
 from dovetail.core.update import Update
 
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats"]
@@ -55,6 +55,9 @@ class Scheduler:
         self._to_clean: list[int] = []
         """Blocks that may hold NaN: overwritten with block 0 before anybody gets them."""
         self._last_was_prefill = False
+        self.speculation = (
+            Speculation(config.speculation, self.table) if config.speculation else None
+        )
         self._chunk = partial(chunk, may_split=config.enable_chunked_prefill)
 
     def add(self, request: Request) -> None:
@@ -114,34 +117,54 @@ class Scheduler:
         Where blocks run out, the last sequence in the policy's order goes back to the queue, but
         only once nothing is under way: then all its tokens are known.
         """
-        rows, grants = self._grant_running(decode, prefill)
-        while (missing := self.blocks.missing(rows, grants)) > self.pool.num_free:
+        plan = self._grant_running(decode, prefill)
+        while (missing := self.blocks.missing(plan.rows, plan.reach)) > self.pool.num_free:
+            if plan.drafts is not None or plan.ahead is not None:
+                plan = self._grant_running(decode, prefill, may_draft=False)
+                continue
             if self._under_way:
                 return None
             self._preempt(self._victim())
-            rows, grants = self._grant_running(decode, prefill)
-        plan = Plan(rows=rows, grants=grants)
+            plan = self._grant_running(decode, prefill, may_draft=False)
         if missing:
-            plan.copies = self.blocks.extend(rows, grants)
+            plan.copies = self.blocks.extend(plan.rows, plan.reach)
         return plan
 
-    def _grant_running(self, decode: bool, prefill: bool) -> tuple[IntArray, IntArray]:
+    def _grant_running(self, decode: bool, prefill: bool, *, may_draft: bool = True) -> Plan:
         """Running rows that compute something, and how many tokens each."""
         table, order = self.table, self.table.order
         num_tokens = table.num_tokens[order]
         wanted = num_tokens - table.num_computed[order]
         wanted[num_tokens >= table.total[order]] = 0
+        drafting = self.speculation if may_draft and decode else None
+        if drafting is not None and not drafting.begin(int(np.count_nonzero(wanted == 1))):
+            drafting = None
         if self._under_way:
-            wanted[table.needs_known[order] & (num_tokens > table.num_known[order])] = 0
+            waits = table.needs_known[order]
+            if drafting is not None:
+                waits = waits | table.may_draft[order]
+            wanted[waits & (num_tokens > table.num_known[order])] = 0
         grants = np.where(wanted == 1, 1 if decode else 0, 0).astype(np.int32)
+        left = self.config.max_num_batched_tokens - int(grants.sum())
+        drafts = None
+        if drafting is not None:
+            drafts = drafting.propose(order, grants == 1, left)
+            grants += drafts
+            left -= int(drafts.sum())
         long = wanted > 1
         if prefill and long.any():
-            left = self.config.max_num_batched_tokens - int(grants.sum())
             for i in np.flatnonzero(long).tolist():
                 grants[i] = self._chunk(int(wanted[i]), left)
                 left -= int(grants[i])
         busy = grants > 0
-        return (order, grants) if busy.all() else (order[busy], grants[busy])
+        if not busy.all():
+            order, grants = order[busy], grants[busy]
+            drafts = None if drafts is None else drafts[busy]
+        plan = Plan(rows=order, grants=grants)
+        if drafts is not None and drafting is not None:
+            plan.drafts = drafts if drafts.any() else None
+            plan.ahead = drafting.ahead(order, table.num_computed[order] + grants, drafts)
+        return plan
 
     def _start(self, plan: Plan) -> Batch:
         table = self.table
@@ -149,11 +172,22 @@ class Scheduler:
         targets = {target for _, target in plan.copies}
         plan.copies += [(0, block) for block in self._to_clean if block not in targets]
         self._to_clean = []
+        drafts = plan.padded(plan.drafts)
         batch = assemble_batch(
-            table, self.stats.num_steps, plan.rows, plan.grants, tuple(plan.joined), plan.copies
+            table,
+            self.stats.num_steps,
+            plan.rows,
+            plan.grants,
+            tuple(plan.joined),
+            plan.copies,
+            drafts=drafts,
+            ahead=plan.padded(plan.ahead),
         )
         self._under_way[batch.step] = table.epoch[plan.rows]
-        self._last_was_prefill = bool((plan.grants > 1).any())
+        fills = plan.grants > 1 if drafts is None else plan.grants > 1 + drafts
+        self._last_was_prefill = bool(fills.any())
+        if self.speculation is not None:
+            self.speculation.started(batch, only_decode=not self._last_was_prefill)
         table.num_computed[plan.rows] += plan.grants
         table.num_tokens[plan.rows[batch.sampled]] += 1
         return batch
@@ -192,12 +226,15 @@ class Scheduler:
             self.waiting.push(child)
         self._suspects.forget(sequence)
 
-    def update(self, batch: Batch, output: StepOutput) -> list[Update]:
+    def update(self, batch: Batch, output: StepOutput, seconds: float = 0.0) -> list[Update]:
         """Take in a step: tokens, ends, blocks that became full. Returns what to tell the users.
 
-        Results of sequences that ended meanwhile are dropped.
+        Results of sequences that ended meanwhile are dropped. ``seconds`` is what the step took,
+        its share where steps overlap.
         """
         live = self._under_way.pop(batch.step) == self.table.epoch[batch.rows]
+        if self.speculation is not None:
+            self.speculation.finished(batch, output, live, seconds)
         self.blocks.register_prompts(batch, live)
         updates, notable = sequence_updates(self.table, batch, output, live)
         for update, sequence in notable:
@@ -209,7 +246,7 @@ class Scheduler:
                 self._end(sequence, is_bad=update.error is not None)
         if self._suspects:
             self._suspects.acquit(updates)
-        self.stats.num_generation_tokens += len(batch.sampled)
+        self.stats.num_generation_tokens += int(output.num_tokens.sum())
         return updates
 
     def _clean(self, sequence: Sequence) -> None:
@@ -234,6 +271,8 @@ class Scheduler:
         """
         suspects = [s for row in batch.rows if (s := self.table.sequences[int(row)]) is not None]
         self._under_way.clear()
+        if self.speculation is not None:
+            self.speculation.dropped()
         for row in self.table.order[::-1].tolist():
             self._preempt(self.table.at(row))
         self.pool.forget_cached()

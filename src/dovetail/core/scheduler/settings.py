@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dovetail.core.config.speculative import SpeculativeConfig
+
 __all__ = ["SchedulerConfig", "SchedulerStats"]
 
 
@@ -24,6 +26,7 @@ class SchedulerConfig:
     """Prefill and decode may share a step; otherwise they take turns."""
     policy: str = "fcfs"
     """``fcfs`` or ``priority``."""
+    speculation: SpeculativeConfig | None = None
 
 
 @dataclass(kw_only=True)

@@ -18,17 +18,19 @@ _FORGET = 0.05
 
 @dataclass
 class _Rate:
-    """Tokens and seconds of recent steps, older ones counting less."""
+    """Tokens and seconds of recent steps, older ones counting less; the first not at all."""
 
     steps: int = 0
     tokens: float = 0.0
     seconds: float = 0.0
 
     def add(self, tokens: int, seconds: float) -> None:
-        keep = 1 - max(_FORGET, 1 / (self.steps + 1))
+        self.steps += 1
+        if self.steps == 1:
+            return
+        keep = 1 - max(_FORGET, 1 / (self.steps - 1))
         self.tokens = keep * self.tokens + (1 - keep) * tokens
         self.seconds = keep * self.seconds + (1 - keep) * seconds
-        self.steps += 1
 
     @property
     def value(self) -> float:

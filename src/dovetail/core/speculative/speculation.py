@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dovetail.core.batch import Batch, StepOutput
 from dovetail.core.config.speculative import SpeculativeConfig
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.speculative.base import Proposer
 from dovetail.core.speculative.benefit import Benefit
 from dovetail.core.speculative.ngram import NgramProposer
 from dovetail.core.speculative.suffix import SuffixProposer
-from dovetail.core.types import IntArray
+from dovetail.core.types import BoolArray, IntArray
 
 __all__ = ["Speculation", "SpeculationStats"]
 
@@ -50,33 +51,32 @@ class Speculation:
         self._limit_epoch = np.full(num_rows, -1, np.int64)
         self._from_model = np.full((num_rows, config.num_speculative_tokens), -1, np.int32)
         self._model_epoch = np.full(num_rows, -1, np.int64)
+        self._drafting = False
+        """The step that is being prepared is to have drafts."""
+        self._timed: dict[int, bool] = {}
+        """Steps under way that only decode, and whether they were to have drafts."""
 
-    @property
-    def from_model(self) -> bool:
-        """Whether the runner's draft model guesses."""
-        return self._proposer is None
-
-    def worthwhile(self, num_rows: int) -> bool:
+    def begin(self, num_rows: int) -> bool:
         """Whether a step in which so many rows decode is to have drafts."""
-        return self._benefit is None or self._benefit.worthwhile(num_rows)
+        self._drafting = num_rows > 0 and (
+            self._benefit is None or self._benefit.worthwhile(num_rows)
+        )
+        return self._drafting
 
-    def measured(self, num_rows: int, with_drafts: bool, tokens: int, seconds: float) -> None:
-        """What a step gave in which nothing but ``num_rows`` decoding rows was computed."""
-        if self._benefit is not None:
-            self._benefit.measured(num_rows, with_drafts, tokens, seconds)
-
-    def propose(self, rows: IntArray, room: int) -> IntArray:
-        """Write drafts for rows all of whose tokens are known; returns how many each, (R,).
+    def propose(self, rows: IntArray, decodes: BoolArray, room: int) -> IntArray:
+        """Write drafts behind the tokens of rows that decode; returns how many each, (R,).
 
         Args:
-            rows: (R,) rows that decode.
+            rows: (R,)
+            decodes: (R,) whether the row computes one token in this step.
             room: The most drafts of all rows together.
         """
         table = self._table
         known = table.num_known[rows]
         most = np.minimum(self._limits(rows), table.total[rows] - known - 1)
+        may = decodes & table.may_draft[rows] & (table.num_tokens[rows] == known)
         counts = np.zeros(len(rows), np.int32)
-        for i in np.flatnonzero((most > 0) & table.may_draft[rows]).tolist():
+        for i in np.flatnonzero(may & (most > 0)).tolist():
             if room <= 0:
                 break
             row = int(rows[i])
@@ -91,7 +91,7 @@ class Speculation:
         if self._proposer is None:
             if self._model_epoch[row] != epoch:
                 return []
-            drafts = self._from_model[row, :count].tolist()
+            drafts: list[int] = self._from_model[row, :count].tolist()
         else:
             salt = table.at(row).request.cache_salt
             drafts = self._proposer.propose(row, epoch, salt, table.tokens[row, :known], count)
@@ -104,17 +104,53 @@ class Speculation:
         self._limit_epoch[stale] = self._table.epoch[stale]
         return self._limit[rows]
 
-    def wanted(self, ends: IntArray, rows: IntArray) -> IntArray:
-        """(S,) drafts that the draft model is to make, so that none lies behind a row's end.
+    def ahead(self, rows: IntArray, ends: IntArray, drafts: IntArray) -> IntArray | None:
+        """(R,) drafts that the draft model is to make after the step; None without one.
+
+        None of them lies behind the end of its row.
 
         Args:
-            ends: (S,) tokens of each row once the step is done, all drafts accepted.
-            rows: (S,) the rows.
+            rows: (R,)
+            ends: (R,) tokens that are computed once the step is done.
+            drafts: (R,) how many of these are drafts.
         """
-        room = self._table.total[rows] - ends - 2
-        return np.clip(room, 0, self.config.num_speculative_tokens).astype(np.int32)
+        if self._proposer is not None:
+            return None
+        table, most = self._table, self.config.num_speculative_tokens
+        sampled = (ends == table.num_tokens[rows] + drafts) & table.may_draft[rows]
+        count = np.minimum(table.total[rows] - ends - 2, np.minimum(self._limits(rows) + 2, most))
+        return np.where(sampled, np.maximum(count, 0), 0).astype(np.int32)
 
-    def take(self, rows: IntArray, drafts: IntArray | None) -> None:
+    def started(self, batch: Batch, *, only_decode: bool) -> None:
+        """A step is under way; its time says something if it does ``only_decode``."""
+        if self._benefit is not None and only_decode and not batch.joined:
+            self._timed[batch.step] = self._drafting
+
+    def finished(self, batch: Batch, output: StepOutput, live: BoolArray, seconds: float) -> None:
+        """Learn from a step: what was accepted, what it cost, what the draft model proposes.
+
+        Args:
+            batch: The step.
+            output: What it produced.
+            live: (R,) whether a row still belongs to the sequence that was in the batch.
+            seconds: What the step took.
+        """
+        mine = live[batch.sampled]
+        rows = batch.rows[batch.sampled]
+        if batch.num_drafts is not None:
+            self._checked(rows[mine], batch.num_drafts[mine], output.num_tokens[mine] - 1)
+        if self._proposer is None:
+            self._keep(rows[mine], None if output.drafts is None else output.drafts[mine])
+        with_drafts = self._timed.pop(batch.step, None)
+        if self._benefit is not None and with_drafts is not None and seconds > 0:
+            tokens = int(output.num_tokens.sum())
+            self._benefit.measured(len(rows), with_drafts, tokens, seconds)
+
+    def dropped(self) -> None:
+        """The steps under way will not come in."""
+        self._timed.clear()
+
+    def _keep(self, rows: IntArray, drafts: IntArray | None) -> None:
         """Keep what the draft model proposes for each row, (n, k), for the next step."""
         if drafts is None:
             self._model_epoch[rows] = -1
@@ -123,15 +159,14 @@ class Speculation:
         self._from_model[rows, : drafts.shape[1]] = drafts
         self._model_epoch[rows] = self._table.epoch[rows]
 
-    def checked(self, rows: IntArray, num_drafts: IntArray, num_accepted: IntArray) -> None:
-        """Learn what became of the drafts of rows: arrays of shape (n,)."""
+    def _checked(self, rows: IntArray, num_drafts: IntArray, num_accepted: IntArray) -> None:
         had = num_drafts > 0
         rows, num_drafts, num_accepted = rows[had], num_drafts[had], num_accepted[had]
         self.stats.num_drafts += len(rows)
         self.stats.num_draft_tokens += int(num_drafts.sum())
         self.stats.num_accepted_tokens += int(num_accepted.sum())
         limit = self._limit[rows]
-        limit = np.where(num_accepted == num_drafts, limit + 2, np.maximum(num_accepted + 1, 1))
+        limit = np.where(num_accepted == num_drafts, limit + 2, num_accepted + 1)
         self._limit[rows] = np.minimum(limit, self.config.num_speculative_tokens)
 
 
