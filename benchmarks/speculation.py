@@ -18,14 +18,14 @@ from pathlib import Path
 
 from dovetail import LLM, SamplingParams
 
-FUNCTION = '''
+FUNCTION = """
 def total_{0}(values):
     result_{0} = 0
     for value in values:
         if value is not None:
             result_{0} += value
     return result_{0}
-'''
+"""
 
 
 def repetitive(count: int) -> list[str]:

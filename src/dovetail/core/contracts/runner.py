@@ -56,6 +56,9 @@ class CacheSpec:
     """Of all layers together."""
     bytes_available: int
     """Free memory of the device, less what the largest step needs beside the cache."""
+    window: int | None = None
+    """No layer attends to more than this many positions, its own included: blocks before them are
+    given to others, and block 0 stands for them in the tables. None: some layer attends to all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,17 +83,18 @@ def _load(
     weight_bytes = 0
     for done, weight_bytes in runner.load():
         progress("loading weights", done, weight_bytes)
-    plan = fit_cache(resolved, runner.cache_spec())
+    spec = runner.cache_spec()
+    plan = fit_cache(resolved, spec)
     resolved = resolved.with_cache(plan)
     runner.allocate(plan.num_blocks)
     for count, part in enumerate(runner.warm_up()):
         progress(f"warming up: {part.name}", count + 1, 0)
     core = EngineCore(
-        Scheduler(scheduler_config(resolved, plan.num_blocks)),
+        Scheduler(scheduler_config(resolved, plan.num_blocks, spec.window)),
         runner,
         steps_ahead=int(resolved.async_scheduling),
     )
-    cache_bytes = plan.num_blocks * runner.cache_spec().bytes_per_block
+    cache_bytes = plan.num_blocks * spec.bytes_per_block
     num_tokens = plan.num_blocks * resolved.block_size
     banner = {
         "device": ", ".join(platform.device_names()),
@@ -117,8 +118,13 @@ def _speculation(resolved: ResolvedConfig) -> dict[str, str]:
     return {"speculation": f"{source}, {length}{', while it pays' if chosen.adaptive else ''}"}
 
 
-def scheduler_config(resolved: ResolvedConfig, num_blocks: int) -> SchedulerConfig:
-    """The scheduler's part of the settings, for ``num_blocks`` blocks besides block 0."""
+def scheduler_config(
+    resolved: ResolvedConfig, num_blocks: int, window: int | None
+) -> SchedulerConfig:
+    """The scheduler's part of the settings, for ``num_blocks`` blocks besides block 0.
+
+    ``window``: see ``CacheSpec.window``.
+    """
     return SchedulerConfig(
         num_blocks=num_blocks + 1,
         block_size=resolved.block_size,
@@ -126,6 +132,7 @@ def scheduler_config(resolved: ResolvedConfig, num_blocks: int) -> SchedulerConf
         max_num_seqs=resolved.max_num_seqs,
         max_num_batched_tokens=resolved.max_num_batched_tokens,
         vocab_size=resolved.vocab_size,
+        window=window,
         enable_prefix_caching=resolved.enable_prefix_caching,
         enable_chunked_prefill=resolved.enable_chunked_prefill,
         mixed_batches=resolved.mixed_batches,

@@ -42,5 +42,11 @@ class Plan:
 
 
 def chunk(wanted: int, left: int, *, may_split: bool) -> int:
-    """How much of a prompt of ``wanted`` tokens to compute now, with ``left`` of the budget."""
-    return min(wanted, left) if wanted <= left or may_split else 0
+    """How much of a prompt of ``wanted`` tokens to compute now, with ``left`` of the budget.
+
+    One that does not end in this step leaves half of the budget to those behind it; what they do
+    not use comes back to it in ``Scheduler._top_up``.
+    """
+    if wanted <= left:
+        return wanted
+    return (left + 1) // 2 if may_split else 0

@@ -51,6 +51,8 @@ class RowTable:
         self.tokens = np.zeros((num_rows, max_len), np.int32)
         self.blocks = np.zeros((num_rows, max_blocks), np.int32)
         self.num_blocks = np.zeros(num_rows, np.int32)
+        self.num_released = np.zeros(num_rows, np.int32)
+        """Blocks at the start that were given back: see ``Sequence.num_released``."""
         self.num_known = np.zeros(num_rows, np.int32)
         self.num_tokens = np.zeros(num_rows, np.int32)
         self.num_computed = np.zeros(num_rows, np.int32)
@@ -110,6 +112,7 @@ class RowTable:
         self.num_prompt[row] = sequence.num_prompt_tokens
         self.total[row] = sequence.total
         self.num_blocks[row] = len(sequence.blocks)
+        self.num_released[row] = sequence.num_released
         self.blocks[row, : len(sequence.blocks)] = sequence.blocks
         self.blocks[row, len(sequence.blocks) :] = 0
         self.shares_tail[row] = bool(sequence.num_shared_tokens)
@@ -198,3 +201,9 @@ class RowTable:
         """Point one entry of the row's block table to another block."""
         sequence.blocks[index] = block
         self.blocks[row, index] = block
+
+    def release_blocks(self, row: int, sequence: Sequence, count: int) -> None:
+        """Put block 0 in the place of the row's first ``count`` blocks."""
+        sequence.blocks[:count] = [0] * count
+        self.blocks[row, :count] = 0
+        self.num_released[row] = sequence.num_released = count

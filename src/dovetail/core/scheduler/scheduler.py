@@ -41,10 +41,8 @@ class Scheduler:
         self.table = RowTable(
             config.max_num_seqs, config.max_model_len, config.block_size, config.vocab_size
         )
-        self.blocks = SequenceBlocks(
-            self.pool, self.table, prefix_caching=config.enable_prefix_caching
-        )
-        self.rank = rank_of(config.policy)
+        self.blocks = SequenceBlocks(self.pool, self.table, config)
+        self.rank = rank_of(config)
         self.waiting = WaitingQueue(self.rank)
         self.sequences: dict[int, Sequence] = {}
         self.stats = SchedulerStats()
@@ -92,6 +90,7 @@ class Scheduler:
 
     def schedule(self) -> Batch | None:
         """Decide the next step: running rows first (decode before prefill), then new ones."""
+        self.blocks.release_behind()
         if self._suspects:
             return self._schedule_alone(self._suspects.first())
         for decode, prefill in self._turns():
@@ -99,7 +98,7 @@ class Scheduler:
             if plan is None:
                 return None
             if prefill:
-                self.admission.admit(plan)
+                self._top_up(plan, self.admission.admit(plan))
             if len(plan.rows):
                 return self._start(plan)
         return None
@@ -114,8 +113,8 @@ class Scheduler:
     def _plan_running(self, decode: bool, prefill: bool) -> Plan | None:
         """The part of the step that rows have a claim to; None if steps under way come first.
 
-        Where blocks run out, the last sequence in the policy's order goes back to the queue, but
-        only once nothing is under way: then all its tokens are known.
+        Where blocks run out, sequences go back to the queue, but only once nothing is under way:
+        then all their tokens are known.
         """
         plan = self._grant_running(decode, prefill)
         while (missing := self.blocks.missing(plan.rows, plan.reach)) > self.pool.num_free:
@@ -124,7 +123,7 @@ class Scheduler:
                 continue
             if self._under_way:
                 return None
-            self._preempt(self._victim())
+            self._make_room()
             plan = self._grant_running(decode, prefill, may_draft=False)
         if missing:
             plan.copies = self.blocks.extend(plan.rows, plan.reach)
@@ -166,6 +165,20 @@ class Scheduler:
             plan.ahead = drafting.ahead(order, table.num_computed[order] + grants, drafts)
         return plan
 
+    def _top_up(self, plan: Plan, left: int) -> None:
+        """Give the budget that is left to the prompts that want more, as far as blocks last."""
+        is_decode = self.config.max_num_batched_tokens - left == len(plan.rows)
+        if left <= 0 or is_decode or not self.config.enable_chunked_prefill:
+            return
+        table = self.table
+        wanted = table.num_known[plan.rows] - table.num_computed[plan.rows] - plan.grants
+        for i in np.flatnonzero((plan.grants > 1) & (wanted > 0)).tolist():
+            row, extra = plan.rows[i : i + 1], min(int(wanted[i]), left)
+            extra = min(extra, self.blocks.room(int(row[0]), int(plan.grants[i])))
+            plan.grants[i] += extra
+            plan.copies += self.blocks.extend(row, plan.grants[i : i + 1])
+            left -= extra
+
     def _start(self, plan: Plan) -> Batch:
         table = self.table
         self.stats.num_steps += 1
@@ -192,11 +205,20 @@ class Scheduler:
         table.num_tokens[plan.rows[batch.sampled]] += 1
         return batch
 
+    def _make_room(self) -> None:
+        """Free some blocks: those of a victim, or those of forks if only pinned ones run."""
+        chosen = self._victim() if self.num_running else None
+        only_pinned = chosen is None or self.admission.is_pinned(chosen)
+        if only_pinned and self.blocks.drop_shares(self.waiting):
+            return
+        if chosen is None:
+            raise InvariantError("pool", "blocks are missing but nobody has any to give")
+        chosen.num_preemptions += 1
+        self._preempt(chosen)
+
     def _victim(self) -> Sequence:
-        """The running sequence that goes back to the queue."""
-        if not self.num_running:
-            raise InvariantError("pool", "blocks are missing but no sequence runs")
-        return victim((self.table.at(row) for row in self.table.order.tolist()), self.rank)
+        limit = self.config.max_preemptions
+        return victim(self.table.order.tolist(), self.table, self.rank, limit)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take row and blocks back; the sequence will be computed again from its tokens."""
@@ -300,8 +322,7 @@ class Scheduler:
         while not self.table.num_vacant or (
             self.blocks.find_prefix(sequence).num_needed > self.pool.num_free
         ):
-            self._preempt(self._victim())
-        self.waiting.remove(sequence)
+            self._make_room()
         plan = Plan()
         prefix = self.blocks.find_prefix(sequence)
         self.admission.join(
@@ -311,4 +332,4 @@ class Scheduler:
 
     def held_blocks(self) -> Iterator[list[int]]:
         """Block lists of all sequences, for ``BlockPool.check``."""
-        return (sequence.blocks for sequence in self.sequences.values())
+        return (sequence.held for sequence in self.sequences.values())

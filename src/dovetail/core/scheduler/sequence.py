@@ -26,7 +26,10 @@ class Sequence:
         self.num_prompt_tokens = len(request.prompt_token_ids)
         self.row: int | None = None
         self.blocks: list[int] = []
-        """KV blocks held, in order of position. Not empty while waiting only after a fork."""
+        """KV blocks in order of position. Not empty while waiting only after a fork."""
+        self.num_released = 0
+        """The first of ``blocks`` that were given back, for they lie before the model's window; 0
+        stands in their place."""
         self.num_shared_tokens = 0
         """Tokens computed in ``blocks`` when it was forked from its parent."""
         self.root = root(request.cache_salt)
@@ -42,6 +45,15 @@ class Sequence:
         """Sequences that wait for this one's prefill, to share it."""
         self.has_started = bool(request.emitted)
         """It has its first token: nobody can share its prefill any more."""
+        self.num_preemptions = 0
+        """Times that it lost its row and its blocks to others."""
+        self.num_bypasses = 0
+        """Sequences that started before it although they came after it."""
+
+    @property
+    def held(self) -> list[int]:
+        """The KV blocks that it refers to."""
+        return self.blocks[self.num_released :] if self.num_released else self.blocks
 
     @property
     def total(self) -> int:

@@ -20,6 +20,8 @@ class SchedulerConfig:
     max_num_seqs: int
     max_num_batched_tokens: int
     vocab_size: int
+    window: int | None = None
+    """No layer looks back further than this many positions; None: some layer sees them all."""
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     mixed_batches: bool = True
@@ -27,6 +29,12 @@ class SchedulerConfig:
     policy: str = "fcfs"
     """``fcfs`` or ``priority``."""
     speculation: SpeculativeConfig | None = None
+    priority_ageing_seconds: float | None = None
+    """Seconds of waiting that are worth one priority; None: waiting changes nothing."""
+    max_preemptions: int = 4
+    """A request that was sent back to the queue this often is not sent back again."""
+    max_bypasses: int = 8
+    """Requests behind it that may start before a request for which there are no blocks yet."""
 
 
 @dataclass(kw_only=True)

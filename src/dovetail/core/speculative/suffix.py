@@ -64,6 +64,8 @@ class SuffixProposer:
 
     def _remember(self, row: _Row) -> None:
         """Keep the text of a sequence that has left its row."""
+        if not self._memory:
+            return
         texts = self._history.setdefault(row.salt, [])
         self._history.move_to_end(row.salt)
         if len(self._history) > _MOST_SALTS:

@@ -76,6 +76,11 @@ class DraftModel:
         specs = self._need.specs
         return sum(self._attention.bytes_per_block(spec, self._need) for spec in specs)
 
+    @property
+    def window(self) -> int | None:
+        """As ``AttentionNeed.window``."""
+        return self._need.window
+
     def allocate(self, num_blocks: int) -> None:
         """Make every layer's cache."""
         self._caches = [

@@ -76,8 +76,18 @@ class TorchRunner:
         if self._draft is not None:
             per_block += self._draft.bytes_per_block
         return CacheSpec(
-            bytes_per_block=per_block, bytes_available=max(0, free - self._step_bytes())
+            bytes_per_block=per_block,
+            bytes_available=max(0, free - self._step_bytes()),
+            window=self._window(),
         )
+
+    def _window(self) -> int | None:
+        """As ``CacheSpec.window``, of both models together."""
+        mine = self._need.window
+        if self._draft is None or mine is None:
+            return mine
+        other = self._draft.window
+        return None if other is None else max(mine, other)
 
     def _step_bytes(self) -> int:
         """An upper bound of the arrays that a step holds at once, without the cache."""
