@@ -41,6 +41,8 @@ def sequence_updates(
     table.num_known[rows] = known + 1
     stopped = (table.stop_ids[rows] == tokens[:, None]).any(axis=1)
     ended = stopped | (known + 1 >= table.total[rows]) | ~output.finite[indices]
+    if output.failures:
+        ended |= np.isin(indices, list(output.failures))
     special = ended | (table.wants_logprobs[rows] > 0) | (known == table.num_prompt[rows])
     updates = [
         Update(request_id, [token])
@@ -63,6 +65,9 @@ def _complete(
     params = sequence.request.params
     if not output.finite[i]:
         update.token_ids, update.finish_reason, update.error = [], "error", NOT_FINITE
+        return
+    if i in output.failures:
+        update.token_ids, update.finish_reason, update.error = [], "error", output.failures[i]
         return
     if ended:
         update.finish_reason = "stop" if stopped else "length"

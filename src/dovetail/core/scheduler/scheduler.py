@@ -59,6 +59,11 @@ class SchedulerStats:
     num_preemptions: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
+    num_accepted: int = 0
+    """Requests taken up: those that ended in one of three ways, and those that are here."""
+    num_finished: int = 0
+    num_aborted: int = 0
+    num_failed: int = 0
 
 
 @dataclass(kw_only=True)
@@ -103,8 +108,11 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Take up a request. It was validated: it fits the model's context and the pool."""
+        if request.id in self.sequences:
+            raise InvariantError("request", f"I12: request {request.id} is here already")
         sequence = Sequence(request)
         self.sequences[request.id] = sequence
+        self.stats.num_accepted += 1
         parent = self.sequences.get(request.parent) if request.parent is not None else None
         if parent is not None and not request.emitted and not parent.has_started:
             parent.children.append(sequence)
@@ -116,10 +124,16 @@ class Scheduler:
         for request_id in ids:
             if (sequence := self.sequences.get(request_id)) is not None:
                 self._end(sequence)
+                self.stats.num_aborted += 1
 
     def has_work(self) -> bool:
         """Whether any request is here."""
         return bool(self.sequences)
+
+    @property
+    def num_suspects(self) -> int:
+        """Requests that run alone next, after a step that failed."""
+        return len(self._suspects)
 
     @property
     def num_running(self) -> int:
@@ -239,6 +253,8 @@ class Scheduler:
         batch = assemble_batch(
             table, self.stats.num_steps, plan.rows, plan.grants, tuple(plan.joined), plan.copies
         )
+        if batch.num_tokens > self.config.max_num_batched_tokens:
+            raise InvariantError("engine", f"I10: a step has {batch.num_tokens} tokens")
         self._under_way[batch.step] = table.epoch[plan.rows]
         self._last_was_prefill = bool((plan.grants > 1).any())
         table.num_computed[plan.rows] += plan.grants
@@ -288,7 +304,11 @@ class Scheduler:
 
         Results of sequences that ended meanwhile are dropped.
         """
-        live = self._under_way.pop(batch.step) == self.table.epoch[batch.rows]
+        epochs = self._under_way.pop(batch.step, None)
+        if epochs is None or len(output.token_ids) != len(batch.sampled):
+            what = f"the runner gave {len(output.token_ids)} results for {len(batch.sampled)} rows"
+            raise InvariantError("engine", f"I14: step {batch.step} is not under way, or {what}")
+        live = epochs == self.table.epoch[batch.rows]
         self.blocks.register_prompts(batch, live)
         updates, notable = sequence_updates(self.table, batch, output, live)
         for update, sequence in notable:
@@ -298,6 +318,8 @@ class Scheduler:
                 self._clean(sequence)
             if update.finish_reason is not None:
                 self._end(sequence, is_bad=update.error is not None)
+                self.stats.num_finished += update.error is None
+                self.stats.num_failed += update.error is not None
         if self._suspects:
             ids = {update.id for update in updates}
             self._suspects = [s for s in self._suspects if s.request.id not in ids]
@@ -334,6 +356,7 @@ class Scheduler:
             return []
         for sequence in suspects:
             self._end(sequence)
+        self.stats.num_failed += len(suspects)
         return [
             Update(id=s.request.id, token_ids=[], finish_reason="error", error=reason)
             for s in suspects
