@@ -62,13 +62,18 @@ class SequenceBlocks:
         return [copy for copy in copies if copy is not None]
 
     def _own_tail(self, row: int) -> tuple[int, int] | None:
-        """Copy-on-write: if others hold the block that the row writes next, give it its own."""
+        """Copy-on-write: if others hold the block that the row writes next, give it its own.
+
+        The prefix index counts as another: the parent may have filled the block and be gone.
+        """
         self.table.shares_tail[row] = False
         index = int(self.table.num_computed[row]) // self.size
         sequence = self.table.at(row)
-        if index >= len(sequence.blocks) or self.pool.references(sequence.blocks[index]) == 1:
+        if index >= len(sequence.blocks):
             return None
         shared = sequence.blocks[index]
+        if self.pool.references(shared) == 1 and self.pool.name_of(shared) is None:
+            return None
         (own,) = self.pool.allocate(1)
         self.table.replace_block(row, sequence, index, own)
         self.pool.release([shared])

@@ -89,31 +89,32 @@ def _tables(scheduler: Scheduler) -> None:
 
 
 def _names(scheduler: Scheduler) -> None:
-    """What the prefix index says of a block is what its holders have in it."""
+    """What the prefix index says of a block is what its holders have in it.
+
+    A fork that waits may hold a block which its parent went on to fill: it copies it first.
+    """
     for sequence in scheduler.sequences.values():
-        names = _independent_chain(scheduler, sequence)
-        for index, (block, name) in enumerate(zip(sequence.blocks, names, strict=False)):
-            entered = scheduler.pool.name_of(block)
-            if entered is not None and entered != name:
-                what = f"block {block}, number {index} of request {sequence.request.id},"
-                _fail(6, f"{what} is in the prefix index under another prefix or salt", "pool")
-        partial = sequence.blocks[len(names) :]
-        if any(scheduler.pool.name_of(block) is not None for block in partial):
+        entered = [scheduler.pool.name_of(block) for block in sequence.blocks]
+        last = max((i for i, name in enumerate(entered) if name is not None), default=-1)
+        names = _chain(scheduler, sequence, last + 1)
+        if last >= len(names) and sequence.row is not None:
             _fail(5, f"a partial block of request {sequence.request.id} is in the index", "pool")
+        for index, name in enumerate(names):
+            if entered[index] is not None and entered[index] != name:
+                what = f"block {sequence.blocks[index]}, of request {sequence.request.id},"
+                _fail(6, f"{what} is in the prefix index under another prefix or salt", "pool")
 
 
-def _independent_chain(scheduler: Scheduler, sequence: Sequence) -> list[bytes]:
-    """The names of the computed full blocks, worked out again without ``kv.prefix``."""
+def _chain(scheduler: Scheduler, sequence: Sequence, num_blocks: int) -> list[bytes]:
+    """The names of the first full blocks of known tokens, worked out without ``kv.prefix``."""
     table, size = scheduler.table, scheduler.table.block_size
-    if sequence.row is None:
-        tokens, count = sequence.token_ids, sequence.num_shared_tokens
-    else:
-        tokens = table.tokens[sequence.row]
-        count = min(int(table.num_computed[sequence.row]), int(table.num_known[sequence.row]))
+    tokens = sequence.token_ids
+    if sequence.row is not None:
+        tokens = table.tokens[sequence.row, : table.num_known[sequence.row]]
     salt = sequence.request.cache_salt.encode("utf-8", "surrogatepass")
     name = sha256(len(salt).to_bytes(8, "little") + salt).digest()
     names = []
-    for start in range(0, count - size + 1, size):
+    for start in range(0, min(len(tokens), num_blocks * size) - size + 1, size):
         block = np.ascontiguousarray(tokens[start : start + size], "<i4")
         name = sha256(name + block.tobytes()).digest()
         names.append(name)

@@ -238,8 +238,13 @@ class Scheduler:
         plan.grants = np.concatenate([plan.grants, grants])
 
     def _drop_shares_but(self, keep: Sequence) -> bool:
-        """Waiting forks may hold all blocks between them: let them go, they can be recomputed."""
-        holders = [s for s in self.waiting if s.blocks and s is not keep]
+        """Waiting forks may hold all blocks between them: let them go, they can be recomputed.
+
+        Where nobody else holds any, ``keep`` itself lets go: there is no room for its own tail.
+        """
+        holders = [s for s in self.waiting if s.blocks and s is not keep] or [keep] * bool(
+            keep.blocks
+        )
         for sequence in holders:
             self.blocks.drop(sequence)
         return bool(holders)
@@ -346,7 +351,8 @@ class Scheduler:
         All running sequences lose their KV, for a failed step may have left anything there.
         Steps under way behind it must be dropped by the caller.
         """
-        suspects = [s for row in batch.rows if (s := self.table.sequences[int(row)]) is not None]
+        live = self._under_way[batch.step] == self.table.epoch[batch.rows]
+        suspects = [self.table.at(row) for row in batch.rows[live].tolist()]
         self._under_way.clear()
         for row in self.table.order[::-1].tolist():
             self._preempt(self.table.at(row))
@@ -376,7 +382,8 @@ class Scheduler:
         while not self.table.num_vacant or (
             self.blocks.find_prefix(sequence).num_needed > self.pool.num_free
         ):
-            self._preempt(self._victim())
+            if self.num_running or not self._drop_shares_but(sequence):
+                self._preempt(self._victim())
         self.waiting.remove(sequence)
         plan = _Plan(rows=_NO_ROWS, grants=_NO_ROWS)
         prefix = self.blocks.find_prefix(sequence)
