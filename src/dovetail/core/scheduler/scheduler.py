@@ -60,8 +60,11 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Take up a request. It was validated: it fits the model's context and the pool."""
+        if request.id in self.sequences:
+            raise InvariantError("request", f"I12: request {request.id} is here already")
         sequence = Sequence(request)
         self.sequences[request.id] = sequence
+        self.stats.num_accepted += 1
         parent = self.sequences.get(request.parent) if request.parent is not None else None
         if parent is not None and not request.emitted and not parent.has_started:
             parent.children.append(sequence)
@@ -73,10 +76,21 @@ class Scheduler:
         for request_id in ids:
             if (sequence := self.sequences.get(request_id)) is not None:
                 self._end(sequence)
+                self.stats.num_aborted += 1
 
     def has_work(self) -> bool:
         """Whether any request is here."""
         return bool(self.sequences)
+
+    @property
+    def num_suspects(self) -> int:
+        """Requests that run alone next, after a step that failed."""
+        return len(self._suspects)
+
+    @property
+    def num_under_way(self) -> int:
+        """Steps that were started and have not come in."""
+        return len(self._under_way)
 
     @property
     def num_running(self) -> int:
@@ -196,6 +210,8 @@ class Scheduler:
             drafts=drafts,
             ahead=plan.padded(plan.ahead),
         )
+        if batch.num_tokens > self.config.max_num_batched_tokens:
+            raise InvariantError("engine", f"I10: a step has {batch.num_tokens} tokens")
         self._under_way[batch.step] = table.epoch[plan.rows]
         fills = plan.grants > 1 if drafts is None else plan.grants > 1 + drafts
         self._last_was_prefill = bool(fills.any())
@@ -254,7 +270,11 @@ class Scheduler:
         Results of sequences that ended meanwhile are dropped. ``seconds`` is what the step took,
         its share where steps overlap.
         """
-        live = self._under_way.pop(batch.step) == self.table.epoch[batch.rows]
+        epochs = self._under_way.pop(batch.step, None)
+        if epochs is None or len(output.token_ids) != len(batch.sampled):
+            what = f"the runner gave {len(output.token_ids)} results for {len(batch.sampled)} rows"
+            raise InvariantError("engine", f"I14: step {batch.step} is not under way, or {what}")
+        live = epochs == self.table.epoch[batch.rows]
         if self.speculation is not None:
             self.speculation.finished(batch, output, live, seconds)
         self.blocks.register_prompts(batch, live)
@@ -266,6 +286,8 @@ class Scheduler:
                 self._clean(sequence)
             if update.finish_reason is not None:
                 self._end(sequence, is_bad=update.error is not None)
+                self.stats.num_finished += update.error is None
+                self.stats.num_failed += update.error is not None
         if self._suspects:
             self._suspects.acquit(updates)
         self.stats.num_generation_tokens += int(output.num_tokens.sum())
@@ -291,7 +313,8 @@ class Scheduler:
         All running sequences lose their KV, for a failed step may have left anything there.
         Steps under way behind it must be dropped by the caller.
         """
-        suspects = [s for row in batch.rows if (s := self.table.sequences[int(row)]) is not None]
+        live = self._under_way[batch.step] == self.table.epoch[batch.rows]
+        suspects = [self.table.at(row) for row in batch.rows[live].tolist()]
         self._under_way.clear()
         if self.speculation is not None:
             self.speculation.dropped()
@@ -303,6 +326,7 @@ class Scheduler:
             return []
         for sequence in suspects:
             self._end(sequence)
+        self.stats.num_failed += len(suspects)
         return [
             Update(id=s.request.id, token_ids=[], finish_reason="error", error=reason)
             for s in suspects

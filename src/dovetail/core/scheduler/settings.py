@@ -47,3 +47,8 @@ class SchedulerStats:
     num_preemptions: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
+    num_accepted: int = 0
+    """Requests taken up: those that ended in one of three ways, and those that are here."""
+    num_finished: int = 0
+    num_aborted: int = 0
+    num_failed: int = 0
