@@ -36,6 +36,8 @@ class JoinedRow:
     params: SamplingParams
     stop_token_ids: tuple[int, ...]
     """Tokens that may not be chosen before ``params.min_tokens`` tokens were."""
+    request_id: int = 0
+    """``Request.id``, for messages and fault points."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@
     ├── OutOfMemoryError          the device or host has too little memory, with the figures
     ├── RequestFailedError        the engine could not finish one request; the others go on
     ├── EngineDeadError           the engine process ended and could not be brought back
+    ├── InjectedError             a fault that was ordered, to see that the rest bears it
     └── InvariantError            a bug: the engine found its own state wrong; carries the scope
 """
 
@@ -27,6 +28,7 @@ __all__ = [
     "ContextLengthError",
     "DovetailError",
     "EngineDeadError",
+    "InjectedError",
     "InvariantError",
     "NotFoundError",
     "OutOfMemoryError",
@@ -118,6 +120,10 @@ class RequestFailedError(DovetailError):
 
 class EngineDeadError(DovetailError):
     """The engine process ended and could not be brought back."""
+
+
+class InjectedError(DovetailError):
+    """A fault that was ordered by ``DOVETAIL_FAULTS`` or by the simulator."""
 
 
 class InvariantError(DovetailError):

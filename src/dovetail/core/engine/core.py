@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dovetail.core.batch import Batch
 from dovetail.core.contracts.runner import Pending, Runner
 from dovetail.core.engine.api import EngineStats
-from dovetail.core.errors import DovetailError
+from dovetail.core.errors import DovetailError, InvariantError
+from dovetail.core.faults import fault
 from dovetail.core.request import Request
+from dovetail.core.scheduler.invariants import check_scheduler
 from dovetail.core.scheduler.scheduler import Scheduler
 from dovetail.core.speculative.speculation import SpeculationStats
 from dovetail.core.update import Update
@@ -20,6 +22,8 @@ __all__ = ["EngineCore"]
 
 _log = logging.getLogger(__name__)
 _FAILURES_IN_A_ROW = 8
+_IDLE_STEPS = 3
+"""Steps in a row that do nothing while rows are taken and nothing is under way: a lost wake-up."""
 
 
 class EngineCore:
@@ -48,10 +52,22 @@ class EngineCore:
         self._clock = clock
         self._since = 0.0
         """When the oldest step under way began, or the one before it was over."""
+        self._idle_steps = 0
+        self._refused: list[Update] = []
+        """Requests that could not be taken up; told with the next step."""
 
     def add(self, request: Request) -> None:
-        """Take up a request, validated by the front end."""
-        self.scheduler.add(request)
+        """Take up a request, validated by the front end. If that raises, it alone has failed."""
+        try:
+            fault("scheduler.admit", request.id)
+            self.scheduler.add(request)
+        except Exception as error:
+            if isinstance(error, InvariantError) and error.scope != "request":
+                raise
+            _log.exception("request %d could not be taken up", request.id)
+            self._refused.append(
+                Update(id=request.id, token_ids=[], finish_reason="error", error=_reason(error))
+            )
 
     def abort(self, ids: list[int]) -> None:
         """Forget requests; ids that are not here are ignored."""
@@ -59,19 +75,25 @@ class EngineCore:
 
     def has_work(self) -> bool:
         """Whether ``step`` has anything to do."""
-        return bool(self._under_way) or self.scheduler.has_work()
+        return bool(self._under_way or self._refused) or self.scheduler.has_work()
 
     def step(self) -> list[Update]:
         """Start the next step, finish the oldest one that is due, and say what it produced."""
+        if self._refused:
+            refused, self._refused = self._refused, []
+            return refused
         if not self._under_way:
             self._since = self._clock()
         batch = self.scheduler.schedule()
+        self._watch(batch)
         try:
             if batch is not None:
+                fault("runner.step")
                 self._under_way.append((batch, self.runner.step(batch)))
             if not self._under_way or (batch and len(self._under_way) <= self.steps_ahead):
                 return []
             batch, pending = self._under_way.popleft()
+            fault("runner.result")
             output = pending.result()
         except Exception as error:
             return self._recover(batch, error)
@@ -92,8 +114,21 @@ class EngineCore:
             raise error
         _log.exception("step %d failed; its %d requests run alone", batch.step, batch.num_rows)
         self._under_way.clear()
-        text = str(error) if isinstance(error, DovetailError) else type(error).__name__
-        return self.scheduler.step_failed(batch, f"the engine failed on this request: {text}")
+        return self.scheduler.step_failed(batch, _reason(error))
+
+    def _watch(self, batch: Batch | None) -> None:
+        """Where rows are taken and all is known, there is always a next step."""
+        if batch is not None or self._under_way or not self.scheduler.num_running:
+            self._idle_steps = 0
+            return
+        self._idle_steps += 1
+        if self._idle_steps >= _IDLE_STEPS:
+            running = self.scheduler.num_running
+            raise InvariantError("engine", f"I17: {running} requests have rows, none gets a step")
+
+    def sweep(self) -> None:
+        """Look at everything. Raises InvariantError if the engine's state is wrong."""
+        check_scheduler(self.scheduler)
 
     def stats(self) -> EngineStats:
         """Gauges and counters now."""
@@ -120,3 +155,8 @@ class EngineCore:
         """Give the device's memory back."""
         self._under_way.clear()
         self.runner.close()
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) if isinstance(error, DovetailError) else type(error).__name__
+    return f"the engine failed on this request: {text}"

@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
 from dovetail.core.errors import InvariantError
+from dovetail.core.faults import fault
 
 __all__ = ["BlockPool"]
 
@@ -50,6 +51,7 @@ class BlockPool:
         Raises:
             InvariantError: Fewer than ``count`` are free; ask ``num_free`` first.
         """
+        fault("pool.allocate")
         if count > self.num_free:
             raise InvariantError("pool", f"I7: {count} blocks asked for, {self.num_free} free")
         taken = [self._take() for _ in range(count)]

@@ -126,6 +126,7 @@ class RowTable:
             num_prompt_tokens=sequence.num_prompt_tokens,
             params=sequence.request.params,
             stop_token_ids=tuple(sequence.request.stop_token_ids),
+            request_id=sequence.request.id,
         )
 
     def _join_sampling(self, row: int, sequence: Sequence) -> None:

@@ -7,15 +7,11 @@ from collections.abc import Callable
 
 from dovetail.core.batch import Batch, StepOutput
 from dovetail.core.contracts.runner import Pending, Runner
-from dovetail.core.errors import InvariantError
+from dovetail.core.errors import InjectedError, InvariantError
 from dovetail.core.scheduler.scheduler import Scheduler
 from dovetail.core.scheduler.sequence import Sequence
 
-__all__ = ["Device", "InjectedError"]
-
-
-class InjectedError(Exception):
-    """A fault of the simulation."""
+__all__ = ["Device"]
 
 
 class Device:

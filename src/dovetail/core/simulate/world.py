@@ -14,12 +14,12 @@ from typing import Any, cast
 from dovetail.core.contracts.platform import Platform
 from dovetail.core.contracts.runner import Runner, RunnerConfig
 from dovetail.core.engine.core import EngineCore
-from dovetail.core.errors import InvariantError
+from dovetail.core.errors import InjectedError, InvariantError
 from dovetail.core.plugins.selection import load_platform
 from dovetail.core.sampling.oracle import TokenRule
 from dovetail.core.scheduler.invariants import check_scheduler
 from dovetail.core.scheduler.scheduler import Scheduler
-from dovetail.core.simulate.device import Device, InjectedError
+from dovetail.core.simulate.device import Device
 from dovetail.core.simulate.ledger import Ledger
 from dovetail.core.simulate.workload import END_TOKEN, VOCAB_SIZE, Event, Knobs, Scenario
 
