@@ -17,6 +17,7 @@
     ├── RequestFailedError        the engine could not finish one request; the others go on
     ├── RequestTimeoutError       one request was not finished before its deadline
     ├── EngineDeadError           the engine process ended and could not be brought back
+    ├── InjectedError             a fault that was ordered, to see that the rest bears it
     └── InvariantError            a bug: the engine found its own state wrong; carries the scope
 """
 
@@ -28,6 +29,7 @@ __all__ = [
     "ContextLengthError",
     "DovetailError",
     "EngineDeadError",
+    "InjectedError",
     "InvariantError",
     "NotFoundError",
     "OutOfMemoryError",
@@ -124,6 +126,10 @@ class RequestTimeoutError(DovetailError):
 
 class EngineDeadError(DovetailError):
     """The engine process ended and could not be brought back."""
+
+
+class InjectedError(DovetailError):
+    """A fault that was ordered by ``DOVETAIL_FAULTS`` or by the simulator."""
 
 
 class InvariantError(DovetailError):

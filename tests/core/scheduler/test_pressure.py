@@ -119,7 +119,6 @@ def test_what_can_never_fit_fails_at_once_and_alone() -> None:
     updates = engine.step()
     assert [update.id for update in updates] == [2, 3]
     assert {update.finish_reason for update in updates} == {"error"}
-    assert updates[0].error == (
-        "65 tokens need 17 KV blocks of 4; there are 16, and a sequence may have 128 tokens"
-    )
+    reason = "65 tokens need 17 KV blocks of 4; there are 16, and a sequence may have 128 tokens"
+    assert reason in str(updates[0].error)
     assert run(engine) == {1: expected(prompt, 4)}

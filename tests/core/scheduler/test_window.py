@@ -5,45 +5,27 @@ import random
 import numpy as np
 import pytest
 
-from dovetail.core.batch import Batch, StepOutput
+from dovetail.core.batch import Batch
+from dovetail.core.contracts.runner import Pending
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.kv.prefix import extend_chain, root
 from dovetail.core.scheduler.scheduler import Scheduler, SchedulerConfig
-from tests.core.oracle import EOS, VOCAB, OracleRunner, make_request, next_token, run
+from tests.core.oracle import EOS, VOCAB, WatchedRunner, expected, make_request, run, runner_config
 
 SIZE = 4
 
 
-class WindowRunner(OracleRunner):
-    """The next token is a hash of the last ``window`` ones, each read from the fake cache."""
+class WindowRunner(WatchedRunner):
+    """The oracle, which must be given every block that is inside the window."""
 
-    def __init__(self, num_blocks: int, num_rows: int, window: int) -> None:
-        super().__init__(num_blocks, SIZE, num_rows)
-        self.window = window
+    window = 0
 
-    def step(self, batch: Batch) -> OracleRunner._Done:
-        super().step(batch)
-        out = []
-        for i in batch.sampled.tolist():
-            positions = np.arange(int(batch.sequence_lens[i]))[-self.window :]
-            blocks = batch.block_tables[i, positions // SIZE]
-            assert (blocks > 0).all(), "a block inside the window was given back"
-            out.append(next_token(self.kv[blocks, positions % SIZE].tolist()))
-            self.last[batch.rows[i]] = out[-1]
-        return self._Done(
-            StepOutput(
-                token_ids=np.array(out, np.int32).reshape(-1, 1),
-                num_tokens=np.ones(len(out), np.int32),
-                finite=np.ones(len(out), np.bool_),
-            )
-        )
-
-
-def expected(prompt: list[int], max_tokens: int, window: int) -> list[int]:
-    answer: list[int] = []
-    while len(answer) < max_tokens and (not answer or answer[-1] != EOS):
-        answer.append(next_token((prompt + answer)[-window:]))
-    return answer
+    def step(self, batch: Batch) -> Pending:
+        for i in range(batch.num_rows):
+            length, first = int(batch.sequence_lens[i]), int(batch.context_lens[i])
+            positions = np.arange(max(0, first + 1 - self.window), length)
+            assert (batch.block_tables[i, positions // SIZE] > 0).all(), "it was given back"
+        return super().step(batch)
 
 
 def make_engine(
@@ -59,7 +41,8 @@ def make_engine(
         "window": window if frees else None,
     }
     config = SchedulerConfig(**(settings | changes))  # type: ignore[arg-type]
-    runner = WindowRunner(config.num_blocks, config.max_num_seqs, window)
+    runner = WindowRunner(runner_config(config), config.num_blocks - 1)
+    runner.window = window
     return EngineCore(Scheduler(config), runner, steps_ahead=steps_ahead)  # type: ignore[arg-type]
 
 
@@ -86,7 +69,7 @@ def test_every_request_gets_its_own_tokens(steps_ahead: int, window: int, seed: 
             max_tokens = rng.randrange(1, 80)
             parent = first if number > first else None
             engine.add(make_request(number, prompt, max_tokens, parent=parent))
-            want[number] = expected(prompt, max_tokens, window)
+            want[number] = expected(prompt, max_tokens, EOS)
     assert run(engine) == want
 
 
@@ -135,7 +118,7 @@ def test_only_the_last_window_of_a_cached_prefix_is_needed() -> None:
     hits = engine.scheduler.stats.prefix_cache_hits
     answer = run(engine)[3]
     assert engine.scheduler.stats.prefix_cache_hits - hits == 100
-    assert answer == expected(prompt, 2, 12)
+    assert answer == expected(prompt, 2)
 
 
 def _chain(prompt: list[int]) -> list[bytes]:

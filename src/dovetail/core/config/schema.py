@@ -12,6 +12,7 @@ from typing import Any
 from dovetail.core.config import parsers as p
 from dovetail.core.config.foreign import judge_foreign
 from dovetail.core.config.option import Option, option, options_of
+from dovetail.core.config.speculative import SpeculativeConfig
 from dovetail.core.errors import ConfigError
 
 __all__ = ["EngineConfig", "engine_options", "nearest"]
@@ -260,6 +261,15 @@ class EngineConfig:
         help="Under the priority policy, seconds of waiting that are worth one priority, so that "
         "nobody waits for ever; 0: waiting changes nothing. Default: 30.",
     )
+    speculative_config: Mapping[str, Any] = option(
+        None,
+        parse=p.mapping,
+        metavar="JSON",
+        group=_SCHEDULING,
+        help="Guess tokens ahead and confirm several in one step, as a JSON object: "
+        '{"method": "ngram"}, {"method": "suffix"} or {"model": DRAFT_MODEL}, each with '
+        "num_speculative_tokens if need be. Answers stay the same. Default: no guesses.",
+    )
     disable_log_stats: bool = option(
         False,
         parse=p.flag,
@@ -275,6 +285,7 @@ class EngineConfig:
             except ValueError as error:
                 raise ConfigError(f"{name} must be {error}, not {value!r:.80}") from None
             object.__setattr__(self, name, value)
+        SpeculativeConfig.parse(self.speculative_config)
 
     @classmethod
     def from_kwargs(cls, **kwargs: Any) -> EngineConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dovetail.core.config.cache import fit_cache, readable_bytes
 from dovetail.core.config.checkpoint import ModelFacts, read_facts
@@ -12,6 +12,7 @@ from dovetail.core.config.env import read_environment
 from dovetail.core.config.resolve import resolve
 from dovetail.core.config.resolved import ResolvedConfig
 from dovetail.core.config.schema import EngineConfig
+from dovetail.core.config.speculative import SpeculativeConfig
 from dovetail.core.contracts.platform import Platform
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.models.registry import find_model, native_architectures
@@ -62,8 +63,17 @@ def build_engine(config: EngineConfig, platform_name: str, progress: Progress) -
         find_model(facts.architectures) is not None,
         known=native_architectures(),
         allow_long=environment.allow_long_max_model_len,
+        draft=_draft_facts(config),
     )
     return _load(resolved, facts, platform, progress)
+
+
+def _draft_facts(config: EngineConfig) -> ModelFacts | None:
+    """The facts of the draft model, if there is to be one."""
+    speculation = SpeculativeConfig.parse(config.speculative_config)
+    if speculation is None or speculation.model is None:
+        return None
+    return read_facts(replace(config, model=speculation.model, tokenizer=None))
 
 
 def _load(
@@ -93,8 +103,19 @@ def _load(
         "memory": f"weights {readable_bytes(weight_bytes)}, KV cache {readable_bytes(cache_bytes)}"
         f" = {num_tokens:,} tokens ({plan.reason})",
         **runner.describe(),
+        **_speculation(resolved),
     }
     return BuiltEngine(core=core, config=resolved, num_blocks=plan.num_blocks, banner=banner)
+
+
+def _speculation(resolved: ResolvedConfig) -> dict[str, str]:
+    """A line on what guesses, if anything does."""
+    chosen = resolved.speculation
+    if chosen is None:
+        return {}
+    source = f"the draft model {chosen.model}" if chosen.model else chosen.method
+    length = f"at most {chosen.num_speculative_tokens} tokens ahead"
+    return {"speculation": f"{source}, {length}{', while it pays' if chosen.adaptive else ''}"}
 
 
 def scheduler_config(
@@ -117,4 +138,5 @@ def scheduler_config(
         mixed_batches=resolved.mixed_batches,
         policy=resolved.scheduling_policy,
         priority_ageing_seconds=resolved.priority_ageing_seconds,
+        speculation=resolved.speculation,
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
 from dovetail.core.errors import InvariantError
+from dovetail.core.faults import fault
 
 __all__ = ["BlockPool"]
 
@@ -50,8 +51,9 @@ class BlockPool:
         Raises:
             InvariantError: Fewer than ``count`` are free; ask ``num_free`` first.
         """
+        fault("pool.allocate")
         if count > self.num_free:
-            raise InvariantError("pool", f"{count} blocks asked for, {self.num_free} free")
+            raise InvariantError("pool", f"I7: {count} blocks asked for, {self.num_free} free")
         taken = [self._take() for _ in range(count)]
         for block in taken:
             self._references[block] = 1
@@ -61,6 +63,8 @@ class BlockPool:
         if self._free:
             return self._free.pop()
         block, _ = self._cached.popitem(last=False)
+        if self._references[block]:
+            raise InvariantError("pool", f"I5: block {block} is evicted while it is referenced")
         del self._block_of_hash[self._hash_of_block.pop(block)]
         return block
 
@@ -69,7 +73,7 @@ class BlockPool:
         for block in blocks:
             if self._references[block] == 0:
                 if block not in self._cached:
-                    raise InvariantError("pool", f"block {block} is shared but nobody holds it")
+                    raise InvariantError("pool", f"I4: block {block} is shared but nobody holds it")
                 del self._cached[block]
             self._references[block] += 1
 
@@ -82,7 +86,7 @@ class BlockPool:
         for block in reversed(blocks):
             left = self._references[block] - 1
             if left < 0:
-                raise InvariantError("pool", f"block {block} is released twice")
+                raise InvariantError("pool", f"I3: block {block} is released twice")
             self._references[block] = left
             if left == 0 and block in self._hash_of_block:
                 self._cached[block] = None
@@ -92,6 +96,14 @@ class BlockPool:
     def find(self, digest: bytes) -> int | None:
         """The block that holds the prefix with this hash, or None."""
         return self._block_of_hash.get(digest)
+
+    def name_of(self, block: int) -> bytes | None:
+        """The hash under which the block is in the prefix index, if it is."""
+        return self._hash_of_block.get(block)
+
+    def reference_counts(self) -> dict[int, int]:
+        """How many blocks have how many references, block 0 left out. Linear in the pool."""
+        return dict(sorted(Counter(self._references[1:]).items()))
 
     def is_cached(self, block: int) -> bool:
         """Whether it is in the index and nobody refers to it: sharing it uses up a free one."""
@@ -103,7 +115,7 @@ class BlockPool:
         A second block with the same content is left out: the first one stays.
         """
         if self._references[block] == 0:
-            raise InvariantError("pool", f"block {block} is registered but nobody refers to it")
+            raise InvariantError("pool", f"I5: block {block} is registered but nobody refers to it")
         if digest in self._block_of_hash or block in self._hash_of_block:
             return
         self._block_of_hash[digest] = block
@@ -136,11 +148,11 @@ class BlockPool:
                 counted[block] += 1
         if counted != self._references:
             wrong = [b for b in range(self.num_blocks) if counted[b] != self._references[b]]
-            raise InvariantError("pool", f"reference counts of blocks {wrong[:8]} are wrong")
+            raise InvariantError("pool", f"I2: reference counts of blocks {wrong[:8]} are wrong")
         idle = [*self._free, *self._cached]
         if len(set(idle)) != len(idle) or any(counted[b] for b in idle) or 0 in idle:
-            raise InvariantError("pool", "a block is free twice, or free and referenced")
+            raise InvariantError("pool", "I4: a block is free twice, or free and referenced")
         if len(idle) + sum(1 for c in counted[1:] if c) != self.num_usable:
-            raise InvariantError("pool", "a block is neither free, cached nor referenced")
+            raise InvariantError("pool", "I1: a block is neither free, cached nor referenced")
         if {h: b for b, h in self._hash_of_block.items()} != self._block_of_hash:
-            raise InvariantError("pool", "the prefix index does not match the blocks")
+            raise InvariantError("pool", "I6: the prefix index does not match the blocks")

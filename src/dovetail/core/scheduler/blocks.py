@@ -85,11 +85,19 @@ class SequenceBlocks:
         return shared, own
 
     def _shared_tail(self, row: int) -> int | None:
-        """Index of the block that the row writes next, if there is one and others hold it too."""
+        """Index of the block that the row writes next, if there is one and others hold it too.
+
+        The prefix index counts as another: a parent may have filled the block and be gone.
+        """
         index = int(self.table.num_computed[row]) // self.size
         blocks = self.table.at(row).blocks
-        held = index < len(blocks) and self.pool.references(blocks[index]) > 1
-        return index if held else None
+        if index >= len(blocks):
+            return None
+        return index if self._has_others(blocks[index]) else None
+
+    def _has_others(self, block: int) -> bool:
+        """Whether anybody but its one holder counts on what is in the block."""
+        return self.pool.references(block) > 1 or self.pool.name_of(block) is not None
 
     def promised(self) -> int:
         """Blocks that running rows will need for tokens which they have, but do not compute yet."""
@@ -133,7 +141,7 @@ class SequenceBlocks:
             needed = num_blocks - len(sequence.blocks)
             index = sequence.num_shared_tokens // self.size
             if index < len(sequence.blocks):
-                needed += self.pool.references(sequence.blocks[index]) > 1
+                needed += self._has_others(sequence.blocks[index])
             return Prefix(sequence.num_shared_tokens, [], needed)
         found = self._find_cached(sequence)
         held = [block for block in found if block]
@@ -203,7 +211,10 @@ class SequenceBlocks:
         """
         if not self.prefix_caching:
             return
-        for i in np.flatnonzero((batch.query_lens > 1) & live).tolist():
+        filled = (batch.query_lens > 1) & live
+        if batch.num_drafts is not None:
+            filled[batch.sampled[batch.num_drafts > 0]] = False
+        for i in np.flatnonzero(filled).tolist():
             sequence = self.table.at(int(batch.rows[i]))
             self._register(sequence, int(batch.sequence_lens[i]))
 

@@ -16,8 +16,8 @@ class Suspects:
     def __init__(self) -> None:
         self._sequences: list[Sequence] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._sequences)
+    def __len__(self) -> int:
+        return len(self._sequences)
 
     def first(self) -> Sequence:
         """The one to run alone now."""

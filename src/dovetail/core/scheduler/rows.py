@@ -39,6 +39,9 @@ class RowTable:
     Counters of a row: ``num_computed <= num_tokens``, ``num_known <= num_tokens <= total``.
     ``num_tokens`` counts the tokens that are known plus those being sampled in steps under way;
     ``num_computed`` counts the tokens whose KV is written, or will be by steps under way.
+
+    Behind its known tokens a row's ``tokens`` may hold drafts. While a step with drafts is under
+    way ``num_computed`` counts them all; when it comes in, those that were wrong are taken back.
     """
 
     def __init__(self, num_rows: int, max_len: int, block_size: int, vocab_size: int) -> None:
@@ -62,6 +65,8 @@ class RowTable:
         """The block that is written next may be shared and then has to be copied first."""
         self.needs_known = np.zeros(num_rows, np.bool_)
         """The next token is prepared on the host from those before it: no step ahead of them."""
+        self.may_draft = np.zeros(num_rows, np.bool_)
+        """Several tokens of the row may be chosen in one step."""
         self.temperature = np.zeros(num_rows, np.float32)
         self.top_k = np.zeros(num_rows, np.int32)
         self.top_p = np.zeros(num_rows, np.float32)
@@ -112,6 +117,7 @@ class RowTable:
         self.blocks[row, len(sequence.blocks) :] = 0
         self.shares_tail[row] = bool(sequence.num_shared_tokens)
         self.needs_known[row] = False
+        self.may_draft[row] = True
         self._join_sampling(row, sequence)
         self.order = np.append(self.order, np.int32(row))
         return JoinedRow(
@@ -120,6 +126,7 @@ class RowTable:
             num_prompt_tokens=sequence.num_prompt_tokens,
             params=sequence.request.params,
             stop_token_ids=tuple(sequence.request.stop_token_ids),
+            request_id=sequence.request.id,
         )
 
     def _join_sampling(self, row: int, sequence: Sequence) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovetail.core.batch import Batch, StepOutput
-from dovetail.core.errors import InvariantError
+from dovetail.core.errors import InvariantError, RequestFailedError
 from dovetail.core.kv.pool import BlockPool
 from dovetail.core.request import Request
 from dovetail.core.scheduler.admission import Admission
@@ -22,7 +22,7 @@ from dovetail.core.scheduler.results import sequence_updates
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.scheduler.sequence import Sequence
 from dovetail.core.scheduler.settings import SchedulerConfig, SchedulerStats
-from dovetail.core.types import IntArray
+from dovetail.core.speculative.speculation import Speculation
 from dovetail.core.update import Update
 
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats"]
@@ -53,38 +53,59 @@ class Scheduler:
         self._to_clean: list[int] = []
         """Blocks that may hold NaN: overwritten with block 0 before anybody gets them."""
         self._last_was_prefill = False
+        self.speculation = (
+            Speculation(config.speculation, self.table) if config.speculation else None
+        )
         self._chunk = partial(chunk, may_split=config.enable_chunked_prefill)
 
-    def refusal(self, request: Request) -> str | None:
-        """Why a request can never be served here; None if it can."""
-        total = len(request.prompt_token_ids) + (request.params.max_tokens or 0)
-        needed, num_usable = self.blocks.most(total), self.pool.num_usable
-        if total <= self.config.max_model_len and needed <= num_usable:
-            return None
-        return (
-            f"{total} tokens need {needed} KV blocks of {self.config.block_size}; there are"
-            f" {num_usable}, and a sequence may have {self.config.max_model_len} tokens"
-        )
-
     def add(self, request: Request) -> None:
-        """Take up a request for which there is no ``refusal``."""
+        """Take up a request.
+
+        Raises:
+            InvariantError: Its id is here already.
+            RequestFailedError: It can never fit; it was validated against a larger pool.
+        """
+        if request.id in self.sequences:
+            raise InvariantError("request", f"I12: request {request.id} is here already")
+        self._check_fit(request)
         sequence = Sequence(request)
         self.sequences[request.id] = sequence
+        self.stats.num_accepted += 1
         parent = self.sequences.get(request.parent) if request.parent is not None else None
         if parent is not None and not request.emitted and not parent.has_started:
             parent.children.append(sequence)
         else:
             self.waiting.push(sequence)
 
+    def _check_fit(self, request: Request) -> None:
+        total = len(request.prompt_token_ids) + (request.params.max_tokens or 0)
+        needed, num_usable = self.blocks.most(total), self.pool.num_usable
+        if total > self.config.max_model_len or needed > num_usable:
+            raise RequestFailedError(
+                f"{total} tokens need {needed} KV blocks of {self.config.block_size}; there are"
+                f" {num_usable}, and a sequence may have {self.config.max_model_len} tokens"
+            )
+
     def abort(self, ids: list[int]) -> None:
         """Forget these requests; unknown ids are ignored, for they may just have ended."""
         for request_id in ids:
             if (sequence := self.sequences.get(request_id)) is not None:
                 self._end(sequence)
+                self.stats.num_aborted += 1
 
     def has_work(self) -> bool:
         """Whether any request is here."""
         return bool(self.sequences)
+
+    @property
+    def num_suspects(self) -> int:
+        """Requests that run alone next, after a step that failed."""
+        return len(self._suspects)
+
+    @property
+    def num_under_way(self) -> int:
+        """Steps that were started and have not come in."""
+        return len(self._under_way)
 
     @property
     def num_running(self) -> int:
@@ -124,34 +145,54 @@ class Scheduler:
         Where blocks run out, sequences go back to the queue, but only once nothing is under way:
         then all their tokens are known.
         """
-        rows, grants = self._grant_running(decode, prefill)
-        while (missing := self.blocks.missing(rows, grants)) > self.pool.num_free:
+        plan = self._grant_running(decode, prefill)
+        while (missing := self.blocks.missing(plan.rows, plan.reach)) > self.pool.num_free:
+            if plan.drafts is not None or plan.ahead is not None:
+                plan = self._grant_running(decode, prefill, may_draft=False)
+                continue
             if self._under_way:
                 return None
             self._make_room()
-            rows, grants = self._grant_running(decode, prefill)
-        plan = Plan(rows=rows, grants=grants)
+            plan = self._grant_running(decode, prefill, may_draft=False)
         if missing:
-            plan.copies = self.blocks.extend(rows, grants)
+            plan.copies = self.blocks.extend(plan.rows, plan.reach)
         return plan
 
-    def _grant_running(self, decode: bool, prefill: bool) -> tuple[IntArray, IntArray]:
+    def _grant_running(self, decode: bool, prefill: bool, *, may_draft: bool = True) -> Plan:
         """Running rows that compute something, and how many tokens each."""
         table, order = self.table, self.table.order
         num_tokens = table.num_tokens[order]
         wanted = num_tokens - table.num_computed[order]
         wanted[num_tokens >= table.total[order]] = 0
+        drafting = self.speculation if may_draft and decode else None
+        if drafting is not None and not drafting.begin(int(np.count_nonzero(wanted == 1))):
+            drafting = None
         if self._under_way:
-            wanted[table.needs_known[order] & (num_tokens > table.num_known[order])] = 0
+            waits = table.needs_known[order]
+            if drafting is not None:
+                waits = waits | table.may_draft[order]
+            wanted[waits & (num_tokens > table.num_known[order])] = 0
         grants = np.where(wanted == 1, 1 if decode else 0, 0).astype(np.int32)
+        left = self.config.max_num_batched_tokens - int(grants.sum())
+        drafts = None
+        if drafting is not None:
+            drafts = drafting.propose(order, grants == 1, left)
+            grants += drafts
+            left -= int(drafts.sum())
         long = wanted > 1
         if prefill and long.any():
-            left = self.config.max_num_batched_tokens - int(grants.sum())
             for i in np.flatnonzero(long).tolist():
                 grants[i] = self._chunk(int(wanted[i]), left)
                 left -= int(grants[i])
         busy = grants > 0
-        return (order, grants) if busy.all() else (order[busy], grants[busy])
+        if not busy.all():
+            order, grants = order[busy], grants[busy]
+            drafts = None if drafts is None else drafts[busy]
+        plan = Plan(rows=order, grants=grants)
+        if drafts is not None and drafting is not None:
+            plan.drafts = drafts if drafts.any() else None
+            plan.ahead = drafting.ahead(order, table.num_computed[order] + grants, drafts)
+        return plan
 
     def _top_up(self, plan: Plan, left: int) -> None:
         """Give the budget that is left to the prompts that want more, as far as blocks last."""
@@ -173,11 +214,24 @@ class Scheduler:
         targets = {target for _, target in plan.copies}
         plan.copies += [(0, block) for block in self._to_clean if block not in targets]
         self._to_clean = []
+        drafts = plan.padded(plan.drafts)
         batch = assemble_batch(
-            table, self.stats.num_steps, plan.rows, plan.grants, tuple(plan.joined), plan.copies
+            table,
+            self.stats.num_steps,
+            plan.rows,
+            plan.grants,
+            tuple(plan.joined),
+            plan.copies,
+            drafts=drafts,
+            ahead=plan.padded(plan.ahead),
         )
+        if batch.num_tokens > self.config.max_num_batched_tokens:
+            raise InvariantError("engine", f"I10: a step has {batch.num_tokens} tokens")
         self._under_way[batch.step] = table.epoch[plan.rows]
-        self._last_was_prefill = bool((plan.grants > 1).any())
+        fills = plan.grants > 1 if drafts is None else plan.grants > 1 + drafts
+        self._last_was_prefill = bool(fills.any())
+        if self.speculation is not None:
+            self.speculation.started(batch, only_decode=not self._last_was_prefill)
         table.num_computed[plan.rows] += plan.grants
         table.num_tokens[plan.rows[batch.sampled]] += 1
         return batch
@@ -225,12 +279,19 @@ class Scheduler:
             self.waiting.push(child)
         self._suspects.forget(sequence)
 
-    def update(self, batch: Batch, output: StepOutput) -> list[Update]:
+    def update(self, batch: Batch, output: StepOutput, seconds: float = 0.0) -> list[Update]:
         """Take in a step: tokens, ends, blocks that became full. Returns what to tell the users.
 
-        Results of sequences that ended meanwhile are dropped.
+        Results of sequences that ended meanwhile are dropped. ``seconds`` is what the step took,
+        its share where steps overlap.
         """
-        live = self._under_way.pop(batch.step) == self.table.epoch[batch.rows]
+        epochs = self._under_way.pop(batch.step, None)
+        if epochs is None or len(output.token_ids) != len(batch.sampled):
+            what = f"the runner gave {len(output.token_ids)} results for {len(batch.sampled)} rows"
+            raise InvariantError("engine", f"I14: step {batch.step} is not under way, or {what}")
+        live = epochs == self.table.epoch[batch.rows]
+        if self.speculation is not None:
+            self.speculation.finished(batch, output, live, seconds)
         self.blocks.register_prompts(batch, live)
         updates, notable = sequence_updates(self.table, batch, output, live)
         for update, sequence in notable:
@@ -240,9 +301,11 @@ class Scheduler:
                 self._clean(sequence)
             if update.finish_reason is not None:
                 self._end(sequence, is_bad=update.error is not None)
+                self.stats.num_finished += update.error is None
+                self.stats.num_failed += update.error is not None
         if self._suspects:
             self._suspects.acquit(updates)
-        self.stats.num_generation_tokens += len(batch.sampled)
+        self.stats.num_generation_tokens += int(output.num_tokens.sum())
         return updates
 
     def _clean(self, sequence: Sequence) -> None:
@@ -265,8 +328,11 @@ class Scheduler:
         All running sequences lose their KV, for a failed step may have left anything there.
         Steps under way behind it must be dropped by the caller.
         """
-        suspects = [s for row in batch.rows if (s := self.table.sequences[int(row)]) is not None]
+        live = self._under_way[batch.step] == self.table.epoch[batch.rows]
+        suspects = [self.table.at(row) for row in batch.rows[live].tolist()]
         self._under_way.clear()
+        if self.speculation is not None:
+            self.speculation.dropped()
         for row in self.table.order[::-1].tolist():
             self._preempt(self.table.at(row))
         self.pool.forget_cached()
@@ -275,6 +341,7 @@ class Scheduler:
             return []
         for sequence in suspects:
             self._end(sequence)
+        self.stats.num_failed += len(suspects)
         return [
             Update(id=s.request.id, token_ids=[], finish_reason="error", error=reason)
             for s in suspects

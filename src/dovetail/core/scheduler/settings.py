@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dovetail.core.config.speculative import SpeculativeConfig
+
 __all__ = ["SchedulerConfig", "SchedulerStats"]
 
 
@@ -26,6 +28,7 @@ class SchedulerConfig:
     """Prefill and decode may share a step; otherwise they take turns."""
     policy: str = "fcfs"
     """``fcfs`` or ``priority``."""
+    speculation: SpeculativeConfig | None = None
     priority_ageing_seconds: float | None = None
     """Seconds of waiting that are worth one priority; None: waiting changes nothing."""
     max_preemptions: int = 4
@@ -44,3 +47,8 @@ class SchedulerStats:
     num_preemptions: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
+    num_accepted: int = 0
+    """Requests taken up: those that ended in one of three ways, and those that are here."""
+    num_finished: int = 0
+    num_aborted: int = 0
+    num_failed: int = 0
