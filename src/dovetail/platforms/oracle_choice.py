@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from dovetail.core.batch import Batch, JoinedRow, TokenMasks
 from dovetail.core.sampling.oracle import HashArray, TokenRule, parts
-from dovetail.core.types import BoolArray, IntArray
+from dovetail.core.types import BoolArray, IndexArray, IntArray
 
 __all__ = ["RowRules", "accepted", "masked", "proposals"]
 
@@ -26,7 +26,7 @@ class RowRules:
             self._joined[joined.row] = joined
 
     def shape(
-        self, chosen: IntArray, rows: IntArray, num_generated: IntArray, hashes: HashArray
+        self, chosen: IntArray, rows: IndexArray, num_generated: IntArray, hashes: HashArray
     ) -> None:
         """Replace tokens that their row may not be given. All arrays are (G,)."""
         for place, row in enumerate(rows.tolist()):

@@ -96,7 +96,7 @@ class Admission:
             self.stats.prefix_cache_queries += sequence.num_prompt_tokens
             self.stats.prefix_cache_hits += prefix.num_computed
         joined = self.table.join(sequence, prefix.num_computed)
-        row, grants = np.array([joined.row], np.int32), np.array([grant], np.int32)
+        row, grants = np.array([joined.row], np.intp), np.array([grant], np.int32)
         plan.joined.append(joined)
         plan.copies += self.blocks.extend(row, grants)
         plan.rows = np.concatenate([plan.rows, row])

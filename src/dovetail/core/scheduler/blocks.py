@@ -14,7 +14,7 @@ from dovetail.core.kv.prefix import extend_chain
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.scheduler.sequence import Sequence
 from dovetail.core.scheduler.settings import SchedulerConfig
-from dovetail.core.types import BoolArray, IntArray
+from dovetail.core.types import BoolArray, IndexArray, IntArray
 
 __all__ = ["Prefix", "SequenceBlocks"]
 
@@ -45,28 +45,34 @@ class SequenceBlocks:
         )
         """The most blocks that one sequence holds."""
 
-    def missing(self, rows: IntArray, grants: IntArray) -> int:
+    def missing(self, rows: IndexArray, grants: IntArray) -> int:
         """Blocks that rows need to compute ``grants`` more tokens each."""
-        flagged = rows[self.table.shares_tail[rows]]
-        shared = sum(self._shared_tail(row) is not None for row in flagged.tolist())
-        return int(np.maximum(self._missing_each(rows, grants), 0).sum()) + shared
+        _, missing = self._short(rows, grants)
+        shared = sum(self._shared_tail(row) is not None for row in self._flagged(rows))
+        return int(missing.sum()) + shared
 
-    def _missing_each(self, rows: IntArray, grants: IntArray) -> IntArray:
-        ends = self.table.num_computed[rows] + grants
-        missing: IntArray = -(-ends // self.size) - self.table.num_blocks[rows]
-        return missing
+    def _short(self, rows: IndexArray, grants: IntArray) -> tuple[IndexArray, IntArray]:
+        """Rows whose blocks do not reach far enough, and how many each of them needs."""
+        table = self.table
+        ends = table.num_computed[rows] + (grants + (self.size - 1))
+        missing = ends // self.size - table.num_blocks[rows]
+        short = (missing > 0).nonzero()[0]
+        return rows[short], missing[short]
 
-    def extend(self, rows: IntArray, grants: IntArray) -> list[tuple[int, int]]:
+    def _flagged(self, rows: IndexArray) -> list[int]:
+        """Those of the rows that may share the block which they write next."""
+        flags = self.table.shares_tail
+        return rows[flags[rows]].tolist() if np.count_nonzero(flags) else []
+
+    def extend(self, rows: IndexArray, grants: IntArray) -> list[tuple[int, int]]:
         """Give rows the blocks they are about to write; returns (from, to) copies to make first."""
-        copies = [self._own_tail(int(row)) for row in rows[self.table.shares_tail[rows]]]
-        missing = self._missing_each(rows, grants)
-        short = missing > 0
-        rows, missing = rows[short], missing[short]
+        copies = [self._own_tail(row) for row in self._flagged(rows)]
+        short, missing = self._short(rows, grants)
         fresh = self.pool.allocate(int(missing.sum()))
-        if len(fresh) == len(rows):
-            self.table.add_one_block_each(rows, fresh)
+        if len(fresh) == len(short):
+            self.table.add_one_block_each(short, fresh)
         else:
-            for row, count in zip(rows.tolist(), missing.tolist(), strict=True):
+            for row, count in zip(short.tolist(), missing.tolist(), strict=True):
                 self.table.add_blocks(row, fresh[:count])
                 fresh = fresh[count:]
         return [copy for copy in copies if copy is not None]

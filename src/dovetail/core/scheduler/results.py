@@ -7,7 +7,7 @@ import numpy as np
 from dovetail.core.batch import Batch, LogprobArrays, StepOutput
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.scheduler.sequence import Sequence
-from dovetail.core.types import BoolArray, IntArray
+from dovetail.core.types import BoolArray, IndexArray, IntArray
 from dovetail.core.update import TokenAlternatives, Update
 
 __all__ = ["sequence_updates"]
@@ -30,7 +30,7 @@ def sequence_updates(
         All updates, and those with more to them than a token (the first token, an end, an error,
         log-probabilities) with their sequences.
     """
-    indices = np.flatnonzero(live[batch.sampled]).astype(np.int32)
+    indices = live[batch.sampled].nonzero()[0]
     rows = batch.rows[batch.sampled][indices]
     known = table.num_known[rows]
     tokens, counts, stopped = _emitted(table, output, indices, rows, known)
@@ -42,10 +42,7 @@ def sequence_updates(
     if output.failures:
         ended |= np.isin(indices, list(output.failures))
     special = ended | (table.wants_logprobs[rows] > 0) | (known == table.num_prompt[rows])
-    updates = [
-        Update(request_id, ids)
-        for request_id, ids in zip(table.request_id[rows].tolist(), tokens, strict=True)
-    ]
+    updates = list(map(Update, table.request_id[rows].tolist(), tokens))
     notable = []
     for k in np.flatnonzero(special).tolist():
         sequence, i = table.at(int(rows[k])), int(indices[k])
@@ -57,7 +54,7 @@ def sequence_updates(
 
 
 def _emitted(
-    table: RowTable, output: StepOutput, indices: IntArray, rows: IntArray, known: IntArray
+    table: RowTable, output: StepOutput, indices: IndexArray, rows: IndexArray, known: IntArray
 ) -> tuple[list[list[int]], IntArray, BoolArray]:
     """Write the tokens that rows were given to the table.
 
@@ -77,7 +74,7 @@ def _emitted(
         table.tokens[rows, known] = tokens
         table.num_known[rows] = known + 1
         stopped = (table.stop_ids[rows] == tokens[:, None]).any(axis=1)
-        return [[token] for token in tokens.tolist()], np.ones(len(rows), np.int32), stopped
+        return tokens[:, None].tolist(), np.ones(len(rows), np.int32), stopped
     tokens_NW = output.token_ids[indices]
     place = np.arange(tokens_NW.shape[1])
     counts = np.minimum(output.num_tokens[indices], table.total[rows] - known)

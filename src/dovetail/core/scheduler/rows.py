@@ -10,7 +10,7 @@ import numpy.typing as npt
 from dovetail.core.batch import JoinedRow
 from dovetail.core.errors import InvariantError
 from dovetail.core.scheduler.sequence import Sequence
-from dovetail.core.types import FloatArray, IntArray
+from dovetail.core.types import FloatArray, IndexArray, IntArray
 
 __all__ = ["FixedSampling", "RowTable"]
 
@@ -79,10 +79,12 @@ class RowTable:
         self.wants_prompt_logprobs = np.zeros(num_rows, np.bool_)
         self.stop_ids = np.full((num_rows, 4), _NO_TOKEN, np.int32)
         self.sequences: list[Sequence | None] = [None] * num_rows
-        self.order: IntArray = np.zeros(0, np.int32)
+        self._block_lists: list[list[int]] = [[] for _ in range(num_rows)]
+        """``Sequence.blocks`` of each occupied row."""
+        self.order: IndexArray = np.zeros(0, np.intp)
         """The occupied rows, in the order in which they were taken."""
         self._vacant = list(range(num_rows - 1, -1, -1))
-        self._last_sampling: tuple[IntArray, FixedSampling] | None = None
+        self._last_sampling: tuple[IndexArray, FixedSampling] | None = None
         """The rows of the last step, and how they sample; None once a row has changed hands."""
 
     @property
@@ -104,6 +106,7 @@ class RowTable:
         known = len(sequence.token_ids)
         sequence.row = row
         self.sequences[row] = sequence
+        self._block_lists[row] = sequence.blocks
         self.request_id[row] = sequence.request.id
         self.epoch[row] += 1
         self.tokens[row, :known] = sequence.token_ids
@@ -119,7 +122,7 @@ class RowTable:
         self.needs_known[row] = False
         self.may_draft[row] = True
         self._join_sampling(row, sequence)
-        self.order = np.append(self.order, np.int32(row))
+        self.order = np.append(self.order, row)
         return JoinedRow(
             row=row,
             token_ids=sequence.token_ids,
@@ -150,7 +153,7 @@ class RowTable:
         self.stop_ids[row] = _NO_TOKEN
         self.stop_ids[row, : len(stops)] = stops
 
-    def sampling_of(self, rows: IntArray) -> FixedSampling:
+    def sampling_of(self, rows: IndexArray) -> FixedSampling:
         """How these rows sample. Kept from step to step while the rows are the same."""
         if self._last_sampling is not None and np.array_equal(self._last_sampling[0], rows):
             return self._last_sampling[1]
@@ -191,10 +194,11 @@ class RowTable:
         self.blocks[row, start : start + len(blocks)] = blocks
         self.num_blocks[row] = start + len(blocks)
 
-    def add_one_block_each(self, rows: IntArray, blocks: list[int]) -> None:
+    def add_one_block_each(self, rows: IndexArray, blocks: list[int]) -> None:
         """Append one block to each of several rows and their sequences."""
+        lists = self._block_lists
         for row, block in zip(rows.tolist(), blocks, strict=True):
-            self.at(row).blocks.append(block)
+            lists[row].append(block)
         self.blocks[rows, self.num_blocks[rows]] = blocks
         self.num_blocks[rows] += 1
 

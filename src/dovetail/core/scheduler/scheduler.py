@@ -353,7 +353,7 @@ class Scheduler:
             return None
         budget = self.config.max_num_batched_tokens
         if sequence.row is not None:
-            rows = np.array([sequence.row], np.int32)
+            rows = np.array([sequence.row], np.intp)
             left = self.table.num_tokens[rows] - self.table.num_computed[rows]
             plan = Plan(rows=rows, grants=np.minimum(left, budget).astype(np.int32))
             plan.copies = self.blocks.extend(rows, plan.grants)
