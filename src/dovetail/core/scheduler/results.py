@@ -41,6 +41,8 @@ def sequence_updates(
     table.num_known[rows] = known + 1
     stopped = (table.stop_ids[rows] == tokens[:, None]).any(axis=1)
     ended = stopped | (known + 1 >= table.total[rows]) | ~output.finite[indices]
+    if output.failures:
+        ended |= np.isin(indices, [*output.failures])
     special = ended | (table.wants_logprobs[rows] > 0) | (known == table.num_prompt[rows])
     updates = [
         Update(request_id, [token])
@@ -61,8 +63,9 @@ def _complete(
 ) -> None:
     """Fill in what most updates lack: the end, log-probabilities, the cache hits."""
     params = sequence.request.params
-    if not output.finite[i]:
-        update.token_ids, update.finish_reason, update.error = [], "error", NOT_FINITE
+    failure = output.failures.get(i) if output.finite[i] else NOT_FINITE
+    if failure is not None:
+        update.token_ids, update.finish_reason, update.error = [], "error", failure
         return
     if ended:
         update.finish_reason = "stop" if stopped else "length"

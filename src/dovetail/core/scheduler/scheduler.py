@@ -13,6 +13,7 @@ from dovetail.core.errors import InvariantError
 from dovetail.core.kv.pool import BlockPool
 from dovetail.core.request import Request
 from dovetail.core.scheduler.assemble import assemble_batch
+from dovetail.core.scheduler.beams import BeamSearches
 from dovetail.core.scheduler.blocks import SequenceBlocks
 from dovetail.core.scheduler.results import sequence_updates
 from dovetail.core.scheduler.rows import RowTable
@@ -100,9 +101,15 @@ class Scheduler:
         self._to_clean: list[int] = []
         """Blocks that may hold NaN: overwritten with block 0 before anybody gets them."""
         self._last_was_prefill = False
+        self.beams = BeamSearches(
+            self.table, self.blocks, self.waiting, self.sequences, end=self._end
+        )
 
     def add(self, request: Request) -> None:
         """Take up a request. It was validated: it fits the model's context and the pool."""
+        if request.params.use_beam_search:
+            self.beams.add(request)
+            return
         sequence = Sequence(request)
         self.sequences[request.id] = sequence
         parent = self.sequences.get(request.parent) if request.parent is not None else None
@@ -116,6 +123,8 @@ class Scheduler:
         for request_id in ids:
             if (sequence := self.sequences.get(request_id)) is not None:
                 self._end(sequence)
+            else:
+                self.beams.abort(request_id)
 
     def has_work(self) -> bool:
         """Whether any request is here."""
@@ -143,7 +152,15 @@ class Scheduler:
                 self._admit(plan)
             if len(plan.rows):
                 return self._start(plan)
-        return None
+        return self._without_resting()
+
+    def _without_resting(self) -> Batch | None:
+        """Nothing can run: beams that rest in rows may be in the way of those they wait for."""
+        resting = self.beams.resting_in_row()
+        if self._under_way or resting is None:
+            return None
+        self._preempt(resting)
+        return self.schedule()
 
     def _turns(self) -> tuple[tuple[bool, bool], ...]:
         """Which of (decode, prefill) may share the step, in the order in which to try."""
@@ -260,13 +277,16 @@ class Scheduler:
         self.blocks.register_all(sequence)
         self.table.leave(sequence)
         self.blocks.drop(sequence)
-        self.waiting.push_front(sequence)
+        if not sequence.rests:
+            self.waiting.push_front(sequence)
 
     def _end(self, sequence: Sequence, *, is_bad: bool = False) -> None:
         """Forget a sequence; those that waited to share its prefill wait on their own.
 
         ``is_bad``: its KV must not be found by others.
         """
+        if is_bad:
+            self._clean(sequence)
         parent = self.sequences.get(sequence.request.parent or 0)
         if sequence.row is not None:
             if not is_bad:
@@ -274,7 +294,7 @@ class Scheduler:
             self.table.leave(sequence)
         elif parent is not None and sequence in parent.children:
             parent.children.remove(sequence)
-        else:
+        elif not sequence.rests:
             self.waiting.remove(sequence)
         self.blocks.drop(sequence)
         del self.sequences[sequence.request.id]
@@ -294,15 +314,15 @@ class Scheduler:
         for update, sequence in notable:
             if not sequence.has_started:
                 self._first_token(sequence)
-            if update.error is not None:
-                self._clean(sequence)
-            if update.finish_reason is not None:
+            if sequence.beam is not None:
+                self.beams.take(sequence, update, updates)
+            elif update.finish_reason is not None:
                 self._end(sequence, is_bad=update.error is not None)
         if self._suspects:
             ids = {update.id for update in updates}
             self._suspects = [s for s in self._suspects if s.request.id not in ids]
         self.stats.num_generation_tokens += len(batch.sampled)
-        return updates
+        return self.beams.public(updates)
 
     def _clean(self, sequence: Sequence) -> None:
         """Its KV may hold NaN, which masked reads of later owners would spread."""
@@ -314,7 +334,7 @@ class Scheduler:
         sequence.has_started = True
         self.stats.num_prompt_tokens += sequence.num_prompt_tokens
         for child in reversed(sequence.children):
-            self.blocks.fork(sequence, child)
+            self.blocks.fork(sequence, child, sequence.num_prompt_tokens - 1)
             self.waiting.push_front(child)
         sequence.children = []
 
@@ -328,16 +348,22 @@ class Scheduler:
         self._under_way.clear()
         for row in self.table.order[::-1].tolist():
             self._preempt(self.table.at(row))
+        for sequence in self.waiting:
+            self.blocks.drop(sequence)
         self.pool.forget_cached()
         if batch.num_rows > 1:
             self._suspects += [s for s in suspects if s not in self._suspects]
             return []
-        for sequence in suspects:
-            self._end(sequence)
-        return [
+        updates = [
             Update(id=s.request.id, token_ids=[], finish_reason="error", error=reason)
             for s in suspects
         ]
+        for sequence, update in zip(suspects, list(updates), strict=True):
+            if sequence.beam is not None:
+                self.beams.take(sequence, update, updates)
+            else:
+                self._end(sequence)
+        return self.beams.public(updates)
 
     def _schedule_alone(self, sequence: Sequence) -> Batch | None:
         """A step with nothing but one suspect; others keep their rows if there is room."""

@@ -10,7 +10,7 @@ import msgspec
 
 from dovetail.core.engine.api import ModelInfo
 from dovetail.core.errors import ContextLengthError, RequestError
-from dovetail.core.request import MAX_LOGPROBS, SamplingParams
+from dovetail.core.request import SamplingParams
 from dovetail.core.server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -80,8 +80,8 @@ def for_chat(request: ChatCompletionRequest, info: ModelInfo) -> SamplingParams:
     top, limit = request.top_logprobs, request.max_completion_tokens
     if top and not request.logprobs:
         raise RequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
-    if top is not None and not 0 <= top <= MAX_LOGPROBS:
-        message = f"top_logprobs must be an integer from 0 to {MAX_LOGPROBS}, not {top!r:.80}."
+    if top is not None and not 0 <= top <= info.max_logprobs:
+        message = f"top_logprobs must be an integer from 0 to {info.max_logprobs}, not {top!r:.80}."
         raise RequestError(message, param="top_logprobs")
     given: dict[str, Any] = {
         "logprobs": (top or 0) if request.logprobs else None,

@@ -172,6 +172,7 @@ class _Step:
             token_ids=token_ids[:, None],
             num_tokens=np.ones(len(token_ids), np.int32),
             finite=self._result.finite.cpu().numpy(),
+            failures=self._result.failures,
             logprobs=None if self._result.logprobs is None else _arrays(self._result.logprobs),
             prompt_logprobs=prompt,
         )

@@ -10,8 +10,8 @@ their order or the number of threads, bit for bit (``sampling/weights.py`` says 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from dovetail.platforms.torch.sampling.shaping import Shaper
 
 __all__ = ["LogprobTensors", "SampleResult", "Sampler"]
 
+_NONE_FAILED: Mapping[int, str] = {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleResult:
@@ -35,6 +37,8 @@ class SampleResult:
     finite: Tensor
     """(S,) bool: False where the logits hold NaN or +inf, or no token was left to choose."""
     logprobs: LogprobTensors | None = None
+    failures: Mapping[int, str] = field(default_factory=dict)
+    """Why rows failed that are finite, by index into S."""
 
 
 class Sampler:
@@ -74,11 +78,11 @@ class Sampler:
             logits_SV: Any float dtype; not changed.
         """
         sampling, rows = batch.sampling, batch.rows[batch.sampled]
-        shaped = rows[:0]
+        shaped, failures = rows[:0], _NONE_FAILED
         if sampling.shapes_logits:
             shaped = self._shaper.shaped(rows, sampling.num_generated)
         if len(shaped):
-            tokens, peak = self._choose_shaped(logits_SV, sampling, rows, shaped)
+            tokens, peak, failures = self._choose_shaped(logits_SV, sampling, rows, shaped)
         else:
             tokens, peak = choose(Rows(logits_SV), np.arange(len(rows)), sampling, self._restrict)
         finite = torch.isfinite(peak)
@@ -90,14 +94,16 @@ class Sampler:
             token_ids=tokens,
             finite=finite,
             logprobs=None if wanted is None else logprobs(logits_SV, tokens, wanted),
+            failures=failures,
         )
 
     def _choose_shaped(
         self, logits_SV: Tensor, sampling: SamplingBatch, rows: Which, shaped: Which
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Mapping[int, str]]:
         """Tokens (S,) and peaks (S,): the places ``shaped`` by their rules, the others as they are.
 
-        The peak is also NaN where the logits are not finite before the rules.
+        The peak is also NaN where the logits are not finite before the rules. Third: why rows
+        failed in their rules, by place.
         """
         raw = Rows(logits_SV)
         tokens = torch.empty(len(rows), dtype=torch.int64, device=raw.device)
@@ -110,11 +116,11 @@ class Sampler:
         for part, chunk in raw.subset(shaped).chunks():
             x[part] = chunk
         fine = torch.isfinite(x.amax(-1))
-        self._shaper.shape(x, rows[shaped], sampling.num_generated[shaped])
+        failed = self._shaper.shape(x, rows[shaped], sampling.num_generated[shaped])
         at = raw.places(shaped)
         tokens[at], most = choose(Rows(x), shaped, sampling, self._restrict)
         peak[at] = torch.where(fine, most, torch.nan)
-        return tokens, peak
+        return tokens, peak, {int(shaped[place]): reason for place, reason in failed.items()}
 
     def _room(self, num_rows: int) -> Tensor:
         """(n, V) float32, the same memory in every step."""
