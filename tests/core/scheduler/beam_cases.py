@@ -1,0 +1,165 @@
+"""Beam search without an engine, and a fake device that gives log-probabilities for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import blake2b
+
+import numpy as np
+
+from dovetail.core.batch import Batch, LogprobArrays
+from dovetail.core.engine.core import EngineCore
+from dovetail.core.request import Request, SamplingParams
+from dovetail.core.scheduler.scheduler import Scheduler, SchedulerConfig
+from dovetail.core.types import FloatArray
+from dovetail.core.update import Hypothesis
+from tests.core.oracle import EOS, OracleRunner
+
+VOCAB = 50
+Outcome = list[tuple[list[int], float, str]]
+"""Tokens after the prompt, cumulative log-probability, finish reason; best first."""
+
+
+def scores(prefix: list[int]) -> FloatArray:
+    """(VOCAB,) log-probabilities of what follows a prefix; some texts end soon."""
+    digest = blake2b(np.array(prefix, np.int32).tobytes(), digest_size=8).digest()
+    logits = np.random.default_rng(int.from_bytes(digest, "little")).normal(size=VOCAB) * 2
+    logits[EOS] += 1.0
+    return (logits - np.log(np.exp(logits).sum())).astype(np.float32)
+
+
+def reference(
+    prompt: list[int],
+    width: int,
+    max_tokens: int,
+    log_softmax: Callable[[list[int]], FloatArray] = scores,
+    *,
+    ends: tuple[int, ...] = (EOS,),
+    length_penalty: float = 1.0,
+    include: bool = False,
+) -> Outcome:
+    """vLLM's beam search, as it is written there: a loop that computes every beam from scratch."""
+    live: list[tuple[list[int], float]] = [([], 0.0)]
+    done: list[tuple[list[int], float, str, int]] = []
+    for step in range(max_tokens):
+        following = []
+        for tokens, total in live:
+            row = log_softmax(prompt + tokens)
+            for token in np.argsort(-row, kind="stable")[: 2 * width].tolist():
+                logprob = total + float(row[token])
+                if token in ends:
+                    shown = [*tokens, token] if include else tokens
+                    done.append((shown, logprob, "stop", len(prompt) + step))
+                else:
+                    following.append(([*tokens, token], logprob))
+        live = sorted(following, key=lambda beam: beam[1], reverse=True)[:width]
+    done += [(tokens, total, "length", len(prompt) + max_tokens) for tokens, total in live]
+    done.sort(key=lambda beam: beam[1] / beam[3] ** length_penalty, reverse=True)
+    return [(tokens, total, reason) for tokens, total, reason, _ in done[:width]]
+
+
+def plain(hypotheses: list[Hypothesis]) -> Outcome:
+    """An engine's outcome in the same form."""
+    return [(h.token_ids, h.cumulative_logprob, h.finish_reason) for h in hypotheses]
+
+
+class BeamRunner(OracleRunner):
+    """An oracle whose tokens come from ``scores``, with log-probabilities where they are wanted."""
+
+    def step(self, batch: Batch) -> OracleRunner._Done:
+        output = super().step(batch).output
+        wanted = batch.sampling.num_logprobs
+        prefixes = []
+        for i in batch.sampled.tolist():
+            length = int(batch.sequence_lens[i])
+            blocks = batch.block_tables[i, : -(-length // self.block_size)]
+            prefixes.append(self.kv[blocks].reshape(-1)[:length].tolist())
+        rows = np.array([scores(p) for p in prefixes], np.float32).reshape(-1, VOCAB)
+        tokens = rows.argmax(1).astype(np.int32)
+        self.last[batch.rows[batch.sampled]] = tokens
+        output = replace(output, token_ids=tokens[:, None])
+        if wanted is not None:
+            order = np.argsort(-rows, axis=1, kind="stable")[:, :wanted].astype(np.int32)
+            ids = np.concatenate([tokens[:, None], order], axis=1)
+            ranks = np.ones(len(ids), np.int32)
+            values = np.take_along_axis(rows, ids, axis=1)
+            output = replace(
+                output, logprobs=LogprobArrays(token_ids=ids, logprobs=values, ranks=ranks)
+            )
+        return self._Done(output)
+
+
+def beam_engine(*, steps_ahead: int = 0, **changes: object) -> EngineCore:
+    """An engine of 4 tokens a block over this runner."""
+    settings: dict[str, object] = {
+        "num_blocks": 200,
+        "block_size": 4,
+        "max_model_len": 96,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 64,
+        "vocab_size": VOCAB,
+    }
+    config = SchedulerConfig(**(settings | changes))  # type: ignore[arg-type]
+    runner = BeamRunner(config.num_blocks, config.block_size, config.max_num_seqs)
+    return EngineCore(Scheduler(config), runner, steps_ahead=steps_ahead)  # type: ignore[arg-type]
+
+
+def beam_request(
+    number: int, prompt: list[int], width: int, max_tokens: int, **params: object
+) -> Request:
+    """A search that ends texts at ``EOS``."""
+    fields: dict[str, object] = {"n": width, "use_beam_search": True, "max_tokens": max_tokens}
+    return Request(
+        id=number,
+        prompt_token_ids=prompt,
+        params=SamplingParams(**(fields | params)),  # type: ignore[arg-type]
+        stop_token_ids=[EOS],
+        seed=0,
+        arrival_time=float(number),
+    )
+
+
+def greedy_request(number: int, prompt: list[int], max_tokens: int) -> Request:
+    """An ordinary request beside the searches."""
+    return Request(
+        id=number,
+        prompt_token_ids=prompt,
+        params=SamplingParams(temperature=0.0, max_tokens=max_tokens),
+        stop_token_ids=[EOS],
+        seed=0,
+        arrival_time=float(number),
+    )
+
+
+def greedy(prompt: list[int], max_tokens: int) -> list[int]:
+    """What an ordinary request must answer."""
+    answer: list[int] = []
+    while len(answer) < max_tokens and (not answer or answer[-1] != EOS):
+        answer.append(int(scores(prompt + answer).argmax()))
+    return answer
+
+
+def search(
+    engine: EngineCore, *requests: Request
+) -> tuple[dict[int, Outcome], dict[int, list[int]]]:
+    """Run to the end: outcomes of searches and tokens of the others, by id. The pool is checked."""
+    outcomes: dict[int, Outcome] = {}
+    answers: dict[int, list[int]] = {}
+    for request in requests:
+        engine.add(request)
+    for _ in range(20_000):
+        if not engine.has_work():
+            break
+        for update in engine.step():
+            assert update.id > 0, "nobody outside knows single beams"
+            assert update.error is None
+            assert update.id not in outcomes
+            if update.beams is not None:
+                outcomes[update.id] = plain(update.beams)
+            else:
+                answers.setdefault(update.id, []).extend(update.token_ids)
+        engine.scheduler.pool.check(engine.scheduler.held_blocks())
+    assert not engine.has_work(), "the engine does not come to an end"
+    assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_usable
+    return outcomes, answers
