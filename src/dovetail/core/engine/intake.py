@@ -17,7 +17,7 @@ from dovetail.core.plugins.logits import LogitsProcessors
 from dovetail.core.request import PromptTokens, Request, SamplingParams
 from dovetail.core.tokenizer import Tokenizer
 
-__all__ = ["Intake", "model_info"]
+__all__ = ["Intake", "model_info", "num_logprobs"]
 
 _SEED_STEP = 0x9E3779B97F4A7C15
 """Apart the seeds of the completions of one prompt: an odd number, so that they all differ."""
@@ -34,6 +34,24 @@ def model_info(facts: ModelFacts, config: EngineConfig) -> ModelInfo:
         eos_token_ids=list(facts.eos_token_ids),
         default_params=facts.default_params,
         max_logprobs=facts.vocab_size if limit < 0 else min(limit, facts.vocab_size),
+    )
+
+
+def num_logprobs(name: str, asked: int | None, info: ModelInfo) -> int | None:
+    """How many alternatives per token a request means; -1 is the whole vocabulary.
+
+    Raises:
+        RequestError: More than the engine gives; names the field and the limit.
+    """
+    limit = info.max_logprobs
+    if asked is None or 0 <= asked <= limit:
+        return asked
+    if asked == -1 and limit >= info.vocab_size:
+        return info.vocab_size
+    raise RequestError(
+        f"{name} must be an integer from 0 to {limit}, not {asked!r:.40}: max_logprobs of the"
+        " engine is the limit.",
+        param=name,
     )
 
 
@@ -116,8 +134,8 @@ class Intake:
             params,
             max_tokens=max_tokens,
             stop=[],
-            logprobs=self._num_logprobs("logprobs", params.logprobs),
-            prompt_logprobs=self._num_logprobs("prompt_logprobs", params.prompt_logprobs),
+            logprobs=num_logprobs("logprobs", params.logprobs, self.info),
+            prompt_logprobs=num_logprobs("prompt_logprobs", params.prompt_logprobs, self.info),
             bad_words=[],
             bad_words_token_ids=self._bad_words(params),
         )
@@ -126,18 +144,6 @@ class Intake:
         if params.best_of is not None and one.logprobs is None:
             one = msgspec.structs.replace(one, logprobs=0)
         return msgspec.structs.replace(one, n=1, best_of=None)
-
-    def _num_logprobs(self, name: str, asked: int | None) -> int | None:
-        limit = self.info.max_logprobs
-        if asked is None or 0 <= asked <= limit:
-            return asked
-        if asked < 0 and limit >= self.info.vocab_size:
-            return self.info.vocab_size
-        raise RequestError(
-            f"{name} must be an integer from 0 to {limit}, not {asked}; the engine's max_logprobs"
-            " sets the limit.",
-            param=name,
-        )
 
     def _bad_words(self, params: SamplingParams) -> list[list[int]]:
         """Those that were given as tokens, and both spellings of those that were given as text."""

@@ -15,6 +15,8 @@ __all__ = ["GROUP", "LogitsProcessors"]
 
 GROUP = "dovetail.logits_processors"
 
+_DEPTH = 32
+
 
 class LogitsProcessors:
     """Finds processors by name. Reads what is installed, and imports one, when it is asked for."""
@@ -59,6 +61,13 @@ class LogitsProcessors:
             if name not in self._registry.names():
                 message = self._registry.unknown(name)
                 raise RequestError(message, param="logits_processors")
+            if not _is_plain(argument, _DEPTH):
+                raise RequestError(
+                    f"The argument of the logits processor {name!r} must be plain data: text,"
+                    " numbers of 64 bits, true, false, null, and lists and objects of these, not"
+                    f" nested deeper than {_DEPTH} levels.",
+                    param=f"logits_processors.{name}",
+                )
             try:
                 self.get(name).validate(argument, vocab_size)
             except (PluginError, RequestError):
@@ -69,3 +78,19 @@ class LogitsProcessors:
                     f"The logits processor {name!r} refuses its argument: {what}",
                     param=f"logits_processors.{name}",
                 ) from error
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether a message to the engine process can hold it."""
+    match value:
+        case bool() | None | str() | float():
+            return True
+        case int():
+            return -(1 << 63) <= value < 1 << 64
+        case list():
+            return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
+        case dict():
+            return depth > 0 and all(
+                isinstance(key, str) and _is_plain(item, depth - 1) for key, item in value.items()
+            )
+    return False
