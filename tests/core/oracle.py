@@ -34,6 +34,7 @@ class WatchedRunner:
     def __init__(self, config: RunnerConfig, num_blocks: int) -> None:
         self.oracle = OracleRunner(config)
         self.oracle.allocate(num_blocks)
+        self.size = config.block_size
         self.batches: list[Batch] = []
         self.fail: Callable[[Batch], None] = lambda batch: None
         self.poison: set[int] = set()
@@ -42,6 +43,10 @@ class WatchedRunner:
 
     def step(self, batch: Batch) -> Pending:
         self.batches.append(batch)
+        if batch.num_drafts_wanted is not None:
+            needed = -(-(batch.sequence_lens[batch.sampled] + batch.num_drafts_wanted) // self.size)
+            tables = zip(batch.block_tables[batch.sampled].tolist(), needed.tolist(), strict=True)
+            assert all(all(blocks[:count]) for blocks, count in tables), "a draft has no block"
         self.fail(batch)
         self._first |= {joined.row: int(joined.token_ids[0]) for joined in batch.joined}
         output = self.oracle.step(batch).result()

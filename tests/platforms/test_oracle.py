@@ -197,7 +197,12 @@ def test_drafts_are_accepted_up_to_the_first_wrong_one() -> None:
     output = step(runner, rows, drafts=[3])
     assert output.num_tokens.tolist() == [3]
     assert output.token_ids[0, :3].tolist() == want[1:4]
-    output = step(runner, [(0, [want[3], 999], 6, [3, 4])], drafts=[1], num_drafts_wanted=2)
+    output = step(
+        runner,
+        [(0, [want[3], 999], 6, [3, 4])],
+        drafts=[1],
+        num_drafts_wanted=np.array([2], np.int32),
+    )
     assert output.token_ids[0, : output.num_tokens[0]].tolist() == [want[4]]
     assert not output.failures
     assert output.drafts is not None and output.drafts.shape == (1, 2)
@@ -214,7 +219,12 @@ def test_all_drafts_may_be_right_and_rows_may_have_none() -> None:
 def test_proposed_drafts_are_right_as_often_as_asked() -> None:
     for quality, share in ((1.0, 1.0), (0.0, 0.0)):
         runner = make_runner(draft_quality=quality)
-        output = step(runner, [(0, [1, 2], 0, [3])], joined=(join(0, [1, 2]),), num_drafts_wanted=4)
+        output = step(
+            runner,
+            [(0, [1, 2], 0, [3])],
+            joined=(join(0, [1, 2]),),
+            num_drafts_wanted=np.array([4], np.int32),
+        )
         want = expected([1, 2], 5)[1:]
         assert output.drafts is not None
         right = np.mean(output.drafts[0] == want)

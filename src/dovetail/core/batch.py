@@ -118,8 +118,9 @@ class Batch:
     """(S,) how many of the row's last tokens in this step are drafts: guessed, not known. Each
     is checked against the token that is chosen in its place, and what follows the first wrong
     one is void. None: there are no drafts."""
-    num_drafts_wanted: int = 0
-    """Drafts that the runner's draft model should propose for each sampled row's next step."""
+    num_drafts_wanted: IntArray | None = None
+    """(S,) the most drafts that the runner's draft model should propose for the row's next step;
+    so many positions after this step's have a KV block. None: no drafts are wanted."""
     sampling: SamplingBatch
     joined: tuple[JoinedRow, ...] = ()
     """Rows that are taken over before the step."""
@@ -215,7 +216,7 @@ class StepOutput:
     failures: Mapping[int, str] = field(default_factory=dict)
     """Why other requests alone have failed, by index into S."""
     drafts: IntArray | None = None
-    """(S, ``num_drafts_wanted``) what the draft model proposes to come next; -1 is no proposal."""
+    """(S, k) what the draft model proposes to come next; -1 from where it proposes nothing."""
     logprobs: LogprobArrays | None = None
     """N = G; of a row, the places up to its last accepted token mean something."""
     prompt_logprobs: LogprobArrays | None = None

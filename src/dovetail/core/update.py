@@ -18,7 +18,7 @@ class TokenAlternatives(msgspec.Struct, frozen=True, array_like=True):
     """Rank of the chosen token; 1 is the likeliest."""
 
 
-class Update(msgspec.Struct, array_like=True):
+class Update(msgspec.Struct, array_like=True, gc=False):
     """New tokens of one sequence, and perhaps its end."""
 
     id: int

@@ -21,6 +21,7 @@ from dovetail.core.contracts.platform import (
 )
 from dovetail.core.contracts.runner import CacheSpec, Pending, Runner, RunnerConfig, WarmUp
 from dovetail.core.errors import ConfigError
+from dovetail.core.types import IntArray
 from dovetail.platforms.pretend import (
     check_fit,
     check_options,
@@ -46,7 +47,7 @@ class NullPlatform(Platform):
         dtypes=("float32", "bfloat16", "float16"),
         kv_dtypes=("auto", "float32", "bfloat16", "float16"),
         block_sizes=(16, 1, 2, 4, 8, 32, 64, 128, 256),
-        features=frozenset({"prompt_logprobs", "deterministic"}),
+        features=frozenset({"prompt_logprobs", "deterministic", "speculation"}),
         async_steps=True,
         max_num_batched_tokens=8192,
         max_num_seqs=256,
@@ -100,11 +101,27 @@ class NullRunner:
         return iter(())
 
     def step(self, batch: Batch) -> Pending:
-        """Finished at once: the same token for every sampled row."""
+        """Finished at once: the same token for every place, and for drafts of it one more."""
         output = self._outputs.take(len(batch.sampled))
+        if batch.num_drafts is not None:
+            output = self._checked(batch, batch.num_drafts)
         if batch.sampling.num_logprobs is None and batch.prompt_logprobs is None:
             return _Done(output)
         return _Done(self._with_logprobs(batch, output))
+
+    def _checked(self, batch: Batch, num_drafts: IntArray) -> StepOutput:
+        """Accept the drafts that are the one token, up to the first that is not."""
+        width = int(num_drafts.max()) + 1
+        place = np.arange(width - 1)
+        first = batch.last_token_index - num_drafts + 1
+        index = np.minimum(first[:, None] + place, batch.num_tokens - 1)
+        right = (batch.token_ids[index] == self._token) & (place < num_drafts[:, None])
+        accepted = np.logical_and.accumulate(right, axis=1).sum(axis=1)
+        return StepOutput(
+            token_ids=np.full((len(num_drafts), width), self._token, np.int32),
+            num_tokens=(accepted + 1).astype(np.int32),
+            finite=np.ones(len(num_drafts), np.bool_),
+        )
 
     def describe(self) -> dict[str, str]:
         """Which token it gives."""
@@ -116,7 +133,7 @@ class NullRunner:
     def _with_logprobs(self, batch: Batch, output: StepOutput) -> StepOutput:
         sampled = prompt = None
         if batch.sampling.num_logprobs is not None:
-            chosen = output.token_ids[:, 0]
+            chosen = np.full(len(batch.logit_index), self._token, np.int32)
             sampled = flat_logprobs(chosen, batch.sampling.num_logprobs, self._vocab_size)
         if batch.prompt_logprobs is not None:
             need = batch.prompt_logprobs

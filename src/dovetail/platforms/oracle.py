@@ -53,7 +53,7 @@ class OraclePlatform(Platform):
         dtypes=("float32", "bfloat16", "float16"),
         kv_dtypes=("auto", "float32", "bfloat16", "float16"),
         block_sizes=(16, 1, 2, 4, 8, 32, 64, 128, 256),
-        features=frozenset({"prompt_logprobs", "deterministic"}),
+        features=frozenset({"prompt_logprobs", "deterministic", "speculation", "draft_model"}),
         async_steps=True,
         max_num_batched_tokens=2048,
         max_num_seqs=256,

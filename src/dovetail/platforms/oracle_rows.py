@@ -195,11 +195,14 @@ class OracleRows:
         self._true[rows, after + 1] = tokens.hashes[places] + parts(chosen, after)
         self._num_true[rows] = after + 1
 
-    def _drafts(self, rows: IntArray, count: int) -> IntArray | None:
-        if not count:
+    def _drafts(self, rows: IntArray, wanted: IntArray | None) -> IntArray | None:
+        """Proposals (S, k): as many as are wanted of each row, then -1."""
+        if wanted is None or not wanted.any():
             return None
-        lengths = self._num_true[rows]
-        return proposals(self._rule, self._true[rows, lengths], lengths, count, self._quality)
+        lengths, most = self._num_true[rows], int(wanted.max())
+        drafts = proposals(self._rule, self._true[rows, lengths], lengths, most, self._quality)
+        drafts[np.arange(most) >= wanted[:, None]] = -1
+        return drafts
 
     def _failures(self, rows: IntArray) -> dict[int, str]:
         if not self._broken:

@@ -12,6 +12,7 @@ from typing import Any
 from dovetail.core.config import parsers as p
 from dovetail.core.config.foreign import judge_foreign
 from dovetail.core.config.option import Option, option, options_of
+from dovetail.core.config.speculative import SpeculativeConfig
 from dovetail.core.errors import ConfigError
 
 __all__ = ["EngineConfig", "engine_options", "nearest"]
@@ -244,6 +245,15 @@ class EngineConfig:
         help="fcfs serves in order of arrival; priority serves the request with the smallest "
         "priority first.",
     )
+    speculative_config: Mapping[str, Any] = option(
+        None,
+        parse=p.mapping,
+        metavar="JSON",
+        group=_SCHEDULING,
+        help="Guess tokens ahead and confirm several in one step, as a JSON object: "
+        '{"method": "ngram"}, {"method": "suffix"} or {"model": DRAFT_MODEL}, each with '
+        "num_speculative_tokens if need be. Answers stay the same. Default: no guesses.",
+    )
     disable_log_stats: bool = option(
         False,
         parse=p.flag,
@@ -259,6 +269,7 @@ class EngineConfig:
             except ValueError as error:
                 raise ConfigError(f"{name} must be {error}, not {value!r:.80}") from None
             object.__setattr__(self, name, value)
+        SpeculativeConfig.parse(self.speculative_config)
 
     @classmethod
     def from_kwargs(cls, **kwargs: Any) -> EngineConfig:

@@ -58,6 +58,12 @@ class AttentionNeed:
         return frozenset[str]().union(*(spec.features for spec in self.specs))
 
     @property
+    def window(self) -> int | None:
+        """The widest window of any layer; None if some layer attends to all positions."""
+        windows = [spec.window for spec in self.specs if spec.window is not None]
+        return max(windows) if windows and len(windows) == len(self.specs) else None
+
+    @property
     def head_sizes(self) -> frozenset[int]:
         """The head sizes of all layers."""
         return frozenset(spec.head_size for spec in self.specs)

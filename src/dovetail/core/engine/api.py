@@ -97,6 +97,11 @@ class EngineStats(msgspec.Struct, kw_only=True, array_like=True):
     prefix_cache_hits: int = 0
     """Prompt tokens found."""
     num_restarts: int = 0
+    num_drafts: int = 0
+    """Times that tokens were guessed for a sequence."""
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    """Of the guessed tokens, those that were right."""
 
 
 class EngineClient(Protocol):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
+from collections.abc import Callable
 
 from dovetail.core.batch import Batch
 from dovetail.core.contracts.runner import Pending, Runner
@@ -13,6 +15,7 @@ from dovetail.core.faults import fault
 from dovetail.core.request import Request
 from dovetail.core.scheduler.invariants import check_scheduler
 from dovetail.core.scheduler.scheduler import Scheduler
+from dovetail.core.speculative.speculation import SpeculationStats
 from dovetail.core.update import Update
 
 __all__ = ["EngineCore"]
@@ -30,14 +33,25 @@ class EngineCore:
         scheduler: Decides the steps; nothing else may call it.
         runner: Loaded, allocated and warm.
         steps_ahead: Steps that may be under way when the next one is prepared: 0 or 1.
+        clock: Seconds from some fixed point on.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, *, steps_ahead: int = 0) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        *,
+        steps_ahead: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.steps_ahead = steps_ahead
         self._under_way: deque[tuple[Batch, Pending]] = deque()
         self._failures = 0
+        self._clock = clock
+        self._since = 0.0
+        """When the oldest step under way began, or the one before it was over."""
         self._idle_steps = 0
         self._refused: list[Update] = []
         """Requests that could not be taken up; told with the next step."""
@@ -68,6 +82,8 @@ class EngineCore:
         if self._refused:
             refused, self._refused = self._refused, []
             return refused
+        if not self._under_way:
+            self._since = self._clock()
         batch = self.scheduler.schedule()
         self._watch(batch)
         try:
@@ -82,7 +98,9 @@ class EngineCore:
         except Exception as error:
             return self._recover(batch, error)
         self._failures = 0
-        return self.scheduler.update(batch, output)
+        now = self._clock()
+        seconds, self._since = now - self._since, now
+        return self.scheduler.update(batch, output, seconds)
 
     def _recover(self, batch: Batch | None, error: Exception) -> list[Update]:
         """A step raised: find out whose fault it was, and let everybody else go on.
@@ -118,6 +136,7 @@ class EngineCore:
     def stats(self) -> EngineStats:
         """Gauges and counters now."""
         scheduler, counters = self.scheduler, self.scheduler.stats
+        guesses = scheduler.speculation.stats if scheduler.speculation else SpeculationStats()
         return EngineStats(
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting,
@@ -130,6 +149,9 @@ class EngineCore:
             num_preemptions=counters.num_preemptions,
             prefix_cache_queries=counters.prefix_cache_queries,
             prefix_cache_hits=counters.prefix_cache_hits,
+            num_drafts=guesses.num_drafts,
+            num_draft_tokens=guesses.num_draft_tokens,
+            num_accepted_tokens=guesses.num_accepted_tokens,
         )
 
     def close(self) -> None:

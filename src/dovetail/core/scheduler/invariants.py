@@ -70,7 +70,9 @@ def _rows(scheduler: Scheduler) -> None:
         computed, total = int(table.num_computed[row]), int(table.total[row])
         if not (sequence.num_prompt_tokens <= known <= tokens and known < total):
             _fail(11, f"row {row} has {known} known of {tokens} tokens, of at most {total}")
-        if not 0 <= computed <= max(tokens, known):
+        guesses = scheduler.config.speculation
+        drafts = guesses.num_speculative_tokens if guesses and scheduler.num_under_way else 0
+        if not 0 <= computed <= max(tokens, known) + drafts:
             _fail(11, f"row {row} has computed {computed} of {tokens} tokens")
 
 

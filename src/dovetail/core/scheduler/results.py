@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from dovetail.core.batch import Batch, LogprobArrays, StepOutput
-from dovetail.core.errors import InvariantError
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.scheduler.sequence import Sequence
-from dovetail.core.types import BoolArray
+from dovetail.core.types import BoolArray, IntArray
 from dovetail.core.update import TokenAlternatives, Update
 
 __all__ = ["sequence_updates"]
@@ -31,50 +30,93 @@ def sequence_updates(
         All updates, and those with more to them than a token (the first token, an end, an error,
         log-probabilities) with their sequences.
     """
-    if output.token_ids.shape[1] != 1:
-        raise InvariantError("engine", "a step gave several tokens per row, none were drafted")
-    mask = live[batch.sampled]
-    indices = np.flatnonzero(mask)
-    rows, tokens = batch.rows[batch.sampled][indices], output.token_ids[indices, 0]
+    indices = np.flatnonzero(live[batch.sampled]).astype(np.int32)
+    rows = batch.rows[batch.sampled][indices]
     known = table.num_known[rows]
-    table.tokens[rows, known] = tokens
-    table.num_known[rows] = known + 1
-    stopped = (table.stop_ids[rows] == tokens[:, None]).any(axis=1)
-    ended = stopped | (known + 1 >= table.total[rows]) | ~output.finite[indices]
+    tokens, counts, stopped = _emitted(table, output, indices, rows, known)
+    if batch.num_drafts is not None:
+        drafted = rows[batch.num_drafts[indices] > 0]
+        table.num_tokens[drafted] = table.num_known[drafted]
+        table.num_computed[drafted] = table.num_known[drafted] - 1
+    ended = stopped | (known + counts >= table.total[rows]) | ~output.finite[indices]
     if output.failures:
         ended |= np.isin(indices, list(output.failures))
     special = ended | (table.wants_logprobs[rows] > 0) | (known == table.num_prompt[rows])
     updates = [
-        Update(request_id, [token])
-        for request_id, token in zip(table.request_id[rows].tolist(), tokens.tolist(), strict=True)
+        Update(request_id, ids)
+        for request_id, ids in zip(table.request_id[rows].tolist(), tokens, strict=True)
     ]
     notable = []
     for k in np.flatnonzero(special).tolist():
-        sequence = table.at(int(rows[k]))
-        _complete(updates[k], sequence, output, int(indices[k]), bool(stopped[k]), bool(ended[k]))
+        sequence, i = table.at(int(rows[k])), int(indices[k])
+        _complete(updates[k], sequence, batch, output, i, bool(stopped[k]), bool(ended[k]))
         notable.append((updates[k], sequence))
     if batch.prompt_logprobs is not None:
         _add_prompt_logprobs(updates, table, batch, output, live)
     return updates, notable
 
 
+def _emitted(
+    table: RowTable, output: StepOutput, indices: IntArray, rows: IntArray, known: IntArray
+) -> tuple[list[list[int]], IntArray, BoolArray]:
+    """Write the tokens that rows were given to the table.
+
+    Args:
+        table: Tokens and counters of the rows are changed.
+        output: What the step produced.
+        indices: (n,) places of the live rows among its S.
+        rows: (n,) these rows.
+        known: (n,) tokens that were known of each.
+
+    Returns:
+        Per row its new tokens, up to a stop token or the row's end; how many, (n,); whether the
+        last one is a stop token, (n,).
+    """
+    if output.token_ids.shape[1] == 1:
+        tokens = output.token_ids[indices, 0]
+        table.tokens[rows, known] = tokens
+        table.num_known[rows] = known + 1
+        stopped = (table.stop_ids[rows] == tokens[:, None]).any(axis=1)
+        return [[token] for token in tokens.tolist()], np.ones(len(rows), np.int32), stopped
+    tokens_NW = output.token_ids[indices]
+    place = np.arange(tokens_NW.shape[1])
+    counts = np.minimum(output.num_tokens[indices], table.total[rows] - known)
+    stops = (table.stop_ids[rows][:, None] == tokens_NW[:, :, None]).any(axis=2)
+    stops &= place < counts[:, None]
+    stopped = stops.any(axis=1)
+    counts = np.where(stopped, stops.argmax(axis=1) + 1, counts).astype(np.int32)
+    valid = place < counts[:, None]
+    table.tokens[rows.repeat(counts), (known[:, None] + place)[valid]] = tokens_NW[valid]
+    table.num_known[rows] = known + counts
+    several = [ids[:count] for ids, count in zip(tokens_NW.tolist(), counts.tolist(), strict=True)]
+    return several, counts, stopped
+
+
 def _complete(
-    update: Update, sequence: Sequence, output: StepOutput, i: int, stopped: bool, ended: bool
+    update: Update,
+    sequence: Sequence,
+    batch: Batch,
+    output: StepOutput,
+    i: int,
+    stopped: bool,
+    ended: bool,
 ) -> None:
     """Fill in what most updates lack: the end, log-probabilities, the cache hits."""
     params = sequence.request.params
-    if not output.finite[i]:
-        update.token_ids, update.finish_reason, update.error = [], "error", NOT_FINITE
-        return
-    if i in output.failures:
-        update.token_ids, update.finish_reason, update.error = [], "error", output.failures[i]
+    error = output.failures.get(i) if output.finite[i] else NOT_FINITE
+    if error is not None:
+        update.token_ids, update.finish_reason, update.error = [], "error", error
         return
     if ended:
         update.finish_reason = "stop" if stopped else "length"
-    if stopped and update.token_ids[0] in (params.stop_token_ids or ()):
-        update.stop_reason = update.token_ids[0]
+    if stopped and update.token_ids[-1] in (params.stop_token_ids or ()):
+        update.stop_reason = update.token_ids[-1]
     if params.logprobs is not None and output.logprobs is not None:
-        update.logprobs = [_alternatives(output.logprobs, i, params.logprobs)]
+        first = i if batch.num_drafts is None else i + int(batch.num_drafts[:i].sum())
+        update.logprobs = [
+            _alternatives(output.logprobs, place, params.logprobs)
+            for place in range(first, first + len(update.token_ids))
+        ]
     update.num_cached_tokens = sequence.num_cached_tokens
 
 

@@ -39,6 +39,9 @@ class RowTable:
     Counters of a row: ``num_computed <= num_tokens``, ``num_known <= num_tokens <= total``.
     ``num_tokens`` counts the tokens that are known plus those being sampled in steps under way;
     ``num_computed`` counts the tokens whose KV is written, or will be by steps under way.
+
+    Behind its known tokens a row's ``tokens`` may hold drafts. While a step with drafts is under
+    way ``num_computed`` counts them all; when it comes in, those that were wrong are taken back.
     """
 
     def __init__(self, num_rows: int, max_len: int, block_size: int, vocab_size: int) -> None:
@@ -48,6 +51,8 @@ class RowTable:
         self.tokens = np.zeros((num_rows, max_len), np.int32)
         self.blocks = np.zeros((num_rows, max_blocks), np.int32)
         self.num_blocks = np.zeros(num_rows, np.int32)
+        self.num_released = np.zeros(num_rows, np.int32)
+        """Blocks at the start that were given back: see ``Sequence.num_released``."""
         self.num_known = np.zeros(num_rows, np.int32)
         self.num_tokens = np.zeros(num_rows, np.int32)
         self.num_computed = np.zeros(num_rows, np.int32)
@@ -60,6 +65,8 @@ class RowTable:
         """The block that is written next may be shared and then has to be copied first."""
         self.needs_known = np.zeros(num_rows, np.bool_)
         """The next token is prepared on the host from those before it: no step ahead of them."""
+        self.may_draft = np.zeros(num_rows, np.bool_)
+        """Several tokens of the row may be chosen in one step."""
         self.temperature = np.zeros(num_rows, np.float32)
         self.top_k = np.zeros(num_rows, np.int32)
         self.top_p = np.zeros(num_rows, np.float32)
@@ -105,10 +112,12 @@ class RowTable:
         self.num_prompt[row] = sequence.num_prompt_tokens
         self.total[row] = sequence.total
         self.num_blocks[row] = len(sequence.blocks)
+        self.num_released[row] = sequence.num_released
         self.blocks[row, : len(sequence.blocks)] = sequence.blocks
         self.blocks[row, len(sequence.blocks) :] = 0
         self.shares_tail[row] = bool(sequence.num_shared_tokens)
         self.needs_known[row] = False
+        self.may_draft[row] = True
         self._join_sampling(row, sequence)
         self.order = np.append(self.order, np.int32(row))
         return JoinedRow(
@@ -193,3 +202,9 @@ class RowTable:
         """Point one entry of the row's block table to another block."""
         sequence.blocks[index] = block
         self.blocks[row, index] = block
+
+    def release_blocks(self, row: int, sequence: Sequence, count: int) -> None:
+        """Put block 0 in the place of the row's first ``count`` blocks."""
+        sequence.blocks[:count] = [0] * count
+        self.blocks[row, :count] = 0
+        self.num_released[row] = sequence.num_released = count

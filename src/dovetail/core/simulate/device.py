@@ -92,13 +92,19 @@ class Device:
             self._blame(ids[0])
 
     def _check_order(self, batch: Batch) -> None:
-        """First come, first served: nobody's first row comes before one that was preempted."""
+        """No new request passes one ahead of it that was preempted, or passed often enough."""
         joined = [self._scheduler.table.at(j.row).request for j in batch.joined]
-        if self._scheduler.config.policy == "fcfs":
-            early = [r.id for r in joined if r.id not in self._have_run and r.parent is None]
-            late = [s.request.id for s in self._scheduler.waiting if s.request.id in self._have_run]
-            if early and late:
-                raise InvariantError("engine", f"I15: {early} get rows while {late} wait again")
+        limit, rank = self._scheduler.config.max_bypasses, self._scheduler.rank
+        waiting = [
+            s for s in self._scheduler.waiting if s.num_preemptions or s.num_bypasses > limit
+        ]
+        ahead = min((rank(s.request) for s in waiting), default=None)
+        for request in joined:
+            first = request.id not in self._have_run and request.parent is None
+            if first and ahead is not None and ahead < rank(request):
+                raise InvariantError(
+                    "engine", f"I15: {request.id} gets a row while one ahead of it must not wait"
+                )
         self._have_run.update(request.id for request in joined)
 
     def _check_blocks(self, batch: Batch, sequences: list[Sequence]) -> None:

@@ -4,6 +4,12 @@ The order of work is vLLM's: log-probabilities of the raw logits; allowed tokens
 stops; repetition, frequency and presence penalties; then the likeliest token where the temperature
 is 0, and elsewhere temperature, min_p, top_k, top_p and a draw by the row's noise.
 
+Drafts are checked by choosing at each of their places as if they were known, with that place's own
+noise: a draft is accepted if it is the token that is chosen there. For guesses that are certain of
+themselves this is rejection sampling (Leviathan et al., 2023): the draft d is accepted with its
+probability p(d), and otherwise the token comes from p without d, so the distribution is p exactly.
+The tokens are also the very ones that would have been chosen without drafts.
+
 A row's token depends on nothing but its own logits, parameters and noise: not on the other rows,
 their order or the number of threads, bit for bit (``sampling/weights.py`` says how).
 """
@@ -19,8 +25,9 @@ from torch import Tensor
 
 from dovetail.core.batch import Batch, JoinedRow, SamplingBatch
 from dovetail.platforms.torch.sampling.choice import Restrict, choose
+from dovetail.platforms.torch.sampling.drafts import Accepted, Places
 from dovetail.platforms.torch.sampling.logprobs import LogprobTensors, logprobs
-from dovetail.platforms.torch.sampling.rows import Rows, Which
+from dovetail.platforms.torch.sampling.rows import Rows, Which, on_device
 from dovetail.platforms.torch.sampling.shaping import Shaper
 
 __all__ = ["LogprobTensors", "SampleResult", "Sampler"]
@@ -28,13 +35,21 @@ __all__ = ["LogprobTensors", "SampleResult", "Sampler"]
 
 @dataclass(frozen=True, kw_only=True)
 class SampleResult:
-    """One token for each of S rows, on the device."""
+    """The tokens of each of S rows, on the device; see ``core.batch.StepOutput``."""
 
-    token_ids: Tensor
-    """(S,) int64; 0 where not finite."""
+    chosen: Tensor
+    """(S, W) int64; 0 where not finite."""
+    num_tokens: Tensor
+    """(S,) int64: how many of them are accepted."""
     finite: Tensor
     """(S,) bool: False where the logits hold NaN or +inf, or no token was left to choose."""
     logprobs: LogprobTensors | None = None
+    """Of all G places."""
+
+    @property
+    def token_ids(self) -> Tensor:
+        """(S,) int64: the last token of each row, which is the only one without drafts."""
+        return self.chosen.gather(1, (self.num_tokens - 1)[:, None])[:, 0]
 
 
 class Sampler:
@@ -67,52 +82,99 @@ class Sampler:
         return logprobs(logits_NV, chosen_N, k)
 
     @torch.inference_mode()
-    def sample(self, logits_SV: Tensor, batch: Batch) -> SampleResult:
-        """One token per row of ``batch.sampled``, counted as output of its row.
+    def sample(self, logits_GV: Tensor, batch: Batch) -> SampleResult:
+        """Tokens for each row of ``batch.sampled``, counted as output of its row.
 
         Args:
-            logits_SV: Any float dtype; not changed.
+            logits_GV: One row for each place of ``batch.logit_index``, any float dtype; not
+                changed.
         """
         sampling, rows = batch.sampling, batch.rows[batch.sampled]
+        if batch.num_drafts is None:
+            tokens, finite = self._choose(logits_GV, sampling, rows, np.arange(len(rows)))
+            accepted = Accepted(tokens[:, None], torch.ones_like(tokens), finite)
+        else:
+            places = Places.of(batch, batch.num_drafts, logits_GV.device)
+            tokens, finite = self._choose_drafted(logits_GV, batch, rows, places)
+            accepted = places.accept(tokens, finite)
+        wanted = sampling.num_logprobs
+        return SampleResult(
+            chosen=accepted.token_ids,
+            num_tokens=accepted.num_tokens,
+            finite=accepted.finite,
+            logprobs=None if wanted is None else logprobs(logits_GV, tokens, wanted),
+        )
+
+    def _choose_drafted(
+        self, logits_GV: Tensor, batch: Batch, rows: Which, places: Places
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (G,) and whether their logits are finite, (G,).
+
+        Places of rows without rules are chosen all at once. Where rules look at what the row has
+        said, a place follows the one before it, and only while the drafts are right: what is
+        chosen is then counted, and nothing else.
+        """
+        sampling = batch.sampling
+        bound = self._shaper.bound(rows) if sampling.shapes_logits else np.zeros(len(rows), bool)
+        free = np.flatnonzero(~bound.repeat(places.counts))
+        tokens = torch.zeros(len(logits_GV), dtype=torch.int64, device=logits_GV.device)
+        finite = torch.ones_like(tokens, dtype=torch.bool)
+        everyone = rows.repeat(places.counts)
+        alive = np.flatnonzero(bound)
+        number = 0
+        while len(free) or len(alive):
+            which = np.union1d(free, places.starts[alive] + number)
+            at = on_device(which, logits_GV.device)
+            chosen = self._choose(logits_GV, sampling, everyone[which], which)
+            tokens[at], finite[at] = chosen
+            right = places.right(tokens, number)
+            alive = alive[right[alive]] if len(alive) else alive
+            free, number = free[:0], number + 1
+        return tokens, finite
+
+    def _choose(
+        self, logits_GV: Tensor, sampling: SamplingBatch, rows: Which, which: Which
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (n,) for places ``which`` of the G, at most one of each row with rules.
+
+        Returns:
+            The tokens, 0 where the logits are not finite, and whether they are.
+        """
         shaped = rows[:0]
         if sampling.shapes_logits:
-            shaped = self._shaper.shaped(rows, sampling.num_generated)
+            shaped = self._shaper.shaped(rows, sampling.num_generated[which])
+        raw = Rows(logits_GV).subset(which)
         if len(shaped):
-            tokens, peak = self._choose_shaped(logits_SV, sampling, rows, shaped)
+            tokens, peak = self._choose_shaped(raw, which, sampling, rows, shaped)
         else:
-            tokens, peak = choose(Rows(logits_SV), np.arange(len(rows)), sampling, self._restrict)
+            tokens, peak = choose(raw, which, sampling, self._restrict)
         finite = torch.isfinite(peak)
         tokens = torch.where(finite, tokens, 0)
         if len(shaped):
             self._shaper.update(rows, tokens)
-        wanted = sampling.num_logprobs
-        return SampleResult(
-            token_ids=tokens,
-            finite=finite,
-            logprobs=None if wanted is None else logprobs(logits_SV, tokens, wanted),
-        )
+        return tokens, finite
 
     def _choose_shaped(
-        self, logits_SV: Tensor, sampling: SamplingBatch, rows: Which, shaped: Which
+        self, raw: Rows, which: Which, sampling: SamplingBatch, rows: Which, shaped: Which
     ) -> tuple[Tensor, Tensor]:
-        """Tokens (S,) and peaks (S,): the places ``shaped`` by their rules, the others as they are.
+        """Tokens (n,) and peaks (n,): the places ``shaped`` by their rules, the others as they are.
 
         The peak is also NaN where the logits are not finite before the rules.
         """
-        raw = Rows(logits_SV)
         tokens = torch.empty(len(rows), dtype=torch.int64, device=raw.device)
         peak = torch.empty(len(rows), device=raw.device)
         plain = np.setdiff1d(np.arange(len(rows)), shaped)
         if len(plain):
-            at = raw.places(plain)
-            tokens[at], peak[at] = choose(raw.subset(plain), plain, sampling, self._restrict)
+            at = on_device(plain, raw.device)
+            part = raw.subset(plain)
+            tokens[at], peak[at] = choose(part, which[plain], sampling, self._restrict)
         x = self._room(len(shaped))
-        for part, chunk in raw.subset(shaped).chunks():
-            x[part] = chunk
+        for part_of, chunk in raw.subset(shaped).chunks():
+            x[part_of] = chunk
         fine = torch.isfinite(x.amax(-1))
-        self._shaper.shape(x, rows[shaped], sampling.num_generated[shaped])
-        at = raw.places(shaped)
-        tokens[at], most = choose(Rows(x), shaped, sampling, self._restrict)
+        self._shaper.shape(x, rows[shaped], sampling.num_generated[which[shaped]])
+        at = on_device(shaped.astype(np.int64), raw.device)
+        tokens[at], most = choose(Rows(x), which[shaped], sampling, self._restrict)
         peak[at] = torch.where(fine, most, torch.nan)
         return tokens, peak
 

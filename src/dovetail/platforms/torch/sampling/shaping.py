@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dovetail.core.batch import JoinedRow
-from dovetail.core.types import IntArray
+from dovetail.core.types import BoolArray, IntArray
 from dovetail.platforms.torch.sampling.penalties import Penalties
 from dovetail.platforms.torch.sampling.rows import Which, on_device
 
@@ -72,6 +72,10 @@ class Shaper:
             if row in self._rules and self._rules[row].applies(generated)
         ]
         return np.array(found, np.int32)
+
+    def bound(self, rows: Which) -> BoolArray:
+        """(n,) which of the rows have a rule, whether it says anything now or later."""
+        return np.array([row in self._rules for row in rows.tolist()], np.bool_)
 
     def shape(self, logits_NV: Tensor, rows: Which, num_generated: Which) -> None:
         """Change float32 logits in place. Every one of the rows has a rule."""
