@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -205,7 +205,7 @@ class Machine(RuleBasedStateMachine):
                 assert self.pool.name_of(block) in (None, name)
 
 
-def walk(examples: int) -> None:
+def walk(examples: int, *, phases: tuple[Phase, ...] = (Phase.generate, Phase.shrink)) -> None:
     """Random walks of 60 steps. The same ones each time."""
     run_state_machine_as_test(
         Machine,
@@ -215,6 +215,8 @@ def walk(examples: int) -> None:
             deadline=None,
             derandomize=True,
             database=None,
+            phases=phases,
+            report_multiple_bugs=False,
             print_blob=False,
             suppress_health_check=list(HealthCheck),
         ),
