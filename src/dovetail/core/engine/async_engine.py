@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -21,7 +20,9 @@ from dovetail.core.engine.api import (
     RequestDelta,
 )
 from dovetail.core.engine.child import EngineChild
-from dovetail.core.engine.intake import Intake, model_info
+from dovetail.core.engine.gate import Gate
+from dovetail.core.engine.intake import CacheRoom, Intake, model_info
+from dovetail.core.engine.live import LiveRequest, LiveRequests
 from dovetail.core.engine.messages import (
     Abort,
     AddRequest,
@@ -34,14 +35,9 @@ from dovetail.core.engine.messages import (
     Ready,
 )
 from dovetail.core.engine.outputs import OutputAccumulator, OutputProcessor
-from dovetail.core.errors import (
-    DovetailError,
-    EngineDeadError,
-    OverloadedError,
-    RequestFailedError,
-)
+from dovetail.core.errors import EngineDeadError, OverloadedError, RequestTimeoutError
 from dovetail.core.plugins.selection import Selection, environment, select_platform
-from dovetail.core.request import PromptTokens, Request, RequestOutput, SamplingParams
+from dovetail.core.request import PromptTokens, RequestOutput, SamplingParams
 from dovetail.core.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["AsyncEngine"]
@@ -51,22 +47,10 @@ _log = logging.getLogger(__name__)
 _CRASHES_ALLOWED = 3
 """Engine processes that may end on their own within ``_CRASH_WINDOW_S`` before giving up."""
 _CRASH_WINDOW_S = 60.0
-_CRASHES_PER_REQUEST = 2
-"""A request that was running at this many crashes is not tried again."""
 _LAST_WORDS_S = 0.05
 """How long messages are still read after the process has ended."""
 _SILENCE_S = 30.0
 """Without a heartbeat for this long the process hangs, and is replaced."""
-
-
-@dataclass(eq=False)
-class _Live:
-    """A request on its way: what is needed to take it up again on another process."""
-
-    request_id: str
-    requests: dict[int, Request]
-    queue: asyncio.Queue[RequestDelta | Exception] = field(default_factory=asyncio.Queue)
-    crashes: int = 0
 
 
 class AsyncEngine:
@@ -90,8 +74,12 @@ class AsyncEngine:
         self.banner: dict[str, str] = {}
         self._intake = Intake(self.info, tokenizer)
         self._outputs = OutputProcessor(tokenizer)
-        self._live: dict[str, _Live] = {}
-        self._owner: dict[int, _Live] = {}
+        self._gate = Gate(
+            config.max_num_queued_requests, config.max_num_queued_tokens, time.monotonic
+        )
+        self._live = LiveRequests(self._outputs, self._gate)
+        self._enders: set[asyncio.Task[None]] = set()
+        """Tasks that end requests whose deadline has passed."""
         self._status = EngineStatus(state="loading", reason="starting the engine process")
         self._stats = EngineStats()
         self._changed = asyncio.Condition()
@@ -166,9 +154,10 @@ class AsyncEngine:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        timeout: float | None = None,
     ) -> AsyncIterator[RequestDelta]:
         """See ``EngineClient.stream``."""
-        live = await self._submit(prompt, params, request_id, priority, cache_salt)
+        live = await self._submit(prompt, params, request_id, priority, cache_salt, timeout)
         finished = False
         try:
             while not finished:
@@ -180,7 +169,7 @@ class AsyncEngine:
                 yield item
         finally:
             if not finished:
-                await self._abort(live)
+                await self._end(live)
 
     async def generate(
         self,
@@ -190,11 +179,17 @@ class AsyncEngine:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        timeout: float | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """See ``EngineClient.generate``."""
         accumulator = OutputAccumulator(request_id or "", prompt)
         async for delta in self.stream(
-            prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt
+            prompt,
+            params,
+            request_id=request_id,
+            priority=priority,
+            cache_salt=cache_salt,
+            timeout=timeout,
         ):
             accumulator.add(delta)
             yield accumulator.output()
@@ -206,43 +201,47 @@ class AsyncEngine:
         request_id: str | None,
         priority: int,
         cache_salt: str,
-    ) -> _Live:
-        self._check_open()
+        timeout: float | None,
+    ) -> LiveRequest:
+        self.check_open(num_sequences=params.n, num_tokens=len(prompt.token_ids))
         requests = self._intake.requests(prompt, params, priority=priority, cache_salt=cache_salt)
         # The engine's own number keeps apart two requests whose clients chose the same id.
-        name = f"{request_id or 'request'}#{requests[0].id}"
-        live = _Live(name, {request.id: request for request in requests})
-        self._outputs.add(name, prompt, params, list(live.requests), requests[0].stop_token_ids)
-        self._live[name] = live
-        for request in requests:
-            self._owner[request.id] = live
+        live = LiveRequest(
+            name=f"{request_id or 'request'}#{requests[0].id}",
+            requests={request.id: request for request in requests},
+            num_prompt_tokens=len(prompt.token_ids),
+        )
+        self._outputs.add(
+            live.name, prompt, params, list(live.requests), requests[0].stop_token_ids
+        )
+        self._live.add(live)
+        if timeout is not None:
+            self._live.set_timer(live, timeout, lambda: self._on_deadline(live, timeout))
         if self._child is not None and self._status.state == "ready":
             for request in requests:
                 await self._child.send(AddRequest(request=request))
         return live
 
-    def _check_open(self) -> None:
+    def check_open(self, *, num_sequences: int = 1, num_tokens: int = 1) -> None:
+        """See ``EngineClient.check_open``."""
         status = self._status
         if status.state == "dead":
             raise EngineDeadError(status.reason)
         if status.state in ("loading", "draining"):
             raise OverloadedError(f"The engine is {status.state}: {status.reason}", status=503)
-        limit = self.config.max_num_queued_requests
-        if limit is not None and self._stats.num_waiting >= limit:
-            raise OverloadedError(f"The queue is full: {limit} requests wait already.")
+        self._gate.check(self._outputs.num_open, num_sequences, num_tokens)
 
-    async def _abort(self, live: _Live) -> None:
-        if self._live.pop(live.request_id, None) is None:
-            return
-        ids = self._outputs.abort(live.request_id)
-        self._forget(live)
-        if self._child is not None:
+    async def _end(self, live: LiveRequest, error: RequestTimeoutError | None = None) -> None:
+        """End a request early, here and in the engine."""
+        ids = self._live.end(live, error)
+        if ids and self._child is not None:
             await self._child.send(Abort(ids=ids))
 
-    def _forget(self, live: _Live) -> None:
-        self._live.pop(live.request_id, None)
-        for request_id in live.requests:
-            self._owner.pop(request_id, None)
+    def _on_deadline(self, live: LiveRequest, timeout: float) -> None:
+        error = RequestTimeoutError(f"The request was not finished within {timeout:g} s.")
+        task = asyncio.create_task(self._end(live, error))
+        self._enders.add(task)
+        task.add_done_callback(self._enders.discard)
 
     # The engine process.
 
@@ -283,7 +282,8 @@ class AsyncEngine:
             _log.error("%s; starting another one for %d requests", reason, len(self._live))
             self._num_restarts += 1
             await self._set_status("restarting", reason)
-            self._blame_running()
+            self._gate.report(EngineStats())
+            self._live.blame_running()
             return True
         await self._give_up(reason)
         return False
@@ -292,20 +292,8 @@ class AsyncEngine:
         # A start that fails is reported once, by whoever waits for it.
         _log.log(logging.ERROR if self._live else logging.DEBUG, "giving up: %s", reason)
         await self._set_status("dead", reason)
-        for live in list(self._live.values()):
-            self._finish(live, EngineDeadError(reason))
-
-    def _blame_running(self) -> None:
-        """Requests that were running at too many crashes are not tried again."""
-        for live in list(self._live.values()):
-            live.crashes += 1
-            if live.crashes >= _CRASHES_PER_REQUEST:
-                self._finish(live, RequestFailedError("the engine process ended while it ran"))
-
-    def _finish(self, live: _Live, error: DovetailError) -> None:
-        self._outputs.abort(live.request_id)
-        self._forget(live)
-        live.queue.put_nowait(error)
+        for live in self._live:
+            self._live.end(live, EngineDeadError(reason))
 
     async def _watch(self, child: EngineChild) -> None:
         """Replace a process that hangs."""
@@ -327,6 +315,7 @@ class AsyncEngine:
             case Outputs():
                 message.stats.num_restarts = self._num_restarts
                 self._stats = message.stats
+                self._gate.report(message.stats)
                 await self._deliver(child, message)
             case Heartbeat():
                 pass
@@ -341,12 +330,7 @@ class AsyncEngine:
     async def _deliver(self, child: EngineChild, outputs: Outputs) -> None:
         result = self._outputs.process(outputs.updates)
         for name, item in result.deltas:
-            live = self._live.get(name)
-            if live is None:
-                continue
-            if isinstance(item, Exception) or item.finished:
-                self._forget(live)
-            live.queue.put_nowait(item)
+            self._live.deliver(name, item)
         if result.aborts:
             await child.send(Abort(ids=result.aborts))
 
@@ -355,7 +339,9 @@ class AsyncEngine:
         self.banner = ready.banner
         self.info = msgspec.structs.replace(self.info, max_model_len=ready.max_model_len)
         self._intake.info = self.info
-        for live in list(self._live.values()):
+        self._intake.room = CacheRoom(num_blocks=ready.num_blocks, block_size=ready.block_size)
+        self._gate.max_rows = ready.max_num_seqs
+        for live in self._live:
             for request_id, request in live.requests.items():
                 if self._outputs.is_open(request_id):
                     emitted = self._outputs.emitted(request_id)
@@ -386,8 +372,8 @@ class AsyncEngine:
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
         await self._set_status("dead", "the engine was closed")
-        for live in list(self._live.values()):
-            self._finish(live, EngineDeadError("the engine was closed"))
+        for live in self._live:
+            self._live.end(live, EngineDeadError("the engine was closed"))
         child, self._child = self._child, None
         if child is not None:
             await child.send(Control(name="shutdown"))

@@ -79,6 +79,8 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Tokens per block."""
     banner: dict[str, str]
     """Facts to show to the user, in this order."""
+    max_num_seqs: int
+    """Sequences that run at a time."""
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):

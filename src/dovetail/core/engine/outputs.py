@@ -11,6 +11,7 @@ from dovetail.core.engine.completion import CompletionStream, LogprobNamer
 from dovetail.core.errors import DovetailError, RequestFailedError
 from dovetail.core.request import (
     CompletionOutput,
+    FinishReason,
     PromptTokens,
     RequestOutput,
     SamplingParams,
@@ -177,6 +178,11 @@ class OutputProcessor:
             del self._owners[sequence_id]
         return ids
 
+    @property
+    def num_open(self) -> int:
+        """Sequences that have not ended."""
+        return len(self._owners)
+
     def is_open(self, sequence_id: int) -> bool:
         """Whether the sequence has not ended yet."""
         return sequence_id in self._owners
@@ -300,12 +306,12 @@ class OutputAccumulator:
         if delta.prompt_logprobs is not None:
             self._prompt_logprobs = delta.prompt_logprobs
 
-    def fail(self) -> None:
-        """End what has not ended with ``finish_reason`` ``error``."""
+    def end(self, reason: FinishReason) -> None:
+        """End what has not ended, with this ``finish_reason``: ``error`` or ``timeout``."""
         self._finished = True
         self._completions.setdefault(0, _Completion(0))
         for completion in self._completions.values():
-            completion.finish_reason = completion.finish_reason or "error"
+            completion.finish_reason = completion.finish_reason or reason
 
     def output(self) -> RequestOutput:
         """All there is so far, in lists of its own. Takes time linear in its size."""

@@ -163,6 +163,7 @@ def _ready(built: BuiltEngine) -> Ready:
         num_blocks=built.num_blocks,
         block_size=built.config.block_size,
         banner=built.banner,
+        max_num_seqs=built.config.max_num_seqs,
     )
 
 
