@@ -5,6 +5,7 @@ PYTHON  ?= python3
 PORT    ?= 8000
 PLUGINS ?= plugins/dovetail-cpu
 ARGS    ?=
+SEEDS   ?= 20000
 
 BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -12,7 +13,7 @@ INPUTS  := Makefile pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test lint format bench clean
+.PHONY: help setup serve test lint format bench simulate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +39,9 @@ format: $(VENV)/.dev ## Mend what can be mended by itself
 
 bench: $(VENV)/.runtime ## Measure throughput with the bundled model (ARGS are added to the command)
 	$(BIN)/dovetail bench throughput --num-prompts 100 --input-len 256 --output-len 64 $(ARGS)
+
+simulate: $(VENV)/.runtime ## Run 20,000 seeds of the simulator (SEEDS=n for another number)
+	$(BIN)/python -m dovetail.core.simulate --seeds $(SEEDS) $(ARGS)
 
 clean: ## Remove the virtual environment and everything else that was made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -124,7 +124,7 @@ class Machine(RuleBasedStateMachine):
     def fork(self, pick: int) -> None:
         parent = self.running[pick % len(self.running)]
         child = self.make(parent.request.prompt_token_ids, parent.request.cache_salt)
-        self.blocks.fork(parent, child)
+        self.blocks.fork(parent, child, parent.num_prompt_tokens - 1)
         self.forks.append(child)
 
     @precondition(lambda self: self.forks)
@@ -214,7 +214,7 @@ class Machine(RuleBasedStateMachine):
                 assert self.pool.name_of(block) in (None, name)
 
 
-def walk(examples: int) -> None:
+def walk(examples: int, *, phases: tuple[Phase, ...] = (Phase.generate, Phase.shrink)) -> None:
     """Random walks of 60 steps. The same ones each time."""
     run_state_machine_as_test(
         Machine,
@@ -224,6 +224,8 @@ def walk(examples: int) -> None:
             deadline=None,
             derandomize=True,
             database=None,
+            phases=phases,
+            report_multiple_bugs=False,
             print_blob=False,
             suppress_health_check=list(HealthCheck),
         ),

@@ -69,10 +69,10 @@ class AsyncEngine:
     ) -> None:
         self.config = config
         self.selection = selection
-        self.info = model_info(facts)
+        self.info = model_info(facts, config)
         self.tokenizer = tokenizer
         self.banner: dict[str, str] = {}
-        self._intake = Intake(self.info)
+        self._intake = Intake(self.info, tokenizer)
         self._outputs = OutputProcessor(tokenizer)
         self._gate = Gate(
             config.max_num_queued_requests, config.max_num_queued_tokens, time.monotonic

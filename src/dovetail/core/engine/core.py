@@ -106,9 +106,12 @@ class EngineCore:
         """A step raised: find out whose fault it was, and let everybody else go on.
 
         Raises:
+            InvariantError: The state of the engine is wrong, not a request.
             Exception: The error itself, once steps have failed again and again: then it is not
                 a request's fault, and the process is better replaced.
         """
+        if isinstance(error, InvariantError) and error.scope != "request":
+            raise error
         self._failures += 1
         if batch is None or self._failures > _FAILURES_IN_A_ROW:
             raise error

@@ -44,6 +44,7 @@ class Outcome:
 
     failure: Failure | None
     num_steps: int
+    num_preemptions: int
     trace: tuple[str, ...]
     """All that happened, line by line: the same for the same scenario, byte for byte."""
 
@@ -58,7 +59,12 @@ def run(scenario: Scenario) -> Outcome:
     except Exception as error:
         failure = Failure(world.tick, f"{type(error).__name__}: {error}")
         world.log(f"tick {world.tick}: {failure.message}")
-    return Outcome(failure=failure, num_steps=world.num_steps, trace=tuple(world.trace))
+    return Outcome(
+        failure=failure,
+        num_steps=world.num_steps,
+        num_preemptions=world.num_preemptions,
+        trace=tuple(world.trace),
+    )
 
 
 class _World:
@@ -67,8 +73,13 @@ class _World:
         self._ledger = Ledger(TokenRule(VOCAB_SIZE, END_TOKEN, knobs.end_rate))
         self.tick = 0
         self.num_steps = 0
+        self._num_earlier_preemptions = 0
         self.trace: list[str] = []
         self._start()
+
+    @property
+    def num_preemptions(self) -> int:
+        return self._num_earlier_preemptions + self._scheduler.stats.num_preemptions
 
     def log(self, line: str) -> None:
         self.trace.append(line)
@@ -126,6 +137,7 @@ class _World:
 
     def _restart(self) -> None:
         due = self._device.due
+        self._num_earlier_preemptions = self.num_preemptions
         self._start()
         self._device.due = due
         for request in self._ledger.survivors():
