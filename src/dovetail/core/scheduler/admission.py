@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from dovetail.core.errors import RequestFailedError
+from dovetail.core.request import Request
 from dovetail.core.scheduler.blocks import Prefix, SequenceBlocks
 from dovetail.core.scheduler.plan import Plan, chunk
 from dovetail.core.scheduler.policy import WaitingQueue
@@ -32,6 +34,16 @@ class Admission:
         self.table = blocks.table
         self.pool = blocks.pool
         self.stats = stats
+
+    def check_fit(self, request: Request) -> None:
+        """Raise RequestFailedError if a request can never be served, however long it waits."""
+        total = len(request.prompt_token_ids) + (request.params.max_tokens or 0)
+        needed, num_usable = self.blocks.most(total), self.pool.num_usable
+        if total > self.config.max_model_len or needed > num_usable:
+            raise RequestFailedError(
+                f"{total} tokens need {needed} KV blocks of {self.config.block_size}; there are"
+                f" {num_usable}, and a sequence may have {self.config.max_model_len} tokens"
+            )
 
     def admit(self, plan: Plan) -> int:
         """Add waiting sequences to ``plan`` while budget, rows and blocks last.
@@ -64,6 +76,20 @@ class Admission:
         for sequence in passed:
             self.waiting.push(sequence)
         return left
+
+    def top_up(self, plan: Plan, left: int) -> None:
+        """Give the budget that is left to the prompts that want more, as far as blocks last."""
+        is_decode = self.config.max_num_batched_tokens - left == len(plan.rows)
+        if left <= 0 or is_decode or not self.config.enable_chunked_prefill:
+            return
+        table = self.table
+        wanted = table.num_known[plan.rows] - table.num_computed[plan.rows] - plan.grants
+        for i in np.flatnonzero((plan.grants > 1) & (wanted > 0)).tolist():
+            row, extra = plan.rows[i : i + 1], min(int(wanted[i]), left)
+            extra = min(extra, self.blocks.room(int(row[0]), int(plan.grants[i])))
+            plan.grants[i] += extra
+            plan.copies += self.blocks.extend(row, plan.grants[i : i + 1])
+            left -= extra
 
     def _fits(self, sequence: Sequence, prefix: Prefix) -> bool:
         """Whether there are blocks for what is known of it; if it is pinned, for all it can need.

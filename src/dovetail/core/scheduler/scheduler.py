@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovetail.core.batch import Batch, StepOutput
-from dovetail.core.errors import InvariantError, RequestFailedError
+from dovetail.core.errors import InvariantError
 from dovetail.core.kv.pool import BlockPool
 from dovetail.core.request import Request
 from dovetail.core.scheduler.admission import Admission
@@ -71,7 +71,7 @@ class Scheduler:
         """
         if request.id in self.sequences or self.beams.has(request.id):
             raise InvariantError("request", f"I12: request {request.id} is here already")
-        self._check_fit(request)
+        self.admission.check_fit(request)
         self.stats.num_accepted += 1
         if request.params.use_beam_search:
             self.beams.add(request)
@@ -83,15 +83,6 @@ class Scheduler:
             parent.children.append(sequence)
         else:
             self.waiting.push(sequence)
-
-    def _check_fit(self, request: Request) -> None:
-        total = len(request.prompt_token_ids) + (request.params.max_tokens or 0)
-        needed, num_usable = self.blocks.most(total), self.pool.num_usable
-        if total > self.config.max_model_len or needed > num_usable:
-            raise RequestFailedError(
-                f"{total} tokens need {needed} KV blocks of {self.config.block_size}; there are"
-                f" {num_usable}, and a sequence may have {self.config.max_model_len} tokens"
-            )
 
     def abort(self, ids: list[int]) -> None:
         """Forget these requests; unknown ids are ignored, for they may just have ended."""
@@ -136,7 +127,7 @@ class Scheduler:
             if plan is None:
                 return None
             if prefill:
-                self._top_up(plan, self.admission.admit(plan))
+                self.admission.top_up(plan, self.admission.admit(plan))
             if len(plan.rows):
                 return self._start(plan)
         return self._without_resting()
@@ -210,20 +201,6 @@ class Scheduler:
             plan.drafts = drafts if drafts.any() else None
             plan.ahead = drafting.ahead(order, table.num_computed[order] + grants, drafts)
         return plan
-
-    def _top_up(self, plan: Plan, left: int) -> None:
-        """Give the budget that is left to the prompts that want more, as far as blocks last."""
-        is_decode = self.config.max_num_batched_tokens - left == len(plan.rows)
-        if left <= 0 or is_decode or not self.config.enable_chunked_prefill:
-            return
-        table = self.table
-        wanted = table.num_known[plan.rows] - table.num_computed[plan.rows] - plan.grants
-        for i in np.flatnonzero((plan.grants > 1) & (wanted > 0)).tolist():
-            row, extra = plan.rows[i : i + 1], min(int(wanted[i]), left)
-            extra = min(extra, self.blocks.room(int(row[0]), int(plan.grants[i])))
-            plan.grants[i] += extra
-            plan.copies += self.blocks.extend(row, plan.grants[i : i + 1])
-            left -= extra
 
     def _start(self, plan: Plan) -> Batch:
         table = self.table
