@@ -13,6 +13,7 @@ import pytest
 from dovetail.core.kv import prefix
 from dovetail.core.kv.pool import BlockPool
 from dovetail.core.scheduler.blocks import SequenceBlocks
+from dovetail.core.scheduler.policy import WaitingQueue
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.scheduler.scheduler import Scheduler
 
@@ -50,7 +51,7 @@ SLIPS = [
     ),
     Slip(
         "stale hash: a fork writes into a block that its parent has filled and named",
-        SequenceBlocks, "_own_tail", " and self.pool.name_of(shared) is None", "",
+        SequenceBlocks, "_has_others", " or self.pool.name_of(block) is not None", "",
     ),
     Slip(
         "no copy-on-write by the parent",
@@ -67,7 +68,9 @@ SLIPS = [
     ),
     Slip(
         "wrong order after preemption",
-        Scheduler, "_preempt", "self.waiting.push_front(sequence)", "self.waiting.push(sequence)",
+        WaitingQueue, "push",
+        "(self._rank(sequence.request), sequence)",
+        "((sequence.num_preemptions, *self._rank(sequence.request)), sequence)",
     ),
     Slip(
         "leak on preemption during prefill",
@@ -86,7 +89,7 @@ SLIPS = [
     ),
     Slip(
         "off by one at the boundary of a block",
-        SequenceBlocks, "_missing_each", "-(-ends // self.size)", "ends // self.size",
+        SequenceBlocks, "_short", "(grants + (self.size - 1))", "grants",
     ),
     Slip(
         "a preempted request keeps tokens that nobody has seen",

@@ -77,20 +77,6 @@ class Admission:
             self.waiting.push(sequence)
         return left
 
-    def top_up(self, plan: Plan, left: int) -> None:
-        """Give the budget that is left to the prompts that want more, as far as blocks last."""
-        is_decode = self.config.max_num_batched_tokens - left == len(plan.rows)
-        if left <= 0 or is_decode or not self.config.enable_chunked_prefill:
-            return
-        table = self.table
-        wanted = table.num_known[plan.rows] - table.num_computed[plan.rows] - plan.grants
-        for i in np.flatnonzero((plan.grants > 1) & (wanted > 0)).tolist():
-            row, extra = plan.rows[i : i + 1], min(int(wanted[i]), left)
-            extra = min(extra, self.blocks.room(int(row[0]), int(plan.grants[i])))
-            plan.grants[i] += extra
-            plan.copies += self.blocks.extend(row, plan.grants[i : i + 1])
-            left -= extra
-
     def _fits(self, sequence: Sequence, prefix: Prefix) -> bool:
         """Whether there are blocks for what is known of it; if it is pinned, for all it can need.
 

@@ -46,7 +46,7 @@ def chunk(wanted: int, left: int, *, may_split: bool) -> int:
     """How much of a prompt of ``wanted`` tokens to compute now, with ``left`` of the budget.
 
     One that does not end in this step leaves half of the budget to those behind it; what they do
-    not use comes back to it in ``Admission.top_up``.
+    not use comes back to it in ``RunningRows.top_up``.
     """
     if wanted <= left:
         return wanted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +16,11 @@ from dovetail.core.scheduler.assemble import assemble_batch
 from dovetail.core.scheduler.beams import BeamSearches
 from dovetail.core.scheduler.blocks import SequenceBlocks
 from dovetail.core.scheduler.isolation import Suspects
-from dovetail.core.scheduler.plan import Plan, chunk
+from dovetail.core.scheduler.plan import Plan
 from dovetail.core.scheduler.policy import WaitingQueue, rank_of, victim
 from dovetail.core.scheduler.results import sequence_updates
 from dovetail.core.scheduler.rows import RowTable
+from dovetail.core.scheduler.running import RunningRows
 from dovetail.core.scheduler.sequence import Sequence
 from dovetail.core.scheduler.settings import SchedulerConfig, SchedulerStats
 from dovetail.core.speculative.speculation import Speculation
@@ -57,7 +57,7 @@ class Scheduler:
         self.speculation = (
             Speculation(config.speculation, self.table) if config.speculation else None
         )
-        self._chunk = partial(chunk, may_split=config.enable_chunked_prefill)
+        self.running = RunningRows(config, self.table, self.blocks, self.speculation)
         self.beams = BeamSearches(
             self.table, self.blocks, self.waiting, self.sequences, self.stats, end=self._end
         )
@@ -127,7 +127,7 @@ class Scheduler:
             if plan is None:
                 return None
             if prefill:
-                self.admission.top_up(plan, self.admission.admit(plan))
+                self.running.top_up(plan, self.admission.admit(plan))
             if len(plan.rows):
                 return self._start(plan)
         return self._without_resting()
@@ -153,53 +153,19 @@ class Scheduler:
         Where blocks run out, sequences go back to the queue, but only once nothing is under way:
         then all their tokens are known.
         """
-        plan = self._grant_running(decode, prefill)
+        plan = self.running.grant(decode, prefill, ahead=bool(self._under_way))
         while (missing := self.blocks.missing(plan.rows, plan.reach)) > self.pool.num_free:
             if plan.drafts is not None or plan.ahead is not None:
-                plan = self._grant_running(decode, prefill, may_draft=False)
+                plan = self.running.grant(
+                    decode, prefill, ahead=bool(self._under_way), may_draft=False
+                )
                 continue
             if self._under_way:
                 return None
             self._make_room()
-            plan = self._grant_running(decode, prefill, may_draft=False)
+            plan = self.running.grant(decode, prefill, ahead=bool(self._under_way), may_draft=False)
         if missing:
             plan.copies = self.blocks.extend(plan.rows, plan.reach)
-        return plan
-
-    def _grant_running(self, decode: bool, prefill: bool, *, may_draft: bool = True) -> Plan:
-        """Running rows that compute something, and how many tokens each."""
-        table, order = self.table, self.table.order
-        num_tokens = table.num_tokens[order]
-        wanted = num_tokens - table.num_computed[order]
-        wanted[num_tokens >= table.total[order]] = 0
-        drafting = self.speculation if may_draft and decode else None
-        if drafting is not None and not drafting.begin(int(np.count_nonzero(wanted == 1))):
-            drafting = None
-        if self._under_way:
-            waits = table.needs_known[order]
-            if drafting is not None:
-                waits = waits | table.may_draft[order]
-            wanted[waits & (num_tokens > table.num_known[order])] = 0
-        grants = np.where(wanted == 1, 1 if decode else 0, 0).astype(np.int32)
-        left = self.config.max_num_batched_tokens - int(grants.sum())
-        drafts = None
-        if drafting is not None:
-            drafts = drafting.propose(order, grants == 1, left)
-            grants += drafts
-            left -= int(drafts.sum())
-        long = wanted > 1
-        if prefill and long.any():
-            for i in np.flatnonzero(long).tolist():
-                grants[i] = self._chunk(int(wanted[i]), left)
-                left -= int(grants[i])
-        busy = grants > 0
-        if not busy.all():
-            order, grants = order[busy], grants[busy]
-            drafts = None if drafts is None else drafts[busy]
-        plan = Plan(rows=order, grants=grants)
-        if drafts is not None and drafting is not None:
-            plan.drafts = drafts if drafts.any() else None
-            plan.ahead = drafting.ahead(order, table.num_computed[order] + grants, drafts)
         return plan
 
     def _start(self, plan: Plan) -> Batch:
