@@ -89,7 +89,7 @@ SLIPS = [
     ),
     Slip(
         "off by one at the boundary of a block",
-        SequenceBlocks, "_short", "(grants + (self.size - 1))", "grants",
+        SequenceBlocks, "need", "(grants + (self.size - 1))", "grants",
     ),
     Slip(
         "a preempted request keeps tokens that nobody has seen",

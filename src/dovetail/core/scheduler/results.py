@@ -73,13 +73,12 @@ def _emitted(
         tokens = output.token_ids[indices, 0]
         table.tokens[rows, known] = tokens
         table.num_known[rows] = known + 1
-        stopped = (table.stop_ids[rows] == tokens[:, None]).any(axis=1)
+        stopped = table.stops.found(rows, tokens)
         return tokens[:, None].tolist(), np.ones(len(rows), np.int32), stopped
     tokens_NW = output.token_ids[indices]
     place = np.arange(tokens_NW.shape[1])
     counts = np.minimum(output.num_tokens[indices], table.total[rows] - known)
-    stops = (table.stop_ids[rows][:, None] == tokens_NW[:, :, None]).any(axis=2)
-    stops &= place < counts[:, None]
+    stops = table.stops.found(rows, tokens_NW) & (place < counts[:, None])
     stopped = stops.any(axis=1)
     counts = np.where(stopped, stops.argmax(axis=1) + 1, counts).astype(np.int32)
     valid = place < counts[:, None]

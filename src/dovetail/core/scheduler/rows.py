@@ -10,11 +10,10 @@ import numpy.typing as npt
 from dovetail.core.batch import JoinedRow
 from dovetail.core.errors import InvariantError
 from dovetail.core.scheduler.sequence import Sequence
+from dovetail.core.scheduler.stops import StopTokens
 from dovetail.core.types import FloatArray, IndexArray, IntArray
 
 __all__ = ["FixedSampling", "RowTable"]
-
-_NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class RowTable:
         self.wants_logprobs = np.zeros(num_rows, np.int32)
         """1 + number of alternatives; 0: none wanted."""
         self.wants_prompt_logprobs = np.zeros(num_rows, np.bool_)
-        self.stop_ids = np.full((num_rows, 4), _NO_TOKEN, np.int32)
+        self.stops = StopTokens(num_rows)
         self.sequences: list[Sequence | None] = [None] * num_rows
         self._block_lists: list[list[int]] = [[] for _ in range(num_rows)]
         """``Sequence.blocks`` of each occupied row."""
@@ -145,13 +144,7 @@ class RowTable:
         self.shapes_logits[row] = params.shapes_logits
         self.wants_logprobs[row] = 0 if params.logprobs is None else params.logprobs + 1
         self.wants_prompt_logprobs[row] = params.prompt_logprobs is not None
-        stops = sequence.request.stop_token_ids
-        if len(stops) > self.stop_ids.shape[1]:
-            wider = np.full((len(self.stop_ids), 2 * len(stops)), _NO_TOKEN, np.int32)
-            wider[:, : self.stop_ids.shape[1]] = self.stop_ids
-            self.stop_ids = wider
-        self.stop_ids[row] = _NO_TOKEN
-        self.stop_ids[row, : len(stops)] = stops
+        self.stops.set(row, sequence.request.stop_token_ids)
 
     def sampling_of(self, rows: IndexArray) -> FixedSampling:
         """How these rows sample. Kept from step to step while the rows are the same."""

@@ -154,7 +154,7 @@ class Scheduler:
         then all their tokens are known.
         """
         plan = self.running.grant(decode, prefill, ahead=bool(self._under_way))
-        while (missing := self.blocks.missing(plan.rows, plan.reach)) > self.pool.num_free:
+        while (need := self.blocks.need(plan.rows, plan.reach)).total > self.pool.num_free:
             if plan.drafts is not None or plan.ahead is not None:
                 plan = self.running.grant(
                     decode, prefill, ahead=bool(self._under_way), may_draft=False
@@ -164,8 +164,8 @@ class Scheduler:
                 return None
             self._make_room()
             plan = self.running.grant(decode, prefill, ahead=bool(self._under_way), may_draft=False)
-        if missing:
-            plan.copies = self.blocks.extend(plan.rows, plan.reach)
+        if need.total:
+            plan.copies = self.blocks.give(need)
         return plan
 
     def _start(self, plan: Plan) -> Batch:
