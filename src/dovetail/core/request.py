@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from dovetail.core.constraint import StructuredOutputsParams
 from dovetail.core.errors import RequestError
 
 __all__ = [
@@ -72,6 +73,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Added to the logits of these token ids, each in [-100, 100]."""
     allowed_token_ids: list[int] | None = []
     """If not empty, only these tokens may be chosen."""
+    structured_outputs: StructuredOutputsParams | None = None
+    """The form that the answer must have; a mapping with the same names serves too."""
     detokenize: bool = True
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -98,6 +101,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 msgspec.structs.force_setattr(self, name, [])
         if self.logit_bias is None:
             msgspec.structs.force_setattr(self, "logit_bias", {})
+        if isinstance(self.structured_outputs, dict):
+            form = StructuredOutputsParams.of(self.structured_outputs)
+            msgspec.structs.force_setattr(self, "structured_outputs", form)
         if isinstance(self.stop, str):
             msgspec.structs.force_setattr(self, "stop", [self.stop])
         if self.top_k == -1:
@@ -177,6 +183,11 @@ _RULES: dict[str, tuple[Any, Any, str]] = {
     ),
     "logit_bias": (dict, _bias, "at most 1024 token ids, each with a number from -100 to 100"),
     "allowed_token_ids": (list, _ids, "a list of token ids"),
+    "structured_outputs": (
+        (StructuredOutputsParams, type(None)),
+        lambda _: True,
+        "a StructuredOutputsParams",
+    ),
     "include_stop_str_in_output": (bool, lambda _: True, "true or false"),
     "ignore_eos": (bool, lambda _: True, "true or false"),
     "detokenize": (bool, lambda _: True, "true or false"),
@@ -208,6 +219,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """The id of the first completion of the same prompt, whose prefill this one shares."""
     emitted: list[int] = []
     """Tokens that were generated before, by an engine process that ended; they are kept."""
+    grammar: str = ""
+    """What ``params.structured_outputs`` asked for, examined and in llguidance's form."""
 
 
 class Logprob(msgspec.Struct, frozen=True, array_like=True):

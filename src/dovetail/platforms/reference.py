@@ -35,7 +35,7 @@ def _create() -> Platform:
             dtypes=("float32", "bfloat16", "float16"),
             kv_dtypes=("auto", "float32", "bfloat16", "float16"),
             block_sizes=(16, 1, 2, 4, 8, 32, 64, 128),
-            features=frozenset({"prompt_logprobs", "transformers_models"}),
+            features=frozenset({"prompt_logprobs", "structured_output", "transformers_models"}),
             max_num_seqs=64,
         )
 

@@ -69,6 +69,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: list[int]
     default_params: SamplingParams
     """``generation_config.json`` applied over Dovetail's defaults."""
+    features: frozenset[str] = frozenset()
+    """What the platform can do: ``Capabilities.features``. Empty before the engine is ready."""
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -88,7 +88,7 @@ class AsyncEngine:
         self.info = model_info(facts)
         self.tokenizer = tokenizer
         self.banner: dict[str, str] = {}
-        self._intake = Intake(self.info)
+        self._intake = Intake(self.info, tokenizer)
         self._outputs = OutputProcessor(tokenizer)
         self._live: dict[str, _Live] = {}
         self._owner: dict[int, _Live] = {}
@@ -208,7 +208,11 @@ class AsyncEngine:
         cache_salt: str,
     ) -> _Live:
         self._check_open()
-        requests = self._intake.requests(prompt, params, priority=priority, cache_salt=cache_salt)
+        grammar = await self._intake.grammar_async(params)
+        self._check_open()
+        requests = self._intake.requests(
+            prompt, params, priority=priority, cache_salt=cache_salt, grammar=grammar
+        )
         # The engine's own number keeps apart two requests whose clients chose the same id.
         name = f"{request_id or 'request'}#{requests[0].id}"
         live = _Live(name, {request.id: request for request in requests})
@@ -353,7 +357,9 @@ class AsyncEngine:
     async def _resume(self, child: EngineChild, ready: Ready) -> None:
         """The process is ready: give it what was running on the one before it."""
         self.banner = ready.banner
-        self.info = msgspec.structs.replace(self.info, max_model_len=ready.max_model_len)
+        self.info = msgspec.structs.replace(
+            self.info, max_model_len=ready.max_model_len, features=frozenset(ready.features)
+        )
         self._intake.info = self.info
         for live in list(self._live.values()):
             for request_id, request in live.requests.items():
@@ -383,6 +389,7 @@ class AsyncEngine:
         keeper, self._keeper = self._keeper, None
         if keeper is None:
             return
+        self._intake.close()
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
         await self._set_status("dead", "the engine was closed")

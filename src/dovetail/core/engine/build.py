@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dovetail.core.config.cache import fit_cache, readable_bytes
 from dovetail.core.config.checkpoint import ModelFacts, read_facts
@@ -17,6 +18,13 @@ from dovetail.core.engine.core import EngineCore
 from dovetail.core.models.registry import find_model, native_architectures
 from dovetail.core.plugins.selection import load_platform
 from dovetail.core.scheduler.scheduler import Scheduler, SchedulerConfig
+from dovetail.core.structured.base import Grammars, NoGrammars
+from dovetail.core.structured.grammars import EngineGrammars
+from dovetail.core.structured.vocabulary import encoder, read_vocabulary
+from dovetail.core.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from dovetail.core.structured.backend import Backend
 
 __all__ = ["BuiltEngine", "Progress", "build_engine", "ignore_progress"]
 
@@ -37,6 +45,8 @@ class BuiltEngine:
     num_blocks: int
     banner: dict[str, str]
     """Lines for the start-up message, by topic."""
+    features: frozenset[str]
+    """What the platform can do: ``Capabilities.features``."""
 
 
 def build_engine(config: EngineConfig, platform_name: str, progress: Progress) -> BuiltEngine:
@@ -63,11 +73,15 @@ def build_engine(config: EngineConfig, platform_name: str, progress: Progress) -
         known=native_architectures(),
         allow_long=environment.allow_long_max_model_len,
     )
-    return _load(resolved, facts, platform, progress)
+    return _load(config, resolved, facts, platform, progress)
 
 
 def _load(
-    resolved: ResolvedConfig, facts: ModelFacts, platform: Platform, progress: Progress
+    config: EngineConfig,
+    resolved: ResolvedConfig,
+    facts: ModelFacts,
+    platform: Platform,
+    progress: Progress,
 ) -> BuiltEngine:
     runner = platform.runner(resolved.runner_config())
     weight_bytes = 0
@@ -79,7 +93,7 @@ def _load(
     for count, part in enumerate(runner.warm_up()):
         progress(f"warming up: {part.name}", count + 1, 0)
     core = EngineCore(
-        Scheduler(scheduler_config(resolved, plan.num_blocks)),
+        Scheduler(scheduler_config(resolved, plan.num_blocks), _grammars(config, resolved, facts)),
         runner,
         steps_ahead=int(resolved.async_scheduling),
     )
@@ -93,7 +107,32 @@ def _load(
         f" = {num_tokens:,} tokens ({plan.reason})",
         **runner.describe(),
     }
-    return BuiltEngine(core=core, config=resolved, num_blocks=plan.num_blocks, banner=banner)
+    return BuiltEngine(
+        core=core,
+        config=resolved,
+        num_blocks=plan.num_blocks,
+        banner=banner,
+        features=platform.capabilities.features,
+    )
+
+
+def _grammars(config: EngineConfig, resolved: ResolvedConfig, facts: ModelFacts) -> Grammars:
+    """Of requests that ask for a form; the tokenizer is read when the first of them comes."""
+    if config.skip_tokenizer_init:
+        return NoGrammars()
+
+    def make() -> Backend:
+        from dovetail.core.structured.backend import Backend
+
+        tokenizer = load_tokenizer(
+            facts.tokenizer_path,
+            mode=config.tokenizer_mode,
+            trust_remote_code=config.trust_remote_code,
+        )
+        vocabulary = read_vocabulary(tokenizer, resolved.vocab_size, facts.eos_token_ids)
+        return Backend(vocabulary, encoder(tokenizer))
+
+    return EngineGrammars(resolved.vocab_size, make)
 
 
 def scheduler_config(resolved: ResolvedConfig, num_blocks: int) -> SchedulerConfig:

@@ -13,6 +13,9 @@ from dovetail.core.config.checkpoint import ModelFacts
 from dovetail.core.engine.api import ModelInfo
 from dovetail.core.errors import ContextLengthError, RequestError
 from dovetail.core.request import PromptTokens, Request, SamplingParams
+from dovetail.core.structured.examiner import Examiner
+from dovetail.core.structured.vocabulary import read_vocabulary
+from dovetail.core.tokenizer import Tokenizer
 
 __all__ = ["Intake", "model_info"]
 
@@ -37,11 +40,16 @@ class Intake:
 
     Args:
         info: Facts about the model; read at each call, for the context may shrink at start-up.
+        tokenizer: What answers of a given form are worked out with; None: there are none.
         seed: Where seeds of requests without one come from; None draws from the system.
     """
 
-    def __init__(self, info: ModelInfo, *, seed: int | None = None) -> None:
+    def __init__(
+        self, info: ModelInfo, tokenizer: Tokenizer | None = None, *, seed: int | None = None
+    ) -> None:
         self.info = info
+        self._tokenizer = tokenizer
+        self._examiner: Examiner | None = None
         self._ids = count(1)
         self._random = np.random.default_rng(seed)
 
@@ -53,6 +61,7 @@ class Intake:
         priority: int = 0,
         cache_salt: str = "",
         cap_max_tokens: bool = False,
+        grammar: str = "",
     ) -> list[Request]:
         """Validate, and make ``params.n`` requests that share their prefill.
 
@@ -63,6 +72,7 @@ class Intake:
             cache_salt: Whom to share cached prefixes with.
             cap_max_tokens: End at the model's context instead of refusing a larger
                 ``max_tokens``.
+            grammar: What ``grammar`` said of ``params``.
 
         Raises:
             ContextLengthError: Prompt and answer are longer than the context.
@@ -70,7 +80,9 @@ class Intake:
         """
         self._check_tokens(prompt.token_ids, params)
         max_tokens = self._max_tokens(len(prompt.token_ids), params, cap_max_tokens)
-        one = msgspec.structs.replace(params, n=1, max_tokens=max_tokens, stop=[])
+        one = msgspec.structs.replace(
+            params, n=1, max_tokens=max_tokens, stop=[], structured_outputs=None
+        )
         eos = [] if params.ignore_eos else self.info.eos_token_ids
         stop_ids = list(dict.fromkeys([*eos, *(params.stop_token_ids or [])]))
         seed = params.seed
@@ -89,9 +101,45 @@ class Intake:
                 priority=priority,
                 cache_salt=cache_salt,
                 parent=first if index else None,
+                grammar=grammar,
             )
             for index, request_id in enumerate(ids)
         ]
+
+    def grammar(self, params: SamplingParams) -> str:
+        """The form that the answer must have, examined; empty if it may have any. Waits.
+
+        Raises:
+            RequestError: The form is wrong or costs too much, or forms are not possible here.
+            OverloadedError: Too many forms wait to be examined.
+        """
+        form = params.structured_outputs
+        return "" if form is None else self._examine().grammar(form)
+
+    async def grammar_async(self, params: SamplingParams) -> str:
+        """As ``grammar``, without holding up the event loop."""
+        form = params.structured_outputs
+        return "" if form is None else await self._examine().grammar_async(form)
+
+    def close(self) -> None:
+        """End the processes that examine forms."""
+        if self._examiner is not None:
+            self._examiner.close()
+
+    def _examine(self) -> Examiner:
+        tokenizer, info = self._tokenizer, self.info
+        if tokenizer is None or "structured_output" not in info.features:
+            lacks = "a tokenizer" if tokenizer is None else "a platform that can mask tokens"
+            raise RequestError(
+                f"structured_outputs needs {lacks}, and this engine runs without.",
+                param="structured_outputs",
+                code="unsupported",
+            )
+        if self._examiner is None:
+            self._examiner = Examiner(
+                lambda: read_vocabulary(tokenizer, info.vocab_size, info.eos_token_ids)
+            )
+        return self._examiner
 
     def _check_tokens(self, token_ids: list[int], params: SamplingParams) -> None:
         if not token_ids:

@@ -79,6 +79,8 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Tokens per block."""
     banner: dict[str, str]
     """Facts to show to the user, in this order."""
+    features: list[str]
+    """Of the platform: ``Capabilities.features``."""
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):

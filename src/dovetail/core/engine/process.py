@@ -153,6 +153,7 @@ def _ready(built: BuiltEngine) -> Ready:
         num_blocks=built.num_blocks,
         block_size=built.config.block_size,
         banner=built.banner,
+        features=sorted(built.features),
     )
 
 

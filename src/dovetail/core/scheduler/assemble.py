@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from dovetail.core.batch import Batch, JoinedRow, PromptLogprobNeed, SamplingBatch
+from dovetail.core.batch import Batch, JoinedRow, PromptLogprobNeed, SamplingBatch, TokenMasks
 from dovetail.core.sampling.noise import uniform
+from dovetail.core.scheduler.masking import token_masks
 from dovetail.core.scheduler.rows import RowTable
+from dovetail.core.structured.base import Grammars
 from dovetail.core.types import IntArray
 
 __all__ = ["assemble_batch"]
@@ -22,11 +24,12 @@ def assemble_batch(
     query_lens: IntArray,
     joined: tuple[JoinedRow, ...],
     copies: list[tuple[int, int]],
+    grammars: Grammars,
 ) -> Batch:
     """The batch in which each of ``rows`` computes its next ``query_lens`` tokens.
 
-    Reads the table and changes nothing in it. All arrays of the batch are copies, so that the
-    table may go on changing while the step runs.
+    Reads the table and changes nothing in it; asks the grammars of the rows that get a token. All
+    arrays of the batch are copies, so that the table may go on changing while the step runs.
     """
     context = table.num_computed[rows]
     ends = context + query_lens
@@ -43,7 +46,7 @@ def assemble_batch(
         carried=carried,
         carried_rows=carried_rows,
         sampled=sampled,
-        sampling=_sampling(table, rows[sampled]),
+        sampling=_sampling(table, rows[sampled], token_masks(table, grammars, rows[sampled])),
         joined=joined,
         copies=np.array(copies, np.int32) if copies else _NO_COPIES,
         prompt_logprobs=_prompt_logprobs(table, rows, query_lens, context),
@@ -70,7 +73,7 @@ def _tokens(
     return token_ids, carried, token_rows[carried]
 
 
-def _sampling(table: RowTable, rows: IntArray) -> SamplingBatch:
+def _sampling(table: RowTable, rows: IntArray, masks: TokenMasks | None) -> SamplingBatch:
     fixed = table.sampling_of(rows)
     num_tokens = table.num_tokens[rows]
     return SamplingBatch(
@@ -84,6 +87,7 @@ def _sampling(table: RowTable, rows: IntArray) -> SamplingBatch:
         restricts=fixed.restricts,
         shapes_logits=fixed.shapes_logits,
         num_logprobs=fixed.num_logprobs,
+        masks=masks,
     )
 
 

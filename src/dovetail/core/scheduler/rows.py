@@ -60,6 +60,8 @@ class RowTable:
         """The block that is written next may be shared and then has to be copied first."""
         self.needs_known = np.zeros(num_rows, np.bool_)
         """The next token is prepared on the host from those before it: no step ahead of them."""
+        self.has_grammar = np.zeros(num_rows, np.bool_)
+        """Only tokens that the sequence's grammar allows may be chosen."""
         self.temperature = np.zeros(num_rows, np.float32)
         self.top_k = np.zeros(num_rows, np.int32)
         self.top_p = np.zeros(num_rows, np.float32)
@@ -108,7 +110,7 @@ class RowTable:
         self.blocks[row, : len(sequence.blocks)] = sequence.blocks
         self.blocks[row, len(sequence.blocks) :] = 0
         self.shares_tail[row] = bool(sequence.num_shared_tokens)
-        self.needs_known[row] = False
+        self.has_grammar[row] = self.needs_known[row] = bool(sequence.request.grammar)
         self._join_sampling(row, sequence)
         self.order = np.append(self.order, np.int32(row))
         return JoinedRow(

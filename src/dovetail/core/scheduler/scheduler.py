@@ -14,6 +14,8 @@ from dovetail.core.kv.pool import BlockPool
 from dovetail.core.request import Request
 from dovetail.core.scheduler.assemble import assemble_batch
 from dovetail.core.scheduler.blocks import SequenceBlocks
+from dovetail.core.scheduler.masking import advance_grammars
+from dovetail.core.scheduler.prepared import PreparedQueue
 from dovetail.core.scheduler.results import sequence_updates
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.scheduler.sequence import (
@@ -22,6 +24,7 @@ from dovetail.core.scheduler.sequence import (
     Sequence,
     WaitingQueue,
 )
+from dovetail.core.structured.base import Grammars, NoGrammars
 from dovetail.core.types import IntArray
 from dovetail.core.update import Update
 
@@ -77,10 +80,15 @@ class Scheduler:
 
     ``schedule`` may be called again before ``update`` was called for the step before (one step
     ahead). It returns None if there is nothing to do, or if steps under way must come in first.
+
+    Args:
+        config: Limits and policies.
+        grammars: Of the requests that have one. None: none has.
     """
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, grammars: Grammars | None = None) -> None:
         self.config = config
+        self.grammars: Grammars = NoGrammars() if grammars is None else grammars
         self.pool = BlockPool(config.num_blocks)
         self.table = RowTable(
             config.max_num_seqs, config.max_model_len, config.block_size, config.vocab_size
@@ -88,9 +96,8 @@ class Scheduler:
         self.blocks = SequenceBlocks(
             self.pool, self.table, prefix_caching=config.enable_prefix_caching
         )
-        self.waiting: WaitingQueue = (
-            PriorityQueue() if config.policy == "priority" else FirstComeQueue()
-        )
+        queue: WaitingQueue = PriorityQueue() if config.policy == "priority" else FirstComeQueue()
+        self.waiting = PreparedQueue(queue, self.grammars)
         self.sequences: dict[int, Sequence] = {}
         self.stats = SchedulerStats()
         self._under_way: dict[int, npt.NDArray[np.int64]] = {}
@@ -143,6 +150,8 @@ class Scheduler:
                 self._admit(plan)
             if len(plan.rows):
                 return self._start(plan)
+        if not self._under_way:
+            self.waiting.rest()
         return None
 
     def _turns(self) -> tuple[tuple[bool, bool], ...]:
@@ -237,7 +246,13 @@ class Scheduler:
         plan.copies += [(0, block) for block in self._to_clean if block not in targets]
         self._to_clean = []
         batch = assemble_batch(
-            table, self.stats.num_steps, plan.rows, plan.grants, tuple(plan.joined), plan.copies
+            table,
+            self.stats.num_steps,
+            plan.rows,
+            plan.grants,
+            tuple(plan.joined),
+            plan.copies,
+            self.grammars,
         )
         self._under_way[batch.step] = table.epoch[plan.rows]
         self._last_was_prefill = bool((plan.grants > 1).any())
@@ -280,6 +295,8 @@ class Scheduler:
         del self.sequences[sequence.request.id]
         for child in sequence.children:
             self.waiting.push(child)
+        if sequence.request.grammar:
+            self.grammars.forget(sequence.request.id)
         if sequence in self._suspects:
             self._suspects.remove(sequence)
 
@@ -291,6 +308,8 @@ class Scheduler:
         live = self._under_way.pop(batch.step) == self.table.epoch[batch.rows]
         self.blocks.register_prompts(batch, live)
         updates, notable = sequence_updates(self.table, batch, output, live)
+        if self.table.has_grammar[batch.rows].any():
+            advance_grammars(self.table, self.grammars, batch, live, updates, notable)
         for update, sequence in notable:
             if not sequence.has_started:
                 self._first_token(sequence)

@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 from dovetail.core.engine.api import EngineClient, RequestDelta
-from dovetail.core.errors import OverloadedError, RequestFailedError
+from dovetail.core.errors import OverloadedError, RequestError, RequestFailedError
 from dovetail.core.request import PromptTokens, SamplingParams
+from dovetail.core.server.forms import in_clients_words
 from dovetail.core.server.metrics import Metrics, RequestRecord
 
 __all__ = ["Deltas", "Job", "run_jobs"]
@@ -30,6 +31,8 @@ class Job:
     """When the client's request came, on ``time.perf_counter``."""
     priority: int = 0
     cache_salt: str = ""
+    form_field: str = ""
+    """The field of the client's request that asked for the form of the answer, if any did."""
 
 
 async def run_jobs(client: EngineClient, jobs: list[Job], metrics: Metrics) -> Deltas:
@@ -68,6 +71,9 @@ async def _run(client: EngineClient, index: int, job: Job, metrics: Metrics) -> 
             record.delta(delta)
             yield index, delta
         outcome = "done"
+    except RequestError as error:
+        outcome = "error"
+        raise in_clients_words(error, job.form_field) from None
     except Exception:
         outcome = "error"
         raise

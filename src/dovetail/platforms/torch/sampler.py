@@ -1,8 +1,8 @@
 """Choosing the next token of each row, on the device; numpy never sees the logits.
 
-The order of work is vLLM's: log-probabilities of the raw logits; allowed tokens, biases and early
-stops; repetition, frequency and presence penalties; then the likeliest token where the temperature
-is 0, and elsewhere temperature, min_p, top_k, top_p and a draw by the row's noise.
+The order of work is vLLM's: log-probabilities of the raw logits; token masks; allowed tokens,
+biases and early stops; repetition, frequency and presence penalties; then the likeliest token where
+the temperature is 0, and elsewhere temperature, min_p, top_k, top_p and a draw by the row's noise.
 
 A row's token depends on nothing but its own logits, parameters and noise: not on the other rows,
 their order or the number of threads, bit for bit (``sampling/weights.py`` says how).
@@ -20,6 +20,7 @@ from torch import Tensor
 from dovetail.core.batch import Batch, JoinedRow, SamplingBatch
 from dovetail.platforms.torch.sampling.choice import Restrict, choose
 from dovetail.platforms.torch.sampling.logprobs import LogprobTensors, logprobs
+from dovetail.platforms.torch.sampling.masks import masked
 from dovetail.platforms.torch.sampling.rows import Rows, Which
 from dovetail.platforms.torch.sampling.shaping import Shaper
 
@@ -71,9 +72,12 @@ class Sampler:
         """One token per row of ``batch.sampled``, counted as output of its row.
 
         Args:
-            logits_SV: Any float dtype; not changed.
+            logits_SV: Any float dtype; rows with a token mask are changed, others are not.
         """
-        sampling, rows = batch.sampling, batch.rows[batch.sampled]
+        sampling, rows, raw = batch.sampling, batch.rows[batch.sampled], logits_SV
+        if sampling.masks is not None:
+            keep = sampling.num_logprobs is not None
+            logits_SV = masked(logits_SV, sampling.masks, keep=keep)
         shaped = rows[:0]
         if sampling.shapes_logits:
             shaped = self._shaper.shaped(rows, sampling.num_generated)
@@ -89,7 +93,7 @@ class Sampler:
         return SampleResult(
             token_ids=tokens,
             finite=finite,
-            logprobs=None if wanted is None else logprobs(logits_SV, tokens, wanted),
+            logprobs=None if wanted is None else logprobs(raw, tokens, wanted),
         )
 
     def _choose_shaped(
