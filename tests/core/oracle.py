@@ -15,6 +15,7 @@ from dovetail.core.batch import Batch, StepOutput
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.request import Request, SamplingParams
 from dovetail.core.scheduler.scheduler import Scheduler, SchedulerConfig
+from dovetail.core.structured.base import Grammars
 
 VOCAB = 1000
 EOS = 7
@@ -84,7 +85,13 @@ class OracleRunner:
             return self.output
 
 
-def make_engine(*, steps_ahead: int = 0, num_blocks: int = 65, **changes: object) -> EngineCore:
+def make_engine(
+    *,
+    steps_ahead: int = 0,
+    num_blocks: int = 65,
+    grammars: Grammars | None = None,
+    **changes: object,
+) -> EngineCore:
     """An engine over the oracle, small enough that everything happens: 16 tokens of 4 a block."""
     settings: dict[str, object] = {
         "num_blocks": num_blocks,
@@ -96,7 +103,8 @@ def make_engine(*, steps_ahead: int = 0, num_blocks: int = 65, **changes: object
     }
     config = SchedulerConfig(**(settings | changes))  # type: ignore[arg-type]
     runner = OracleRunner(config.num_blocks, config.block_size, config.max_num_seqs)
-    return EngineCore(Scheduler(config), runner, steps_ahead=steps_ahead)  # type: ignore[arg-type]
+    scheduler = Scheduler(config, grammars)
+    return EngineCore(scheduler, runner, steps_ahead=steps_ahead)  # type: ignore[arg-type]
 
 
 def make_request(number: int, prompt: list[int], max_tokens: int, **changes: object) -> Request:

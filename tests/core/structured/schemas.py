@@ -106,7 +106,7 @@ STRINGS: list[Schema] = [
     {"type": "string", "pattern": "^(foo|bar)-[0-9]{2}$"},
     {"type": "string", "pattern": "^\\d{4}-\\d{2}$"},
     {"type": "string", "pattern": "^a?b{0,3}c$"},
-    {"type": "string", "pattern": "^[^\"\\\\]{2}$"},
+    {"type": "string", "pattern": '^[^"\\\\]{2}$'},
     {"type": "string", "pattern": "^#[0-9a-f]{6}$"},
     {"type": "string", "pattern": "^(a|b|c){4}$"},
     {"type": "string", "pattern": "^$"},
@@ -172,7 +172,12 @@ OBJECTS: list[Schema] = [
         "minProperties": 1,
         "maxProperties": 2,
     },
-    obj({"a": FLAG}, title="T", description="d", **{"$schema": "https://json-schema.org/draft/2020-12/schema"}),
+    obj(
+        {"a": FLAG},
+        title="T",
+        description="d",
+        **{"$schema": "https://json-schema.org/draft/2020-12/schema"},
+    ),
     obj({"kind": {"const": "circle"}, "r": SMALL}),
     obj({"a": {"default": 3, **SMALL}, "b": {"examples": ["x"], **text(3)}}),
     obj({f"field_{i}": FLAG for i in range(20)}),
@@ -186,7 +191,12 @@ COMBINED: list[Schema] = [
     {"anyOf": [obj({"a": SMALL}), obj({"b": FLAG})]},
     {"anyOf": [{"const": "x"}, arr(FLAG, 1), {"type": "null"}]},
     {"oneOf": [{"type": "boolean"}, {"type": "null"}]},
-    {"oneOf": [obj({"kind": {"const": "a"}, "x": SMALL}), obj({"kind": {"const": "b"}, "y": FLAG})]},
+    {
+        "oneOf": [
+            obj({"kind": {"const": "a"}, "x": SMALL}),
+            obj({"kind": {"const": "b"}, "y": FLAG}),
+        ]
+    },
     {"oneOf": [text(3), SMALL]},
     {"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 8}]},
     {"allOf": [text(5), {"minLength": 2}]},
@@ -234,7 +244,10 @@ REFERENCES: list[Schema] = [
         "$defs": {"a/b": FLAG, "c~d": SMALL},
         **obj({"x": {"$ref": "#/$defs/a~1b"}, "y": {"$ref": "#/$defs/c~0d"}}),
     },
-    {"$defs": {"money": {"type": "string", "pattern": "^[0-9]{1,4}\\.[0-9]{2}$"}}, "$ref": "#/$defs/money"},
+    {
+        "$defs": {"money": {"type": "string", "pattern": "^[0-9]{1,4}\\.[0-9]{2}$"}},
+        "$ref": "#/$defs/money",
+    },
 ]
 
 HAND_WRITTEN = [

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from dovetail.core.constraint import StructuredOutputsParams
 from dovetail.core.errors import OverloadedError, RequestError
 from dovetail.core.structured import examiner as module
 from dovetail.core.structured.examiner import Examiner
-from dovetail.core.structured.limits import COMPILE_S
+from dovetail.core.structured.limits import COMPILE_S, EXTRA_BYTES
 from dovetail.core.structured.vocabulary import Vocabulary, read_vocabulary
 from tests.core.structured.cases import EOS, WIDTH, tokenizer
 
@@ -38,6 +41,15 @@ def nested(depth: int) -> str:
     return '{"type":"object","properties":{"a":' * depth + '{"type":"string"}' + "}}" * depth
 
 
+def slow(prefix: str) -> dict[str, Any]:
+    """What takes longer to compile than is given."""
+    return {"json": {"properties": {f"{prefix}{i}": {"type": "string"} for i in range(9000)}}}
+
+
+def ways(number: int) -> dict[str, Any]:
+    return {"properties": {"k": {"const": f"k{number}"}, "v": {"type": "integer"}}}
+
+
 HARMLESS: dict[str, dict[str, Any]] = {
     "exponential for others": {"regex": "(a+)+$"},
     "ambiguous repetition": {"regex": "(a|aa){1,1000}b"},
@@ -47,17 +59,15 @@ HARMLESS: dict[str, dict[str, Any]] = {
     "a cycle of rules": {"grammar": 'start: a\na: b\nb: a | "x"'},
     "an ambiguous pattern": {"json": {"type": "string", "pattern": "^(a|aa){1,1000}b$"}},
     "a schema that is true": {"json": "true"},
+    "very many choices": {"choice": [f"v{i}" for i in range(60_000)]},
 }
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
-    "too many choices": ({"choice": [f"v{i}" for i in range(60_000)]}, "takes more than"),
-    "too many properties": (
-        {"json": {"properties": {f"p{i}": {"type": "string"} for i in range(9000)}}},
-        "takes more than",
-    ),
+    "too many properties": (slow("p"), "takes more than"),
+    "too many ways": ({"json": {"anyOf": [ways(i) for i in range(1000)]}}, "too many|items"),
     "deep nesting": ({"json": nested(10_000)}, "recursion limit"),
     "a loop of references": (
         {"json": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}},
-        "no answer can begin",
+        "at token 1",
     ),
     "deep parentheses": ({"grammar": "start: " + "(" * 10_000 + '"a"' + ")" * 10_000}, "nested"),
     "deep groups": ({"regex": "(" * 10_000 + "a" + ")" * 10_000}, "invalid regex"),
@@ -105,36 +115,43 @@ def test_what_is_too_long_is_refused_at_once() -> None:
             StructuredOutputsParams(**form)
 
 
-def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process's own bound is seen to hold: with hardly any, even a good grammar kills it."""
-    made = Examiner(vocabulary)
-    monkeypatch.setenv("DOVETAIL_TEST_NOTHING", "1")
+def test_memory_is_bounded() -> None:
     process = module._Process(vocabulary())
-    try:
-        limits = open(f"/proc/{process._process.pid}/limits").read()  # noqa: PTH123, SIM115
-    finally:
-        process.end()
-        made.close()
+    limits = Path(f"/proc/{process._process.pid}/limits").read_text()
+    process.end()
     line = next(line for line in limits.splitlines() if line.startswith("Max address space"))
-    assert int(line.split()[3]) < 2 << 30
+    assert EXTRA_BYTES < int(line.split()[3]) < EXTRA_BYTES + (2 << 30)
+
+
+def test_a_process_that_dies_of_a_constraint_takes_only_that_with_it() -> None:
+    made = Examiner(vocabulary)
+    made.grammar(GOOD)
+    (process,) = made._idle
+    killer = threading.Timer(0.3, process._process.send_signal, (signal.SIGABRT,))
+    killer.start()
+    with pytest.raises(RequestError, match="MiB, or is nested too deeply"):
+        made.grammar(StructuredOutputsParams(**slow("y")))
+    assert made.grammar(StructuredOutputsParams(regex="[ab]{4}"))
+    assert made._idle != [process]
+    made.close()
 
 
 def test_a_second_asker_gets_what_the_first_found(examiner: Examiner) -> None:
-    slow = StructuredOutputsParams(choice=[f"w{i}" for i in range(60_000)])
+    form = StructuredOutputsParams(**slow("w"))
     with pytest.raises(RequestError):
-        examiner.grammar(slow)
+        examiner.grammar(form)
     start = time.monotonic()
     with pytest.raises(RequestError):
-        examiner.grammar(slow)
+        examiner.grammar(form)
     assert time.monotonic() - start < COMPILE_S / 2
 
 
 async def test_the_event_loop_goes_on_and_a_cancelled_asker_spoils_nothing(
     examiner: Examiner,
 ) -> None:
-    slow = StructuredOutputsParams(choice=[f"x{i}" for i in range(60_000)])
-    first = asyncio.create_task(examiner.grammar_async(slow))
-    second = asyncio.create_task(examiner.grammar_async(slow))
+    form = StructuredOutputsParams(**slow("x"))
+    first = asyncio.create_task(examiner.grammar_async(form))
+    second = asyncio.create_task(examiner.grammar_async(form))
     turns = 0
     await asyncio.sleep(0.01)
     first.cancel()

@@ -62,7 +62,12 @@ def test_random_tokens_match_the_expression(regex: str) -> None:
 
 @pytest.mark.parametrize(
     "choice",
-    [["yes", "no"], ["a", "ab", "abc"], ['quo"te', "back\\slash", "new\nline"], ["é", "😀 x", " s"]],
+    [
+        ["yes", "no"],
+        ["a", "ab", "abc"],
+        ['quo"te', "back\\slash", "new\nline"],
+        ["é", "😀 x", " s"],
+    ],
 )
 def test_random_tokens_choose_one(choice: list[str]) -> None:
     seen = {written(random_answer(grammar(choice=choice), seed)) for seed in range(60)}

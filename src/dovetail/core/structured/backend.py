@@ -45,26 +45,28 @@ class Backend:
 
         A matcher that fails at it says so by itself. Rows behind a draft that does not fit stay.
         """
-        if len(work) == 1 and not work[0][2]:
-            llmasks.fill_next_token_bitmask(work[0][0], bits, work[0][1])
-            return
+        alone = [(matcher, place) for matcher, place, drafts in work if not drafts]
+        drafting = [(matcher, place, drafts) for matcher, place, drafts in work if drafts]
         if self._executor is None:
             self._executor = LLExecutor()
-        if any(drafts for _, _, drafts in work):
-            llmasks.fill_next_token_bitmask_par_with_draft_tokens(self._executor, work, bits)
-        elif work:
-            pairs = [(matcher, place) for matcher, place, _ in work]
-            llmasks.fill_next_token_bitmask_par(self._executor, pairs, bits)
+        if len(alone) == 1:
+            llmasks.fill_next_token_bitmask(alone[0][0], bits, alone[0][1])
+        elif alone:
+            llmasks.fill_next_token_bitmask_par(self._executor, alone, bits)
+        if drafting:
+            llmasks.fill_next_token_bitmask_par_with_draft_tokens(self._executor, drafting, bits)
 
 
 def new_matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
     """A matcher at the start, perhaps in its error state.
 
-    What a mask may cost is bounded: about 15 ms of lexing and 3 ms of parsing, then it fails.
+    What a mask may cost is bounded: about 20 ms, then the matcher fails. llguidance's own bounds,
+    four to five times as wide, let an ambiguous grammar hold up a step for 600 ms.
     """
     limits = LLParserLimits(
-        step_lexer_fuel=200_000,
-        step_max_items=50_000,
+        max_items_in_row=500,
+        step_lexer_fuel=100_000,
+        step_max_items=10_000,
         max_lexer_states=50_000,
         verbose_errors=False,
     )

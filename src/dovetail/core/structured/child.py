@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import msgspec
 import numpy as np
+from llguidance import LLMatcher
 
 from dovetail.core.constraint import StructuredOutputsParams
 from dovetail.core.structured.backend import Backend, first_line, new_matcher
@@ -26,11 +27,13 @@ from dovetail.core.structured.vocabulary import Vocabulary
 
 __all__ = ["examine", "main"]
 
+_TRIAL_TOKENS = 16
+"""Tokens to follow a grammar for: what costs too much often does so soon."""
 _PAGE = resource.getpagesize()
 
 
 def examine(form: StructuredOutputsParams, backend: Backend) -> Verdict:
-    """Compile the constraint and work out which tokens may come first."""
+    """Compile the constraint, and follow it for a few tokens."""
     try:
         grammar = grammar_source(form)
     except (ValueError, RecursionError) as error:
@@ -38,13 +41,26 @@ def examine(form: StructuredOutputsParams, backend: Backend) -> Verdict:
     matcher = new_matcher(backend.tokenizer, grammar)
     if matcher.is_error():
         return _refused(matcher.get_error())
+    ends = set(backend.tokenizer.eos_tokens)
+    for count in range(_TRIAL_TOKENS):
+        tokens = [token for token in _allowed(matcher, backend) if token not in ends]
+        if matcher.is_error():
+            return _refused(f"at token {count + 1}: {first_line(matcher.get_error())}")
+        if not tokens and not count:
+            return _refused("no text but the empty one fits")
+        if not tokens or not matcher.consume_token(tokens[len(tokens) // 2]):
+            break
+    if matcher.is_error():
+        return _refused(first_line(matcher.get_error()))
+    return Verdict(grammar=grammar)
+
+
+def _allowed(matcher: LLMatcher, backend: Backend) -> list[int]:
+    """What may come next, worked out in the kind of thread in which the engine does."""
     bits = np.zeros((2, -(-backend.tokenizer.vocab_size // 32)), np.int32)
     backend.fill([(matcher, 0, []), (matcher.deep_copy(), 1, [])], bits)
-    if matcher.is_error():
-        return _refused(f"no answer can begin: {first_line(matcher.get_error())}")
-    if matcher.is_stopped() or not bits[0].any():
-        return _refused("no text but the empty one fits")
-    return Verdict(grammar=grammar)
+    allowed = np.unpackbits(bits[0].view(np.uint8), bitorder="little")
+    return [int(token) for token in np.flatnonzero(allowed)]
 
 
 def _refused(error: str) -> Verdict:
@@ -64,8 +80,8 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
     if data is None:
         return
     backend = Backend(msgspec.msgpack.decode(data, type=Vocabulary))
-    write_frame(answers, Verdict())
     _limit_memory()
+    write_frame(answers, Verdict())
     while (data := read_frame(requests)) is not None:
         form = msgspec.msgpack.decode(data, type=StructuredOutputsParams)
         # Ends this process also when nobody is left to do so.

@@ -33,11 +33,18 @@ def grammar_source(form: StructuredOutputsParams) -> str:
         return LLMatcher.grammar_from_regex(form.regex)
     if form.choice is not None:
         texts = (json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(form.choice))
-        return LLMatcher.grammar_from_lark("start: " + " | ".join(texts))
+        return LLMatcher.grammar_from_lark("start: CHOICE\nCHOICE: " + " | ".join(texts))
     if form.grammar is not None:
-        return LLMatcher.grammar_from_lark(any_to_lark(form.grammar))
+        return LLMatcher.grammar_from_lark(_as_lark(form.grammar))
     schema = str(form.json) if form.json is not None else '{"type": "object"}'
     return LLMatcher.grammar_from_json_schema(_as_object(schema), defaults=_options(form))
+
+
+def _as_lark(grammar: str) -> str:
+    try:
+        return any_to_lark(grammar)
+    except Exception as error:  # what it raises is no more special than this
+        raise ValueError(str(error)) from error
 
 
 def _as_object(schema: str) -> str:
