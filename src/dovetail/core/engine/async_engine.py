@@ -203,8 +203,14 @@ class AsyncEngine:
         cache_salt: str,
         timeout: float | None,
     ) -> LiveRequest:
-        self.check_open(num_sequences=params.n, num_tokens=len(prompt.token_ids))
-        requests = self._intake.requests(prompt, params, priority=priority, cache_salt=cache_salt)
+        num_sequences, num_tokens = params.n, len(prompt.token_ids)
+        self.check_open(num_sequences=num_sequences, num_tokens=num_tokens)
+        grammar = await self._intake.grammar_async(params)
+        if grammar:
+            self.check_open(num_sequences=num_sequences, num_tokens=num_tokens)
+        requests = self._intake.requests(
+            prompt, params, priority=priority, cache_salt=cache_salt, grammar=grammar
+        )
         # The engine's own number keeps apart two requests whose clients chose the same id.
         live = LiveRequest(
             name=f"{request_id or 'request'}#{requests[0].id}",
@@ -337,7 +343,9 @@ class AsyncEngine:
     async def _resume(self, child: EngineChild, ready: Ready) -> None:
         """The process is ready: give it what was running on the one before it."""
         self.banner = ready.banner
-        self.info = msgspec.structs.replace(self.info, max_model_len=ready.max_model_len)
+        self.info = msgspec.structs.replace(
+            self.info, max_model_len=ready.max_model_len, features=frozenset(ready.features)
+        )
         self._intake.info = self.info
         self._intake.room = CacheRoom(num_blocks=ready.num_blocks, block_size=ready.block_size)
         self._gate.max_rows = ready.max_num_seqs
@@ -369,6 +377,7 @@ class AsyncEngine:
         keeper, self._keeper = self._keeper, None
         if keeper is None:
             return
+        self._intake.close()
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
         await self._set_status("dead", "the engine was closed")
