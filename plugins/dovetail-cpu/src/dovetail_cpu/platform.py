@@ -35,7 +35,7 @@ class CpuPlatform(TorchPlatform):
         dtypes=("bfloat16", "float32", "float16"),
         kv_dtypes=("auto", "bfloat16", "float32", "float16"),
         block_sizes=(32, 16, 64, 128, 8, 4, 2, 1),
-        features=frozenset({"prompt_logprobs", "transformers_models"}),
+        features=frozenset({"deterministic", "prompt_logprobs", "transformers_models"}),
         max_num_batched_tokens=2048,
         max_num_seqs=64,
     )
