@@ -104,7 +104,7 @@ class InvariantAttention:
         blocks, offsets = np.divmod(batch.slots(need.block_size), need.block_size)
         num_tiles = -(-batch.sequence_lens // _TILE)
         width = int(num_tiles.max()) * _TILE // need.block_size
-        tables = np.zeros((batch.num_rows, width), np.int64)
+        tables = np.zeros((batch.num_rows, width), np.int32)
         tables[:, : batch.block_tables.shape[1]] = batch.block_tables[:, :width]
         prefill = np.flatnonzero(batch.query_lens > 1)
         per_tile = _TILE // need.block_size
@@ -159,12 +159,10 @@ class InvariantAttention:
         by_place = cache.permute(0, 2, 3, 1, 4)
         for side, fresh in enumerate((k_TKE, v_TKE)):
             by_place[side, plan.blocks_T, plan.offsets_T] = fresh.to(cache.dtype)
-        q_KTGE = (
-            (q_THE.float() * spec.scale)
-            .unflatten(1, (spec.num_kv_heads, -1))
-            .transpose(0, 1)
-            .contiguous()
+        scaled = (q_THE.float() * spec.scale).view(
+            len(q_THE), spec.num_kv_heads, -1, q_THE.shape[2]
         )
+        q_KTGE = scaled.transpose(0, 1).contiguous()
         out_KTGE = torch.empty_like(q_KTGE)
         least = self._least(spec) or 1
         for decode in plan.decodes:
@@ -260,7 +258,7 @@ class _SharedKeys:
 
     def __init__(self, kv: tuple[Tensor, Tensor], least: int) -> None:
         self._least = least
-        self._keys, self._values = (x.unflatten(1, (-1, _TILE)) for x in kv)
+        self._keys, self._values = (x.view(len(x), -1, _TILE, x.shape[-1]) for x in kv)
         self.num_tiles = self._keys.shape[1]
 
     def scores(self, q_KNGE: Tensor) -> Tensor:

@@ -47,7 +47,9 @@ def products(a_NXY: Tensor, b_NYZ: Tensor, least: int, out_NXZ: Tensor) -> None:
 
 
 @torch.inference_mode()
-def least_batch(num_queries: int, head_size: int, num_keys: int, device: torch.device) -> int | None:
+def least_batch(
+    num_queries: int, head_size: int, num_keys: int, device: torch.device
+) -> int | None:
     """The fewest products in one call whose bits are those of any larger number of them.
 
     A few products may each be shared out among threads, and sum in another order. This is found

@@ -99,3 +99,14 @@ def test_float16(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_wide_model(dtype: str, tmp_path: Path) -> None:
     check(make_case("qwen2", dtype, tmp_path, **WIDE, **WIDE_HEADS))
+
+
+def test_what_cannot_be_deterministic_says_why(tmp_path: Path) -> None:
+    path = make_checkpoint("llama", tmp_path)
+    with pytest.raises(UnsupportedError, match="platform reference"):
+        make_core(path, "reference", deterministic=True)
+    with pytest.raises(UnsupportedError, match="only native models"):
+        make_core(path, "cpu", deterministic=True, model_impl="transformers")
+    with pytest.raises(SelectionError, match="'sdpa' cannot serve this"):
+        make_core(path, "cpu", deterministic=True, attention_backend="sdpa")
+    assert "invariant" in make_core(path, "cpu", deterministic=True).runner.describe()["attention"]

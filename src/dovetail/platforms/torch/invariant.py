@@ -77,8 +77,7 @@ def steady_sizes(layer: BoundLinear, x_NC: Tensor) -> tuple[int, ...]:
         for size in _SIZES
         if size <= largest
         and all(
-            torch.equal(layer(x_NC[i : i + size]), whole[i : i + size])
-            for i in {0, largest - size}
+            torch.equal(layer(x_NC[i : i + size]), whole[i : i + size]) for i in {0, largest - size}
         )
     )
 

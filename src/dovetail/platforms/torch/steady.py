@@ -17,8 +17,10 @@ __all__ = ["steady"]
 
 _UNIT = 64
 """A multiple of what one round of any vector loop takes."""
-_GRAIN = 32768 // _UNIT
-"""Units that torch never shares out among threads (``at::internal::GRAIN_SIZE``)."""
+_ALONE = 16384 // _UNIT
+"""Units that torch never shares out among threads (gelu begins to earlier than others)."""
+_SHARED = 32768 // _UNIT
+"""Units per thread from which on it always uses all threads (``at::internal::GRAIN_SIZE``)."""
 
 
 def steady(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -35,10 +37,10 @@ def steady(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def _runs(num_units: int) -> list[int]:
     """Units per call, such that all threads get whole units."""
     threads = torch.get_num_threads()
-    if num_units <= _GRAIN or threads == 1:
+    if num_units <= _ALONE or threads == 1:
         return [num_units]
     shared = num_units - num_units % threads
-    if shared > (threads - 1) * _GRAIN:
+    if shared > (threads - 1) * _SHARED:
         rest = [num_units - shared] if shared < num_units else []
         return [shared, *rest]
-    return [min(_GRAIN, num_units - start) for start in range(0, num_units, _GRAIN)]
+    return [min(_ALONE, num_units - start) for start in range(0, num_units, _ALONE)]
