@@ -51,7 +51,9 @@ class ReferenceAttention:
         self.device = device
 
     def refuses(self, need: AttentionNeed) -> str | None:
-        """Never refuses."""
+        """Serves everything but deterministic mode."""
+        if need.deterministic:
+            return "its sums run over as many keys as a step happens to have"
         return None
 
     def bytes_per_block(self, spec: AttentionSpec, need: AttentionNeed) -> int:

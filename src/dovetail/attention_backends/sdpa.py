@@ -74,7 +74,9 @@ class SdpaAttention:
         self.device = device
 
     def refuses(self, need: AttentionNeed) -> str | None:
-        """Serves everything but ALiBi."""
+        """Serves everything but ALiBi and deterministic mode."""
+        if need.deterministic:
+            return "its kernels are chosen by the number of rows and keys in a step"
         if "alibi" in need.features:
             return "ALiBi needs a bias per head, which this backend does not build"
         return None

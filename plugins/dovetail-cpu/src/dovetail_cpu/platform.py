@@ -37,11 +37,12 @@ class CpuPlatform(TorchPlatform):
         block_sizes=(32, 16, 64, 128, 8, 4, 2, 1),
         features=frozenset(
             {
+                "deterministic",
+                "draft_model",
                 "prompt_logprobs",
+                "speculation",
                 "structured_output",
                 "transformers_models",
-                "speculation",
-                "draft_model",
             }
         ),
         max_num_batched_tokens=2048,

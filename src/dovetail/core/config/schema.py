@@ -127,6 +127,13 @@ class EngineConfig:
         group=_MODEL,
         help="Where random choices without a seed of their own start.",
     )
+    deterministic: bool = option(
+        False,
+        parse=p.flag,
+        group=_MODEL,
+        help="Give a request the same logits, bit for bit, whatever runs beside it, however its "
+        "prompt is cut into steps and whatever is cached. Needs a native model.",
+    )
     device: str = option(
         "auto",
         parse=p.text,
