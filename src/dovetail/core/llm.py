@@ -14,6 +14,11 @@ from dovetail.core.config.checkpoint import read_facts
 from dovetail.core.config.env import read_environment, with_environment
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.engine.api import EngineStats
+from dovetail.core.engine.beam_search import (
+    BeamSearchOutput,
+    BeamSearchParams,
+    beam_search_output,
+)
 from dovetail.core.engine.build import Progress, build_engine
 from dovetail.core.engine.intake import Intake, model_info
 from dovetail.core.engine.outputs import OutputAccumulator, OutputProcessor
@@ -62,8 +67,8 @@ class LLM:
         self.config = built.config
         self._core = built.core
         self._outputs = OutputProcessor(self._tokenizer)
-        info = structs.replace(model_info(facts), max_model_len=built.config.max_model_len)
-        self._intake = Intake(info, seed=built.config.seed)
+        info = structs.replace(model_info(facts, config), max_model_len=built.config.max_model_len)
+        self._intake = Intake(info, self._tokenizer, seed=built.config.seed)
         self._next_name = 0
         _log.info("device %s: %s", selection.name, selection.reason)
         for topic, line in built.banner.items():
@@ -146,6 +151,25 @@ class LLM:
             for text in prompts
         ]
         return self.generate(encoded, sampling_params, use_tqdm=use_tqdm)
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        *,
+        use_tqdm: bool = False,
+    ) -> list[BeamSearchOutput]:
+        """Find the likeliest continuations of prompts.
+
+        Returns:
+            One output per prompt, in the order of the prompts, each with ``beam_width`` sequences,
+            best first; none where the engine had to give the request up.
+
+        Raises:
+            RequestError: A prompt or the parameters are wrong; nothing has been run then.
+        """
+        outputs = self.generate(prompts, params.sampling_params(), use_tqdm=use_tqdm)
+        return [beam_search_output(output, self._tokenizer) for output in outputs]
 
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises ConfigError if ``skip_tokenizer_init`` was set."""

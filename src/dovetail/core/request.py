@@ -10,7 +10,6 @@ import msgspec
 from dovetail.core.errors import RequestError
 
 __all__ = [
-    "MAX_LOGPROBS",
     "CompletionOutput",
     "FinishReason",
     "Logprob",
@@ -20,9 +19,6 @@ __all__ = [
     "SamplingParams",
     "TokenLogprobs",
 ]
-
-MAX_LOGPROBS = 20
-"""The most alternatives per token that ``logprobs`` and ``prompt_logprobs`` may ask for."""
 
 FinishReason = str
 """``stop`` (end-of-text token, stop token or stop string), ``length``, ``abort`` or ``error``."""
@@ -37,6 +33,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     n: int = 1
     """Number of completions of the prompt."""
+    best_of: int | None = None
+    """Generate this many completions and give the ``n`` with the highest mean log-probability per
+    token. With beam search: how many beams are followed. None: as many as ``n``."""
+    use_beam_search: bool = False
+    """Look for the likeliest texts instead of drawing one: ``n`` of them, best first."""
+    length_penalty: float = 1.0
+    """Beam search only: scores are the cumulative log-probability divided by the length to this
+    power; larger values favour longer texts."""
     temperature: float = 1.0
     """0 takes the likeliest token (greedy); larger values flatten the distribution."""
     top_p: float = 1.0
@@ -65,13 +69,22 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     min_tokens: int = 0
     """Tokens to generate before an end-of-text or stop token may be chosen."""
     logprobs: int | None = None
-    """Log-probabilities of this many likeliest tokens (0: of the chosen token only)."""
+    """Log-probabilities of this many likeliest tokens (0: of the chosen token only; -1: of the
+    whole vocabulary), up to the engine's ``max_logprobs``."""
     prompt_logprobs: int | None = None
     """The same, for each token of the prompt but the first."""
     logit_bias: dict[int, float] | None = {}
     """Added to the logits of these token ids, each in [-100, 100]."""
     allowed_token_ids: list[int] | None = []
     """If not empty, only these tokens may be chosen."""
+    bad_words: list[str] | None = []
+    """Texts that may not be generated. Each is tokenised with and without a space in front; its
+    last token is forbidden where the tokens before it have just been generated."""
+    bad_words_token_ids: list[list[int]] | None = []
+    """The same, given as token ids."""
+    logits_processors: dict[str, Any] | None = {}
+    """Installed logits processors to apply, in this order: name to argument, which is plain data.
+    ``dovetail.core.contracts.logits`` says what one is."""
     detokenize: bool = True
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -90,14 +103,39 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 f" ({self.max_tokens}).",
                 param="min_tokens",
             )
+        if self.best_of is not None and self.best_of < self.n:
+            raise RequestError(
+                f"best_of ({self.best_of}) must not be smaller than n ({self.n}).", param="best_of"
+            )
+        self._check_beam_search()
+
+    def _check_beam_search(self) -> None:
+        """Refuse what has no meaning together: beams are not drawn, and not changed on the way."""
+        if not self.use_beam_search:
+            if self.length_penalty != 1.0:
+                raise RequestError(
+                    "length_penalty has a meaning only with use_beam_search.",
+                    param="length_penalty",
+                )
+            return
+        for field in msgspec.structs.fields(type(self)):
+            value = getattr(self, field.name)
+            if field.name not in _WITH_BEAMS and value not in (field.default, *_NOTHING):
+                raise RequestError(
+                    f"{field.name} cannot be combined with use_beam_search.", param=field.name
+                )
+        if self.temperature not in (0.0, 1.0):
+            raise RequestError(
+                "temperature must be 0 or 1 with use_beam_search, which ranks by the model's own"
+                f" probabilities, not {self.temperature}.",
+                param="temperature",
+            )
 
     def _normalise(self) -> None:
         """Give the several spellings that clients use for one meaning a single form."""
-        for name in ("stop", "stop_token_ids", "allowed_token_ids"):
+        for name, nothing in _EMPTY.items():
             if getattr(self, name) is None:
-                msgspec.structs.force_setattr(self, name, [])
-        if self.logit_bias is None:
-            msgspec.structs.force_setattr(self, "logit_bias", {})
+                msgspec.structs.force_setattr(self, name, nothing())
         if isinstance(self.stop, str):
             msgspec.structs.force_setattr(self, "stop", [self.stop])
         if self.top_k == -1:
@@ -118,7 +156,44 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             or self.logit_bias
             or self.allowed_token_ids
             or self.min_tokens
+            or self.bad_words_token_ids
+            or self.logits_processors
         )
+
+
+_EMPTY: dict[str, type[list[Any]] | type[dict[Any, Any]]] = {
+    "stop": list,
+    "stop_token_ids": list,
+    "allowed_token_ids": list,
+    "bad_words": list,
+    "bad_words_token_ids": list,
+    "logit_bias": dict,
+    "logits_processors": dict,
+}
+"""What null means in fields that hold several values."""
+
+_NOTHING: tuple[Any, ...] = (None, [], {}, "")
+"""Values that ask for nothing, whatever the default is."""
+
+_WITH_BEAMS = frozenset(
+    {
+        "n",
+        "best_of",
+        "use_beam_search",
+        "length_penalty",
+        "temperature",
+        "seed",
+        "max_tokens",
+        "ignore_eos",
+        "stop_token_ids",
+        "include_stop_str_in_output",
+        "logprobs",
+        "detokenize",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+    }
+)
+"""Fields that a beam search may set."""
 
 
 def _is_kind(value: Any, kind: Any) -> bool:
@@ -150,9 +225,30 @@ def _bias(value: dict[Any, Any]) -> bool:
     )
 
 
+def _words(value: list[Any]) -> bool:
+    return len(value) <= 1024 and all(isinstance(w, str) and 0 < len(w) <= 100 for w in value)
+
+
+def _token_words(value: list[Any]) -> bool:
+    return len(value) <= 4096 and all(
+        isinstance(w, list) and 0 < len(w) <= 512 and _ids(w) for w in value
+    )
+
+
+def _processors(value: dict[Any, Any]) -> bool:
+    return len(value) <= 16 and all(isinstance(name, str) for name in value)
+
+
 _COUNT = _within(0, 1 << 30)
 _RULES: dict[str, tuple[Any, Any, str]] = {
     "n": (int, _within(1, 128), "an integer from 1 to 128"),
+    "best_of": (
+        "int?",
+        lambda b: b is None or 1 <= b <= 128,
+        "an integer from 1 to 128, not below n",
+    ),
+    "use_beam_search": (bool, lambda _: True, "true or false"),
+    "length_penalty": (float, _within(-10, 10), "a number from -10 to 10"),
     "temperature": (float, _within(0, 100), "a number from 0 to 100"),
     "top_p": (float, lambda p: 0 < p <= 1, "a number greater than 0 and at most 1"),
     "top_k": (int, _within(-1, 1 << 30), "an integer from -1; 0 or -1 keeps all tokens"),
@@ -167,16 +263,23 @@ _RULES: dict[str, tuple[Any, Any, str]] = {
     "min_tokens": (int, _COUNT, "an integer of at least 0"),
     "logprobs": (
         "int?",
-        lambda k: k is None or 0 <= k <= MAX_LOGPROBS,
-        f"an integer from 0 to {MAX_LOGPROBS}",
+        lambda k: k is None or -1 <= k < 1 << 30,
+        "an integer from 0, or -1 for the whole vocabulary",
     ),
     "prompt_logprobs": (
         "int?",
-        lambda k: k is None or 0 <= k <= MAX_LOGPROBS,
-        f"an integer from 0 to {MAX_LOGPROBS}",
+        lambda k: k is None or -1 <= k < 1 << 30,
+        "an integer from 0, or -1 for the whole vocabulary",
     ),
     "logit_bias": (dict, _bias, "at most 1024 token ids, each with a number from -100 to 100"),
     "allowed_token_ids": (list, _ids, "a list of token ids"),
+    "bad_words": (list, _words, "at most 1024 strings of 1 to 100 characters"),
+    "bad_words_token_ids": (
+        list,
+        _token_words,
+        "at most 4096 lists of 1 to 512 token ids",
+    ),
+    "logits_processors": (dict, _processors, "at most 16 names, each with an argument"),
     "include_stop_str_in_output": (bool, lambda _: True, "true or false"),
     "ignore_eos": (bool, lambda _: True, "true or false"),
     "detokenize": (bool, lambda _: True, "true or false"),

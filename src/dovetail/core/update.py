@@ -6,7 +6,7 @@ import msgspec
 
 from dovetail.core.request import FinishReason
 
-__all__ = ["TokenAlternatives", "Update"]
+__all__ = ["Hypothesis", "TokenAlternatives", "Update"]
 
 
 class TokenAlternatives(msgspec.Struct, frozen=True, array_like=True):
@@ -16,6 +16,20 @@ class TokenAlternatives(msgspec.Struct, frozen=True, array_like=True):
     logprobs: list[float]
     rank: int
     """Rank of the chosen token; 1 is the likeliest."""
+
+
+class Hypothesis(msgspec.Struct, frozen=True, array_like=True):
+    """One of the continuations that a beam search ends with."""
+
+    token_ids: list[int]
+    """What follows the prompt; the token that ended it only if the request includes it."""
+    cumulative_logprob: float
+    """Of all its tokens, the one that ended it among them."""
+    finish_reason: FinishReason
+    stop_reason: int | None = None
+    """The stop token that ended it, if it was one of the request's own."""
+    logprobs: list[TokenAlternatives] | None = None
+    """One per token of ``token_ids``."""
 
 
 class Update(msgspec.Struct, array_like=True, gc=False):
@@ -35,3 +49,5 @@ class Update(msgspec.Struct, array_like=True, gc=False):
     """With the first token: how much of the prompt was found in the prefix cache."""
     error: str | None = None
     """Why the request failed; ``finish_reason`` is ``error`` then."""
+    beams: list[Hypothesis] | None = None
+    """The outcome of a beam search, best first; it comes once, at its end."""

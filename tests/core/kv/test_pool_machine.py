@@ -124,7 +124,7 @@ class Machine(RuleBasedStateMachine):
     def fork(self, pick: int) -> None:
         parent = self.running[pick % len(self.running)]
         child = self.make(parent.request.prompt_token_ids, parent.request.cache_salt)
-        self.blocks.fork(parent, child)
+        self.blocks.fork(parent, child, parent.num_prompt_tokens - 1)
         self.forks.append(child)
 
     @precondition(lambda self: self.forks)

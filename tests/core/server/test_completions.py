@@ -124,7 +124,6 @@ async def test_prompts_run_side_by_side() -> None:
         ("n", 0, "n"),
         ("n", 129, "n"),
         ("n", 2**63, "n"),
-        ("best_of", 2, "best_of"),
         ("max_tokens", 0, "max_tokens"),
         ("max_tokens", -1, "max_tokens"),
         ("logprobs", 21, "logprobs"),
@@ -149,8 +148,6 @@ async def test_prompts_run_side_by_side() -> None:
         ("truncate_prompt_tokens", 0, "truncate_prompt_tokens"),
         ("stream_options", {"include_usage": True}, "stream_options"),
         ("suffix", "end", "suffix"),
-        ("use_beam_search", True, "use_beam_search"),
-        ("bad_words", ["x"], "bad_words"),
         ("response_format", {"type": "json_object"}, "response_format"),
         ("structured_outputs", {"regex": "a"}, "structured_outputs"),
         ("guided_json", {}, "guided_json"),
@@ -177,13 +174,11 @@ async def test_token_ids_up_to_the_logits_width_are_allowed(
     await complete(engine, prompt=[token_id], logit_bias={token_id: 1}, **ids)
 
 
-@pytest.mark.parametrize("field", ["best_of", "suffix", "response_format", "bad_words"])
+@pytest.mark.parametrize("field", ["suffix", "response_format"])
 async def test_harmless_values_of_refused_fields_pass(engine: FakeEngine, field: str) -> None:
     harmless: dict[str, Any] = {
-        "best_of": 1,
         "suffix": "",
         "response_format": {"type": "text"},
-        "bad_words": [],
     }
     await complete(engine, **{field: harmless[field]})
 

@@ -32,7 +32,6 @@ FOREIGN: dict[str, tuple[Any, str]] = {
     "disable_log_requests": (_ANYTHING, "requests are not logged"),
     "enable_log_requests": (_EMPTY, "requests are not logged"),
     "disable_async_output_proc": (_ANYTHING, "async_scheduling serves this purpose"),
-    "max_logprobs": (_ANYTHING, "the limit is 20"),
     "logprobs_mode": ((None, "raw_logprobs"), "only raw_logprobs exists"),
     "revision": (_EMPTY, "only the newest revision is fetched; name the folder of another one"),
     "code_revision": (_EMPTY, "name the folder of another revision"),

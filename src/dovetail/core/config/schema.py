@@ -217,6 +217,14 @@ class EngineConfig:
         help="The most tokens in one step. Larger finishes prompts sooner, smaller keeps running "
         "answers smooth. Default: the platform's.",
     )
+    max_logprobs: int = option(
+        20,
+        parse=lambda value: -1 if value in (-1, "-1") else p.count(0)(value),
+        metavar="TOKENS",
+        group=_SCHEDULING,
+        help="The most alternatives per token that a request may ask for with logprobs and "
+        "prompt_logprobs; -1 is the whole vocabulary.",
+    )
     max_num_queued_requests: int | None = option(
         None,
         parse=p.maybe(p.count(0)),

@@ -42,6 +42,8 @@ class CompletionDelta(msgspec.Struct, kw_only=True):
     """One entry per token of ``token_ids``, the chosen token first; None if not asked for."""
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    cumulative_logprob: float | None = None
+    """Of all its tokens; only for the outcome of a beam search, whose tokens come at once."""
 
 
 class RequestDelta(msgspec.Struct, kw_only=True):
@@ -69,6 +71,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: list[int]
     default_params: SamplingParams
     """``generation_config.json`` applied over Dovetail's defaults."""
+    max_logprobs: int = 20
+    """The most alternatives per token that a request may ask for."""
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -85,10 +85,10 @@ class AsyncEngine:
     ) -> None:
         self.config = config
         self.selection = selection
-        self.info = model_info(facts)
+        self.info = model_info(facts, config)
         self.tokenizer = tokenizer
         self.banner: dict[str, str] = {}
-        self._intake = Intake(self.info)
+        self._intake = Intake(self.info, tokenizer)
         self._outputs = OutputProcessor(tokenizer)
         self._live: dict[str, _Live] = {}
         self._owner: dict[int, _Live] = {}

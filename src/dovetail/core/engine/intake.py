@@ -10,18 +10,22 @@ import msgspec
 import numpy as np
 
 from dovetail.core.config.checkpoint import ModelFacts
+from dovetail.core.config.schema import EngineConfig
 from dovetail.core.engine.api import ModelInfo
 from dovetail.core.errors import ContextLengthError, RequestError
+from dovetail.core.plugins.logits import LogitsProcessors
 from dovetail.core.request import PromptTokens, Request, SamplingParams
+from dovetail.core.tokenizer import Tokenizer
 
-__all__ = ["Intake", "model_info"]
+__all__ = ["Intake", "model_info", "num_logprobs"]
 
 _SEED_STEP = 0x9E3779B97F4A7C15
 """Apart the seeds of the completions of one prompt: an odd number, so that they all differ."""
 
 
-def model_info(facts: ModelFacts) -> ModelInfo:
+def model_info(facts: ModelFacts, config: EngineConfig) -> ModelInfo:
     """The facts that clients may know."""
+    limit = config.max_logprobs
     return ModelInfo(
         name=facts.name,
         path=str(facts.path),
@@ -29,6 +33,25 @@ def model_info(facts: ModelFacts) -> ModelInfo:
         max_model_len=facts.max_model_len,
         eos_token_ids=list(facts.eos_token_ids),
         default_params=facts.default_params,
+        max_logprobs=facts.vocab_size if limit < 0 else min(limit, facts.vocab_size),
+    )
+
+
+def num_logprobs(name: str, asked: int | None, info: ModelInfo) -> int | None:
+    """How many alternatives per token a request means; -1 is the whole vocabulary.
+
+    Raises:
+        RequestError: More than the engine gives; names the field and the limit.
+    """
+    limit = info.max_logprobs
+    if asked is None or 0 <= asked <= limit:
+        return asked
+    if asked == -1 and limit >= info.vocab_size:
+        return info.vocab_size
+    raise RequestError(
+        f"{name} must be an integer from 0 to {limit}, not {asked!r:.40}: max_logprobs of the"
+        " engine is the limit.",
+        param=name,
     )
 
 
@@ -37,11 +60,16 @@ class Intake:
 
     Args:
         info: Facts about the model; read at each call, for the context may shrink at start-up.
+        tokenizer: For ``bad_words``; None refuses them.
         seed: Where seeds of requests without one come from; None draws from the system.
     """
 
-    def __init__(self, info: ModelInfo, *, seed: int | None = None) -> None:
+    def __init__(
+        self, info: ModelInfo, tokenizer: Tokenizer | None, *, seed: int | None = None
+    ) -> None:
         self.info = info
+        self._tokenizer = tokenizer
+        self._processors = LogitsProcessors()
         self._ids = count(1)
         self._random = np.random.default_rng(seed)
 
@@ -54,7 +82,9 @@ class Intake:
         cache_salt: str = "",
         cap_max_tokens: bool = False,
     ) -> list[Request]:
-        """Validate, and make ``params.n`` requests that share their prefill.
+        """Validate, and make one request for each completion; they share their prefill.
+
+        A beam search is one request, however many beams it has.
 
         Args:
             prompt: The prompt's tokens.
@@ -66,18 +96,23 @@ class Intake:
 
         Raises:
             ContextLengthError: Prompt and answer are longer than the context.
-            RequestError: An empty prompt, or a token id outside the vocabulary.
+            RequestError: An empty prompt, a token id outside the vocabulary, more
+                log-probabilities than are allowed, or a logits processor that is not there or
+                refuses its argument.
+            PluginError: A logits processor is broken.
         """
         self._check_tokens(prompt.token_ids, params)
+        self._processors.check(params.logits_processors or {}, self.info.vocab_size)
         max_tokens = self._max_tokens(len(prompt.token_ids), params, cap_max_tokens)
-        one = msgspec.structs.replace(params, n=1, max_tokens=max_tokens, stop=[])
+        one = self._single(params, max_tokens)
         eos = [] if params.ignore_eos else self.info.eos_token_ids
         stop_ids = list(dict.fromkeys([*eos, *(params.stop_token_ids or [])]))
         seed = params.seed
         if seed is None:
             seed = int(self._random.integers(1 << 63))
+        count = 1 if params.use_beam_search else params.best_of or params.n
         first = next(self._ids)
-        ids = [first, *(next(self._ids) for _ in range(params.n - 1))]
+        ids = [first, *(next(self._ids) for _ in range(count - 1))]
         return [
             Request(
                 id=request_id,
@@ -93,6 +128,38 @@ class Intake:
             for index, request_id in enumerate(ids)
         ]
 
+    def _single(self, params: SamplingParams, max_tokens: int) -> SamplingParams:
+        """The parameters of one of the completions, as the engine needs them."""
+        one = msgspec.structs.replace(
+            params,
+            max_tokens=max_tokens,
+            stop=[],
+            logprobs=num_logprobs("logprobs", params.logprobs, self.info),
+            prompt_logprobs=num_logprobs("prompt_logprobs", params.prompt_logprobs, self.info),
+            bad_words=[],
+            bad_words_token_ids=self._bad_words(params),
+        )
+        if params.use_beam_search:
+            return one
+        if params.best_of is not None and one.logprobs is None:
+            one = msgspec.structs.replace(one, logprobs=0)
+        return msgspec.structs.replace(one, n=1, best_of=None)
+
+    def _bad_words(self, params: SamplingParams) -> list[list[int]]:
+        """Those that were given as tokens, and both spellings of those that were given as text."""
+        found = list(params.bad_words_token_ids or ())
+        for word in params.bad_words or ():
+            if self._tokenizer is None:
+                raise RequestError(
+                    "bad_words needs a tokenizer: with skip_tokenizer_init, give"
+                    " bad_words_token_ids.",
+                    param="bad_words",
+                )
+            for text in (word.lstrip(), f" {word.lstrip()}"):
+                found.append(self._tokenizer.encode(text, add_special_tokens=False))
+        unique = dict.fromkeys(tuple(ids) for ids in found if ids)
+        return [list(ids) for ids in unique]
+
     def _check_tokens(self, token_ids: list[int], params: SamplingParams) -> None:
         if not token_ids:
             raise RequestError(
@@ -102,6 +169,8 @@ class Intake:
         self._check_ids("stop_token_ids", params.stop_token_ids or ())
         self._check_ids("allowed_token_ids", params.allowed_token_ids or ())
         self._check_ids("logit_bias", params.logit_bias or ())
+        for word in params.bad_words_token_ids or ():
+            self._check_ids("bad_words_token_ids", word)
 
     def _check_ids(self, name: str, ids: Iterable[int]) -> None:
         wrong = next((t for t in ids if not 0 <= t < self.info.vocab_size), None)

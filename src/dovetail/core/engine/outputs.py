@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from dovetail.core.engine.api import CompletionDelta, RequestDelta
+from dovetail.core.engine.chosen import BestOf, beam_deltas
 from dovetail.core.engine.completion import CompletionStream, LogprobNamer
 from dovetail.core.errors import DovetailError, RequestFailedError
 from dovetail.core.request import (
@@ -33,17 +34,38 @@ class ProcessResult(NamedTuple):
 class _OpenRequest:
     """A request with at least one sequence that runs."""
 
-    __slots__ = ("completions", "id", "num_cached_tokens", "num_prompt_tokens", "prompt_logprobs")
+    __slots__ = (
+        "best_of",
+        "completions",
+        "id",
+        "n",
+        "num_cached_tokens",
+        "num_prompt_tokens",
+        "prompt_logprobs",
+        "start",
+    )
 
-    def __init__(self, request_id: str, num_prompt_tokens: int, wants_prompt: bool) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        num_prompt_tokens: int,
+        params: SamplingParams,
+        start: Callable[[int], CompletionStream],
+    ) -> None:
         self.id = request_id
+        self.n = params.n
+        self.start = start
+        """Begins the completion of an index."""
+        self.best_of: BestOf | None = None
+        if params.best_of is not None and not params.use_beam_search:
+            self.best_of = BestOf(params)
         self.num_prompt_tokens = num_prompt_tokens
         self.num_cached_tokens = 0
         self.completions: dict[int, CompletionStream] = {}
         """The sequences that still run, by id."""
         self.prompt_logprobs: dict[int, list[TokenLogprobs | None]] | None = None
         """What has come so far, by sequence; None if not asked for, or given already."""
-        if wants_prompt:
+        if params.prompt_logprobs is not None:
             self.prompt_logprobs = {}
 
     def take_prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
@@ -95,14 +117,14 @@ class OutputProcessor:
         Raises:
             RequestError: Stop strings, but no text to look for them in.
         """
-        request = _OpenRequest(
-            request_id, len(prompt.token_ids), params.prompt_logprobs is not None
-        )
         stop_ids = frozenset(stop_token_ids)
+
+        def start(index: int) -> CompletionStream:
+            return CompletionStream(index, self._tokenizer, self._namer, prompt, params, stop_ids)
+
+        request = _OpenRequest(request_id, len(prompt.token_ids), params, start)
         for index, sequence_id in enumerate(sequence_ids):
-            request.completions[sequence_id] = CompletionStream(
-                index, self._tokenizer, self._namer, prompt, params, stop_ids
-            )
+            request.completions[sequence_id] = start(index)
         self._requests[request_id] = request
         self._owners.update(dict.fromkeys(sequence_ids, request))
 
@@ -125,6 +147,11 @@ class OutputProcessor:
                 self._add_prompt_logprobs(request, update.id, update.prompt_logprobs)
             if update.num_cached_tokens is not None and completion.index == 0:
                 request.num_cached_tokens = update.num_cached_tokens
+            if update.beams is not None:
+                news = beam_deltas(update.beams, request.n, request.start)
+                self._close(request, update.id)
+                _collect(deltas, request, *news)
+                continue
             if not update.token_ids and update.finish_reason is None:
                 continue
             new = completion.push(update)
@@ -132,7 +159,12 @@ class OutputProcessor:
                 self._close(request, update.id)
                 if update.finish_reason is None:
                     aborts.append(update.id)
-            _collect(deltas, request, new)
+            if request.best_of is None:
+                _collect(deltas, request, new)
+                continue
+            request.best_of.add(new)
+            if not request.completions:
+                _collect(deltas, request, *request.best_of.best())
         return ProcessResult(list(deltas.items()), aborts)
 
     def abort(self, request_id: str) -> list[int]:
@@ -174,18 +206,18 @@ class OutputProcessor:
 
 
 def _collect(
-    deltas: dict[str, RequestDelta | DovetailError], request: _OpenRequest, new: CompletionDelta
+    deltas: dict[str, RequestDelta | DovetailError], request: _OpenRequest, *new: CompletionDelta
 ) -> None:
     """Add ``new`` to the delta of its request."""
     delta = deltas.get(request.id)
     if not isinstance(delta, RequestDelta):
         deltas[request.id] = delta = RequestDelta(
-            completions=[new],
+            completions=[*new],
             finished=not request.completions,
             num_prompt_tokens=request.num_prompt_tokens,
         )
     else:
-        delta.completions.append(new)
+        delta.completions += new
         delta.finished = not request.completions
     delta.num_cached_tokens = request.num_cached_tokens
     if request.prompt_logprobs is not None:
@@ -210,7 +242,7 @@ class _Completion:
         self.pieces: list[str] = []
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] | None = None
-        self.cumulative_logprob = 0.0
+        self.cumulative_logprob: float | None = None
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
 
@@ -221,8 +253,11 @@ class _Completion:
         if delta.logprobs is not None:
             self.logprobs = self.logprobs or []
             self.logprobs += delta.logprobs
-            for token_id, candidates in zip(delta.token_ids, delta.logprobs, strict=True):
-                self.cumulative_logprob += candidates[token_id].logprob
+            pairs = zip(delta.token_ids, delta.logprobs, strict=True)
+            new = sum(candidates[token_id].logprob for token_id, candidates in pairs)
+            self.cumulative_logprob = (self.cumulative_logprob or 0.0) + new
+        if delta.cumulative_logprob is not None:
+            self.cumulative_logprob = delta.cumulative_logprob
 
     def output(self) -> CompletionOutput:
         self.pieces = ["".join(self.pieces)]
@@ -230,7 +265,7 @@ class _Completion:
             index=self.index,
             text=self.pieces[0],
             token_ids=list(self.token_ids),
-            cumulative_logprob=None if self.logprobs is None else self.cumulative_logprob,
+            cumulative_logprob=self.cumulative_logprob,
             logprobs=None if self.logprobs is None else list(self.logprobs),
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,

@@ -236,15 +236,14 @@ class SequenceBlocks:
             self.pool.register(sequence.blocks[index], sequence.chain[index])
         sequence.num_registered = full
 
-    def fork(self, parent: Sequence, child: Sequence) -> None:
-        """Share the parent's prompt, all but its last token, with a child that has no blocks.
+    def fork(self, parent: Sequence, child: Sequence, num_shared: int) -> None:
+        """Share the parent's first ``num_shared`` tokens with a child that has no blocks.
 
-        The child computes the last prompt token again, to sample its own first token from it; the
-        token's KV goes to a copy of its block if the block is shared.
+        They must be computed, and be the child's first tokens too, but not all that it has. Full
+        blocks are shared for good; whoever writes first to one that is not full copies it.
         """
         if child.blocks or parent.row is None:
             raise InvariantError("engine", "only a running parent and a fresh child can fork")
-        num_shared = parent.num_prompt_tokens - 1
         child.blocks = parent.blocks[: -(-num_shared // self.size)]
         child.num_shared_tokens = num_shared
         child.chain = parent.chain[: num_shared // self.size]

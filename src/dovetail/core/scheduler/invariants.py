@@ -47,8 +47,8 @@ def _places(scheduler: Scheduler) -> None:
     for request_id, count in places.items():
         if count != 1 or request_id not in scheduler.sequences:
             _fail(12, f"request {request_id} is in {count} places, or unknown")
-    for request_id in scheduler.sequences:
-        if request_id not in places:
+    for request_id, sequence in scheduler.sequences.items():
+        if request_id not in places and not sequence.rests:
             _fail(12, f"request {request_id} is in no queue and has no row")
     for sequence in scheduler.sequences.values():
         if sequence.children and sequence.has_started:
@@ -127,8 +127,9 @@ def _counts(scheduler: Scheduler) -> None:
     """Every request that was accepted has ended once, or is here."""
     stats = scheduler.stats
     ended = stats.num_finished + stats.num_aborted + stats.num_failed
-    if stats.num_accepted != ended + len(scheduler.sequences):
-        here = len(scheduler.sequences)
+    beams = sum(sequence.beam is not None for sequence in scheduler.sequences.values())
+    here = len(scheduler.sequences) - beams + len(scheduler.beams)
+    if stats.num_accepted != ended + here:
         _fail(13, f"{stats.num_accepted} accepted, {ended} ended, {here} here")
 
 

@@ -116,8 +116,8 @@ class RowTable:
         self.blocks[row, : len(sequence.blocks)] = sequence.blocks
         self.blocks[row, len(sequence.blocks) :] = 0
         self.shares_tail[row] = bool(sequence.num_shared_tokens)
-        self.needs_known[row] = False
-        self.may_draft[row] = True
+        self.needs_known[row] = sequence.needs_known
+        self.may_draft[row] = not sequence.needs_known
         self._join_sampling(row, sequence)
         self.order = np.append(self.order, np.int32(row))
         return JoinedRow(
@@ -170,6 +170,17 @@ class RowTable:
         )
         self._last_sampling = (rows, fixed)
         return fixed
+
+    def retract_token(self, row: int) -> None:
+        """Forget the last known token; no step under way may compute or follow it."""
+        self.num_known[row] -= 1
+        self.num_tokens[row] -= 1
+
+    def append_token(self, row: int, token_id: int) -> None:
+        """Let a known token follow; no step under way may be about to choose it."""
+        self.tokens[row, self.num_known[row]] = token_id
+        self.num_known[row] += 1
+        self.num_tokens[row] += 1
 
     def leave(self, sequence: Sequence) -> None:
         """Take the row back; the sequence keeps its tokens, known as far as they are."""

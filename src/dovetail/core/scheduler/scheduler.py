@@ -14,6 +14,7 @@ from dovetail.core.kv.pool import BlockPool
 from dovetail.core.request import Request
 from dovetail.core.scheduler.admission import Admission
 from dovetail.core.scheduler.assemble import assemble_batch
+from dovetail.core.scheduler.beams import BeamSearches
 from dovetail.core.scheduler.blocks import SequenceBlocks
 from dovetail.core.scheduler.isolation import Suspects
 from dovetail.core.scheduler.plan import Plan, chunk
@@ -57,14 +58,20 @@ class Scheduler:
             Speculation(config.speculation, self.table) if config.speculation else None
         )
         self._chunk = partial(chunk, may_split=config.enable_chunked_prefill)
+        self.beams = BeamSearches(
+            self.table, self.blocks, self.waiting, self.sequences, self.stats, end=self._end
+        )
 
     def add(self, request: Request) -> None:
         """Take up a request. It was validated: it fits the model's context and the pool."""
-        if request.id in self.sequences:
+        if request.id in self.sequences or self.beams.has(request.id):
             raise InvariantError("request", f"I12: request {request.id} is here already")
+        self.stats.num_accepted += 1
+        if request.params.use_beam_search:
+            self.beams.add(request)
+            return
         sequence = Sequence(request)
         self.sequences[request.id] = sequence
-        self.stats.num_accepted += 1
         parent = self.sequences.get(request.parent) if request.parent is not None else None
         if parent is not None and not request.emitted and not parent.has_started:
             parent.children.append(sequence)
@@ -77,6 +84,8 @@ class Scheduler:
             if (sequence := self.sequences.get(request_id)) is not None:
                 self._end(sequence)
                 self.stats.num_aborted += 1
+            else:
+                self.stats.num_aborted += self.beams.abort(request_id)
 
     def has_work(self) -> bool:
         """Whether any request is here."""
@@ -115,7 +124,15 @@ class Scheduler:
                 self._top_up(plan, self.admission.admit(plan))
             if len(plan.rows):
                 return self._start(plan)
-        return None
+        return self._without_resting()
+
+    def _without_resting(self) -> Batch | None:
+        """Nothing can run: beams that rest in rows may be in the way of those they wait for."""
+        resting = self.beams.resting_in_row()
+        if self._under_way or resting is None:
+            return None
+        self._preempt(resting)
+        return self.schedule()
 
     def _turns(self) -> tuple[tuple[bool, bool], ...]:
         """Which of (decode, prefill) may share the step, in the order in which to try."""
@@ -242,13 +259,16 @@ class Scheduler:
         self.blocks.register_all(sequence)
         self.table.leave(sequence)
         self.blocks.drop(sequence)
-        self.waiting.push(sequence)
+        if not sequence.rests:
+            self.waiting.push(sequence)
 
     def _end(self, sequence: Sequence, *, is_bad: bool = False) -> None:
         """Forget a sequence; those that waited to share its prefill wait on their own.
 
         ``is_bad``: its KV must not be found by others.
         """
+        if is_bad:
+            self._clean(sequence)
         parent = self.sequences.get(sequence.request.parent or 0)
         if sequence.row is not None:
             if not is_bad:
@@ -256,7 +276,7 @@ class Scheduler:
             self.table.leave(sequence)
         elif parent is not None and sequence in parent.children:
             parent.children.remove(sequence)
-        else:
+        elif not sequence.rests:
             self.waiting.remove(sequence)
         self.blocks.drop(sequence)
         del self.sequences[sequence.request.id]
@@ -282,16 +302,16 @@ class Scheduler:
         for update, sequence in notable:
             if not sequence.has_started:
                 self._first_token(sequence)
-            if update.error is not None:
-                self._clean(sequence)
-            if update.finish_reason is not None:
+            if sequence.beam is not None:
+                self.beams.take(sequence, update, updates)
+            elif update.finish_reason is not None:
                 self._end(sequence, is_bad=update.error is not None)
                 self.stats.num_finished += update.error is None
                 self.stats.num_failed += update.error is not None
         if self._suspects:
             self._suspects.acquit(updates)
         self.stats.num_generation_tokens += int(output.num_tokens.sum())
-        return updates
+        return self.beams.public(updates)
 
     def _clean(self, sequence: Sequence) -> None:
         """Its KV may hold NaN, which masked reads of later owners would spread."""
@@ -303,7 +323,7 @@ class Scheduler:
         sequence.has_started = True
         self.stats.num_prompt_tokens += sequence.num_prompt_tokens
         for child in sequence.children:
-            self.blocks.fork(sequence, child)
+            self.blocks.fork(sequence, child, sequence.num_prompt_tokens - 1)
             self.waiting.push(child)
         sequence.children = []
 
@@ -320,17 +340,23 @@ class Scheduler:
             self.speculation.dropped()
         for row in self.table.order[::-1].tolist():
             self._preempt(self.table.at(row))
+        for sequence in self.waiting:
+            self.blocks.drop(sequence)
         self.pool.forget_cached()
         if batch.num_rows > 1:
             self._suspects.add(suspects)
             return []
-        for sequence in suspects:
-            self._end(sequence)
-        self.stats.num_failed += len(suspects)
-        return [
+        updates = [
             Update(id=s.request.id, token_ids=[], finish_reason="error", error=reason)
             for s in suspects
         ]
+        for sequence, update in zip(suspects, list(updates), strict=True):
+            if sequence.beam is not None:
+                self.beams.take(sequence, update, updates)
+            else:
+                self._end(sequence)
+                self.stats.num_failed += 1
+        return self.beams.public(updates)
 
     def _schedule_alone(self, sequence: Sequence) -> Batch | None:
         """A step with nothing but one suspect; others keep their rows if there is room."""

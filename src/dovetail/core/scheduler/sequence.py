@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from dovetail.core.kv.prefix import root
 from dovetail.core.request import Request
 from dovetail.core.types import IntArray
+
+if TYPE_CHECKING:
+    from dovetail.core.scheduler.hypotheses import Beam
 
 __all__ = ["Sequence"]
 
@@ -16,13 +21,17 @@ class Sequence:
 
     While it runs, its counters and tokens live in the ``RowTable`` under ``row``; while it waits,
     ``token_ids`` holds them.
+
+    Args:
+        request: What is asked for.
+        token_ids: Its tokens so far; None takes the request's prompt and what it emitted before.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, token_ids: IntArray | None = None) -> None:
         self.request = request
-        self.token_ids: IntArray = np.array(
-            [*request.prompt_token_ids, *request.emitted], dtype=np.int32
-        )
+        if token_ids is None:
+            token_ids = np.array([*request.prompt_token_ids, *request.emitted], dtype=np.int32)
+        self.token_ids: IntArray = token_ids
         self.num_prompt_tokens = len(request.prompt_token_ids)
         self.row: int | None = None
         self.blocks: list[int] = []
@@ -49,11 +58,23 @@ class Sequence:
         """Times that it lost its row and its blocks to others."""
         self.num_bypasses = 0
         """Sequences that started before it although they came after it."""
+        self.beam: Beam | None = None
+        """What it stands for in a beam search."""
 
     @property
     def held(self) -> list[int]:
         """The KV blocks that it refers to."""
         return self.blocks[self.num_released :] if self.num_released else self.blocks
+
+    @property
+    def needs_known(self) -> bool:
+        """Whether the host has to see each token before the next one can be chosen."""
+        return self.beam is not None or bool(self.request.params.logits_processors)
+
+    @property
+    def rests(self) -> bool:
+        """Whether it is a beam whose step is done, and that waits for those beside it."""
+        return self.beam is not None and self.beam.candidates is not None
 
     @property
     def total(self) -> int:

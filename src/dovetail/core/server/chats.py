@@ -80,7 +80,7 @@ class ChatAnswer:
         """Scores of ``token_ids``, if they were asked for."""
         if not self.request.logprobs:
             return None
-        return self._writer.chat(token_ids, rows or [], self.request.top_logprobs or 0)
+        return self._writer.chat(token_ids, rows or [], self.jobs[0].params.logprobs or 0)
 
 
 class ChatStream:

@@ -92,7 +92,7 @@ class CompletionAnswer:
         self, ids: Sequence[int], rows: PromptScores, offset: int = 0
     ) -> CompletionLogprobs:
         """Scores of ``ids``, with as many alternatives as were asked for."""
-        most = self.request.logprobs or 0
+        most = self.jobs[0].params.logprobs or 0
         trimmed = [_trimmed(row, token_id, most) for token_id, row in zip(ids, rows, strict=False)]
         return self._writer.completion(ids, trimmed, offset)
 

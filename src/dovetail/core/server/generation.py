@@ -108,9 +108,10 @@ def _jobs(
 
 def _check_cost(context: Context, prompts: list[PromptTokens], params: SamplingParams) -> None:
     limits = context.limits
-    if len(prompts) * params.n > limits.num_choices:
-        message = f"n times the number of prompts must not be above {limits.num_choices}."
-        raise RequestError(message, param="n")
+    if len(prompts) * (params.best_of or params.n) > limits.num_choices:
+        name = "n" if params.best_of is None else "best_of"
+        message = f"{name} times the number of prompts must not be above {limits.num_choices}."
+        raise RequestError(message, param=name)
     if params.prompt_logprobs is not None:
         rows = sum(len(prompt.token_ids) for prompt in prompts)
         if rows * (params.prompt_logprobs + 1) > limits.num_prompt_logprobs:

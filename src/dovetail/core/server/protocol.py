@@ -29,7 +29,6 @@ __all__ = [
 IGNORED_FIELDS = frozenset(
     {
         "include_reasoning",
-        "length_penalty",
         "metadata",
         "moderation",
         "parallel_tool_calls",
@@ -68,6 +67,11 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     stream_options: StreamOptions | None = None
 
     n: int | None = None
+    best_of: int | None = None
+    """Generate this many and give the ``n`` likeliest; with beam search: beams to follow."""
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    """For beam search; means nothing without it."""
     max_tokens: int | None = None
     min_tokens: int | None = None
     temperature: float | None = None
@@ -84,6 +88,10 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    bad_words_token_ids: list[list[int]] | None = None
+    logits_processors: dict[str, Any] | None = None
+    """Installed processors to apply: name to argument."""
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
@@ -100,8 +108,6 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     return_tokens_as_token_ids: bool | None = None
     """Write tokens in log-probabilities as ``token_id:N``."""
 
-    bad_words: Any = None
-    best_of: int | None = None
     grammar: Any = None
     guided_choice: Any = None
     guided_grammar: Any = None
@@ -111,7 +117,6 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     response_format: Any = None
     structured_outputs: Any = None
     thinking_token_budget: int | None = None
-    use_beam_search: bool | None = None
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):

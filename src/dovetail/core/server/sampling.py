@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from dovetail.core.engine.api import ModelInfo
+from dovetail.core.engine.intake import num_logprobs
 from dovetail.core.errors import ContextLengthError, RequestError
-from dovetail.core.request import MAX_LOGPROBS, SamplingParams
+from dovetail.core.request import SamplingParams
 from dovetail.core.server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -28,6 +29,8 @@ __all__ = [
 
 _COPIED = (
     "n",
+    "best_of",
+    "use_beam_search",
     "min_tokens",
     "temperature",
     "top_p",
@@ -43,6 +46,9 @@ _COPIED = (
     "ignore_eos",
     "logit_bias",
     "allowed_token_ids",
+    "bad_words",
+    "bad_words_token_ids",
+    "logits_processors",
     "skip_special_tokens",
     "spaces_between_special_tokens",
 )
@@ -55,11 +61,12 @@ def for_completion(request: CompletionRequest, info: ModelInfo) -> SamplingParam
     Raises:
         RequestError: A value is outside its range.
     """
-    prompt_logprobs = request.prompt_logprobs
-    if request.echo and request.logprobs is not None:
-        prompt_logprobs = max(request.logprobs, prompt_logprobs or 0)
+    logprobs = num_logprobs("logprobs", request.logprobs, info)
+    prompt_logprobs = num_logprobs("prompt_logprobs", request.prompt_logprobs, info)
+    if request.echo and logprobs is not None:
+        prompt_logprobs = max(logprobs, prompt_logprobs or 0)
     given: dict[str, Any] = {
-        "logprobs": request.logprobs,
+        "logprobs": logprobs,
         "prompt_logprobs": prompt_logprobs,
         "max_tokens": 1 if only_echoes(request) else request.max_tokens,
     }
@@ -77,15 +84,13 @@ def for_chat(request: ChatCompletionRequest, info: ModelInfo) -> SamplingParams:
     Raises:
         RequestError: A value is outside its range.
     """
-    top, limit = request.top_logprobs, request.max_completion_tokens
-    if top and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         raise RequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
-    if top is not None and not 0 <= top <= MAX_LOGPROBS:
-        message = f"top_logprobs must be an integer from 0 to {MAX_LOGPROBS}, not {top!r:.80}."
-        raise RequestError(message, param="top_logprobs")
+    top = num_logprobs("top_logprobs", request.top_logprobs, info)
+    limit = request.max_completion_tokens
     given: dict[str, Any] = {
         "logprobs": (top or 0) if request.logprobs else None,
-        "prompt_logprobs": request.prompt_logprobs,
+        "prompt_logprobs": num_logprobs("prompt_logprobs", request.prompt_logprobs, info),
         "max_tokens": request.max_tokens if limit is None else limit,
     }
     if limit is None:
@@ -99,14 +104,22 @@ def _build(
     given: dict[str, Any],
     names: Mapping[str, str] = MappingProxyType({}),
 ) -> SamplingParams:
-    """Apply the request over the model's defaults; ``names`` are the request's own for fields."""
+    """Apply the request over the model's defaults; ``names`` are the request's own for fields.
+
+    A beam search does not draw: the model's defaults for drawing have no meaning for it.
+    """
     _check_request_fields(request, info)
+    defaults = info.default_params
+    if request.use_beam_search:
+        defaults = SamplingParams(max_tokens=defaults.max_tokens)
+        if request.length_penalty is not None:
+            given["length_penalty"] = request.length_penalty
     for name in _COPIED:
         value = getattr(request, name)
         if value is not None:
             given[name] = value
     try:
-        return msgspec.structs.replace(info.default_params, **given)
+        return msgspec.structs.replace(defaults, **given)
     except RequestError as exc:
         param = names.get(exc.param or "", exc.param)
         raise RequestError(str(exc), param=param, code=exc.code) from None
@@ -121,6 +134,8 @@ def _check_request_fields(request: GenerationRequest, info: ModelInfo) -> None:
     check_token_ids(request.stop_token_ids or (), info, "stop_token_ids")
     check_token_ids(request.allowed_token_ids or (), info, "allowed_token_ids")
     check_token_ids(request.logit_bias or (), info, "logit_bias")
+    for word in request.bad_words_token_ids or ():
+        check_token_ids(word, info, "bad_words_token_ids")
 
 
 def check_token_ids(ids: Iterable[int], info: ModelInfo, param: str) -> None:

@@ -38,8 +38,6 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("guided_grammar", _never, _GRAMMAR),
     ("json_schema", _never, _GRAMMAR),
     ("grammar", _never, _GRAMMAR),
-    ("bad_words", _empty, "bad words are not available yet; logit_bias can ban single tokens"),
-    ("use_beam_search", _empty, "beam search is not available over HTTP"),
     ("thinking_token_budget", _never, "a budget for reasoning is not available yet"),
     (
         "tool_choice",
@@ -68,9 +66,16 @@ def refuse_unsupported(request: GenerationRequest) -> None:
         value = getattr(request, name, None)
         if value is not None and not accepts(value):
             raise RequestError(f"{name}: {reason}.", param=name, code="unsupported")
-    if request.best_of is not None and request.best_of != (request.n or 1):
+    if request.stream and request.use_beam_search:
         raise RequestError(
-            "best_of: only the value of n is possible.", param="best_of", code="unsupported"
+            "The outcome of a beam search is known at its end only; leave out stream.",
+            param="use_beam_search",
+        )
+    if request.stream and (request.best_of or 1) > (request.n or 1):
+        raise RequestError(
+            "The best completions are known at the end only: with stream, best_of cannot be"
+            " greater than n.",
+            param="best_of",
         )
     if request.stream_options is not None and not request.stream:
         raise RequestError("stream_options needs stream: true.", param="stream_options")

@@ -199,6 +199,7 @@ class _Step:
             num_tokens=self._result.num_tokens.to("cpu", torch.int32).numpy(),
             finite=self._result.finite.cpu().numpy(),
             drafts=self._drafts,
+            failures=self._result.failures,
             logprobs=None if self._result.logprobs is None else _arrays(self._result.logprobs),
             prompt_logprobs=prompt,
         )

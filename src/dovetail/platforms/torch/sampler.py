@@ -16,8 +16,9 @@ their order or the number of threads, bit for bit (``sampling/weights.py`` says 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ from dovetail.platforms.torch.sampling.shaping import Shaper
 
 __all__ = ["LogprobTensors", "SampleResult", "Sampler"]
 
+_NONE_FAILED: Mapping[int, str] = {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleResult:
@@ -45,11 +48,24 @@ class SampleResult:
     """(S,) bool: False where the logits hold NaN or +inf, or no token was left to choose."""
     logprobs: LogprobTensors | None = None
     """Of all G places."""
+    failures: Mapping[int, str] = field(default_factory=dict)
+    """Why rows failed that are finite, by index into S."""
 
     @property
     def token_ids(self) -> Tensor:
         """(S,) int64: the last token of each row, which is the only one without drafts."""
         return self.chosen.gather(1, (self.num_tokens - 1)[:, None])[:, 0]
+
+
+class _Chosen(NamedTuple):
+    """One token for each of n places."""
+
+    tokens: Tensor
+    """(n,) int64; 0 where not finite."""
+    finite: Tensor
+    """(n,) bool"""
+    failures: Mapping[int, str]
+    """Why places failed in their row's rules."""
 
 
 class Sampler:
@@ -91,24 +107,28 @@ class Sampler:
         """
         sampling, rows = batch.sampling, batch.rows[batch.sampled]
         if batch.num_drafts is None:
-            tokens, finite = self._choose(logits_GV, sampling, rows, np.arange(len(rows)))
-            accepted = Accepted(tokens[:, None], torch.ones_like(tokens), finite)
+            chosen = self._choose(logits_GV, sampling, rows, np.arange(len(rows)))
+            failures = chosen.failures
+            ones = torch.ones_like(chosen.tokens)
+            accepted = Accepted(chosen.tokens[:, None], ones, chosen.finite)
         else:
             places = Places.of(batch, batch.num_drafts, logits_GV.device)
-            tokens, finite = self._choose_drafted(logits_GV, batch, rows, places)
-            accepted = places.accept(tokens, finite)
+            chosen = self._choose_drafted(logits_GV, batch, rows, places)
+            failures = places.rows_of(chosen.failures)
+            accepted = places.accept(chosen.tokens, chosen.finite)
         wanted = sampling.num_logprobs
         return SampleResult(
             chosen=accepted.token_ids,
             num_tokens=accepted.num_tokens,
             finite=accepted.finite,
-            logprobs=None if wanted is None else logprobs(logits_GV, tokens, wanted),
+            logprobs=None if wanted is None else logprobs(logits_GV, chosen.tokens, wanted),
+            failures=failures,
         )
 
     def _choose_drafted(
         self, logits_GV: Tensor, batch: Batch, rows: Which, places: Places
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens (G,) and whether their logits are finite, (G,).
+    ) -> _Chosen:
+        """A token for each of the G places.
 
         Places of rows without rules are chosen all at once. Where rules look at what the row has
         said, a place follows the one before it, and only while the drafts are right: what is
@@ -119,6 +139,7 @@ class Sampler:
         free = np.flatnonzero(~bound.repeat(places.counts))
         tokens = torch.zeros(len(logits_GV), dtype=torch.int64, device=logits_GV.device)
         finite = torch.ones_like(tokens, dtype=torch.bool)
+        failures: dict[int, str] = {}
         everyone = rows.repeat(places.counts)
         alive = np.flatnonzero(bound)
         number = 0
@@ -126,40 +147,38 @@ class Sampler:
             which = np.union1d(free, places.starts[alive] + number)
             at = on_device(which, logits_GV.device)
             chosen = self._choose(logits_GV, sampling, everyone[which], which)
-            tokens[at], finite[at] = chosen
+            tokens[at], finite[at] = chosen.tokens, chosen.finite
+            failures |= {int(which[i]): reason for i, reason in chosen.failures.items()}
             right = places.right(tokens, number)
             alive = alive[right[alive]] if len(alive) else alive
             free, number = free[:0], number + 1
-        return tokens, finite
+        return _Chosen(tokens, finite, failures)
 
     def _choose(
         self, logits_GV: Tensor, sampling: SamplingBatch, rows: Which, which: Which
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens (n,) for places ``which`` of the G, at most one of each row with rules.
-
-        Returns:
-            The tokens, 0 where the logits are not finite, and whether they are.
-        """
-        shaped = rows[:0]
+    ) -> _Chosen:
+        """Tokens for places ``which`` (n,) of the G, at most one of each row with rules."""
+        shaped, failures = rows[:0], _NONE_FAILED
         if sampling.shapes_logits:
             shaped = self._shaper.shaped(rows, sampling.num_generated[which])
         raw = Rows(logits_GV).subset(which)
         if len(shaped):
-            tokens, peak = self._choose_shaped(raw, which, sampling, rows, shaped)
+            tokens, peak, failures = self._choose_shaped(raw, which, sampling, rows, shaped)
         else:
             tokens, peak = choose(raw, which, sampling, self._restrict)
         finite = torch.isfinite(peak)
         tokens = torch.where(finite, tokens, 0)
         if len(shaped):
             self._shaper.update(rows, tokens)
-        return tokens, finite
+        return _Chosen(tokens, finite, failures)
 
     def _choose_shaped(
         self, raw: Rows, which: Which, sampling: SamplingBatch, rows: Which, shaped: Which
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Mapping[int, str]]:
         """Tokens (n,) and peaks (n,): the places ``shaped`` by their rules, the others as they are.
 
-        The peak is also NaN where the logits are not finite before the rules.
+        The peak is also NaN where the logits are not finite before the rules. Third: why rows
+        failed in their rules, by place.
         """
         tokens = torch.empty(len(rows), dtype=torch.int64, device=raw.device)
         peak = torch.empty(len(rows), device=raw.device)
@@ -172,11 +191,11 @@ class Sampler:
         for part_of, chunk in raw.subset(shaped).chunks():
             x[part_of] = chunk
         fine = torch.isfinite(x.amax(-1))
-        self._shaper.shape(x, rows[shaped], sampling.num_generated[which[shaped]])
+        failed = self._shaper.shape(x, rows[shaped], sampling.num_generated[which[shaped]])
         at = on_device(shaped.astype(np.int64), raw.device)
         tokens[at], most = choose(Rows(x), which[shaped], sampling, self._restrict)
         peak[at] = torch.where(fine, most, torch.nan)
-        return tokens, peak
+        return tokens, peak, {int(shaped[place]): reason for place, reason in failed.items()}
 
     def _room(self, num_rows: int) -> Tensor:
         """(n, V) float32, the same memory in every step."""

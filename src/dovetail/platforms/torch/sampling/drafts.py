@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,6 +67,11 @@ class Places:
         chosen = tokens_G[self.index_SW[:, number]]
         right: BoolArray = (chosen == self.drafts_SW[:, number]).cpu().numpy()
         return right
+
+    def rows_of(self, by_place: Mapping[int, str]) -> Mapping[int, str]:
+        """What is said of places, by index into S."""
+        found = np.searchsorted(self.starts, [*by_place], side="right") - 1
+        return dict(zip(found.tolist(), by_place.values(), strict=True))
 
     def accept(self, tokens_G: Tensor, finite_G: Tensor) -> Accepted:
         """The beginning of each row's tokens in which all drafts are right, and one more."""

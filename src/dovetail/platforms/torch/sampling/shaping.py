@@ -1,4 +1,7 @@
-"""What single requests do to their logits: allowed tokens, biases, early stops, penalties.
+"""What single requests do to their logits.
+
+First allowed tokens, biases, early stops and bad words; then logits processors of plug-ins; then
+penalties.
 
 State is kept only for rows that ask for any of it, on the device, and is brought up to date there
 from the sampled tokens, so that the next step may start before the host has seen them.
@@ -6,7 +9,7 @@ from the sampled tokens, so that the next step may start before the host has see
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -16,7 +19,9 @@ from torch import Tensor
 
 from dovetail.core.batch import JoinedRow
 from dovetail.core.types import BoolArray, IntArray
+from dovetail.platforms.torch.sampling.bad_words import BadWords
 from dovetail.platforms.torch.sampling.penalties import Penalties
+from dovetail.platforms.torch.sampling.processors import Processors
 from dovetail.platforms.torch.sampling.rows import Which, on_device
 
 __all__ = ["Shaper"]
@@ -52,15 +57,19 @@ class Shaper:
         self._device = device
         self._rules: dict[int, _Rule] = {}
         self._penalties = Penalties(vocab_size, max_rows, device)
+        self._bad_words = BadWords(vocab_size, device)
+        self._processors = Processors()
 
     def join(self, rows: Iterable[JoinedRow]) -> None:
         """Forget what the rows' former requests asked for; keep what the new ones do."""
         for row in rows:
             self._rules.pop(row.row, None)
-            self._penalties.drop(row.row)
+            for keeper in (self._penalties, self._bad_words, self._processors):
+                keeper.drop(row.row)
+                if row.params.shapes_logits:
+                    keeper.join(row)
             if row.params.shapes_logits:
                 self._rules[row.row] = self._rule(row)
-                self._penalties.join(row)
 
     def shaped(self, rows: Which, num_generated: Which) -> IntArray:
         """Which of the rows, by place, have a rule that still says anything."""
@@ -77,15 +86,24 @@ class Shaper:
         """(n,) which of the rows have a rule, whether it says anything now or later."""
         return np.array([row in self._rules for row in rows.tolist()], np.bool_)
 
-    def shape(self, logits_NV: Tensor, rows: Which, num_generated: Which) -> None:
-        """Change float32 logits in place. Every one of the rows has a rule."""
+    def shape(self, logits_NV: Tensor, rows: Which, num_generated: Which) -> Mapping[int, str]:
+        """Change float32 logits in place. Every one of the rows has a rule.
+
+        Returns:
+            Why rows failed, by place: their logits mean nothing.
+        """
         for x, row, generated in zip(logits_NV, rows.tolist(), num_generated.tolist(), strict=True):
             self._apply(x, self._rules[row], generated)
+            self._bad_words.apply(x, row)
+        failures = self._processors.apply(logits_NV, rows)
         self._penalties.apply(logits_NV, rows)
+        return failures
 
     def update(self, rows: Which, token_ids_N: Tensor) -> None:
         """Count the tokens (n,) that the rows were given."""
         self._penalties.update(rows, token_ids_N)
+        self._bad_words.update(rows, token_ids_N)
+        self._processors.update(rows, token_ids_N)
 
     def _rule(self, row: JoinedRow) -> _Rule:
         params = row.params
