@@ -300,7 +300,7 @@ class Scheduler:
         self.blocks.register_prompts(batch, live)
         updates, notable = sequence_updates(self.table, batch, output, live)
         for update, sequence in notable:
-            if not sequence.has_started:
+            if not sequence.has_started and update.error is None:
                 self._first_token(sequence)
             if sequence.beam is not None:
                 self.beams.take(sequence, update, updates)
