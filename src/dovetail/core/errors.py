@@ -15,6 +15,7 @@
     ├── OverloadedError           try again later: the queue is full, or the server is draining
     ├── OutOfMemoryError          the device or host has too little memory, with the figures
     ├── RequestFailedError        the engine could not finish one request; the others go on
+    ├── RequestTimeoutError       one request was not finished before its deadline
     ├── EngineDeadError           the engine process ended and could not be brought back
     ├── InjectedError             a fault that was ordered, to see that the rest bears it
     └── InvariantError            a bug: the engine found its own state wrong; carries the scope
@@ -36,6 +37,7 @@ __all__ = [
     "PluginError",
     "RequestError",
     "RequestFailedError",
+    "RequestTimeoutError",
     "SelectionError",
     "UnsupportedError",
     "UserError",
@@ -116,6 +118,10 @@ class OutOfMemoryError(DovetailError):
 
 class RequestFailedError(DovetailError):
     """The engine could not finish this request. No other request is affected."""
+
+
+class RequestTimeoutError(DovetailError):
+    """The request was not finished before its deadline. Its blocks are free again."""
 
 
 class EngineDeadError(DovetailError):

@@ -21,7 +21,8 @@ __all__ = [
 ]
 
 FinishReason = str
-"""``stop`` (end-of-text token, stop token or stop string), ``length``, ``abort`` or ``error``."""
+"""``stop`` (end-of-text token, stop token or stop string), ``length``, ``abort``, ``error``, or, of
+``LLM`` alone, ``timeout``."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

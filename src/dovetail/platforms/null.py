@@ -1,11 +1,13 @@
 """A platform that computes nothing: every sampled token is the same one. Needs no torch.
 
 It measures what the host costs, and drives the scheduler in tests. Its options
-(``RunnerConfig.options``): ``memory``, bytes for the KV cache; ``token``, the token to give.
+(``RunnerConfig.options``): ``memory``, bytes for the KV cache; ``token``, the token to give;
+``step_us``, microseconds that a step pretends to take.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -35,7 +37,7 @@ __all__ = ["PLUGIN", "NullPlatform", "NullRunner"]
 
 _BYTES_PER_POSITION = 1024
 _DEFAULT_MEMORY = 1 << 30
-_OPTIONS = ("memory", "token")
+_OPTIONS = ("memory", "token", "step_us")
 
 
 class NullPlatform(Platform):
@@ -82,6 +84,9 @@ class NullRunner:
             bytes_per_block=config.block_size * _BYTES_PER_POSITION,
             bytes_available=positive_option(config.options, "memory", _DEFAULT_MEMORY),
         )
+        self._step_s = self._end = 0.0
+        if "step_us" in config.options:
+            self._step_s = positive_option(config.options, "step_us", 1) / 1e6
         self._outputs = _Constants(config.max_num_seqs, self._token)
 
     def load(self) -> Iterator[tuple[int, int]]:
@@ -101,13 +106,19 @@ class NullRunner:
         return iter(())
 
     def step(self, batch: Batch) -> Pending:
-        """Finished at once: the same token for every place, and for drafts of it one more."""
+        """The same token for every place, and for drafts of it one more.
+
+        Finished at once, but for ``step_us``.
+        """
         output = self._outputs.take(len(batch.sampled))
         if batch.num_drafts is not None:
             output = self._checked(batch, batch.num_drafts)
-        if batch.sampling.num_logprobs is None and batch.prompt_logprobs is None:
+        if batch.sampling.num_logprobs is not None or batch.prompt_logprobs is not None:
+            output = self._with_logprobs(batch, output)
+        if not self._step_s:
             return _Done(output)
-        return _Done(self._with_logprobs(batch, output))
+        self._end = max(self._end, time.monotonic()) + self._step_s
+        return _Slow(output, self._end)
 
     def _checked(self, batch: Batch, num_drafts: IntArray) -> StepOutput:
         """Accept the drafts that are the one token, up to the first that is not."""
@@ -156,6 +167,20 @@ class _Done:
         self._output = output
 
     def result(self) -> StepOutput:
+        return self._output
+
+
+class _Slow:
+    """A step that is over at a point in time, on ``time.monotonic``."""
+
+    __slots__ = ("_end", "_output")
+
+    def __init__(self, output: StepOutput, end: float) -> None:
+        self._output = output
+        self._end = end
+
+    def result(self) -> StepOutput:
+        time.sleep(max(0.0, self._end - time.monotonic()))
         return self._output
 
 

@@ -108,3 +108,17 @@ def test_a_pinned_request_is_let_in_only_if_it_can_stay() -> None:
     assert engine.scheduler.num_running == 2
     run(engine)
     assert not counts
+
+
+def test_what_can_never_fit_fails_at_once_and_alone() -> None:
+    """As after a restart with a smaller cache than the one it was validated against."""
+    engine = make_engine(num_blocks=EACH // 2 + 1)
+    prompt = [9] * 60
+    for number, max_tokens in ((1, 4), (2, 5), (3, 100)):
+        engine.add(make_request(number, prompt, max_tokens, stop_token_ids=[]))
+    updates = engine.step()
+    assert [update.id for update in updates] == [2, 3]
+    assert {update.finish_reason for update in updates} == {"error"}
+    reason = "65 tokens need 17 KV blocks of 4; there are 16, and a sequence may have 128 tokens"
+    assert reason in str(updates[0].error)
+    assert run(engine) == {1: expected(prompt, 4)}

@@ -99,6 +99,14 @@ def _add_api_arguments(parser: Parser) -> None:
         "--response-role", default="assistant", metavar="ROLE", help="Default: assistant."
     )
     group.add_argument(
+        "--request-timeout",
+        type=float,
+        default=None,
+        metavar="S",
+        help="Seconds after which a request that names no timeout is ended with status 504. "
+        "Default: never.",
+    )
+    group.add_argument(
         "--disable-access-log", action="store_true", help="Write no line per request."
     )
 
@@ -140,6 +148,7 @@ def server_settings(namespace: argparse.Namespace, config: EngineConfig) -> Serv
         trust_request_chat_template=namespace.trust_request_chat_template,
         response_role=namespace.response_role,
         root_path=namespace.root_path,
+        request_timeout_s=namespace.request_timeout,
         access_log=not namespace.disable_access_log,
     )
 

@@ -99,6 +99,7 @@ def _assemble(
         options=dict(intent.options),
         seed=intent.seed,
         max_num_queued_requests=intent.max_num_queued_requests,
+        max_num_queued_tokens=intent.max_num_queued_tokens,
         num_blocks=intent.num_gpu_blocks_override,
         kv_cache_memory_bytes=intent.kv_cache_memory_bytes,
         memory_utilization=intent.gpu_memory_utilization,
@@ -106,6 +107,7 @@ def _assemble(
         enable_chunked_prefill=intent.enable_chunked_prefill,
         mixed_batches=platform.capabilities.mixed_batches,
         scheduling_policy=intent.scheduling_policy,  # type: ignore[arg-type]
+        priority_ageing_seconds=intent.priority_ageing_seconds,
         disable_log_stats=intent.disable_log_stats,
         reasons=reasons,
         **decided,

@@ -75,6 +75,8 @@ class ResolvedConfig:
     max_num_batched_tokens: int
     max_num_queued_requests: int | None
     """Requests that may wait; None is no limit."""
+    max_num_queued_tokens: int | None
+    """Prompt tokens that may wait; None is no limit."""
     block_size: int
     """Positions per KV block."""
     num_blocks: int | None
@@ -90,6 +92,8 @@ class ResolvedConfig:
     async_scheduling: bool
     """Prepare each step while the one before it runs."""
     scheduling_policy: Literal["fcfs", "priority"]
+    priority_ageing_seconds: float | None
+    """Seconds of waiting that are worth one priority; None: waiting changes nothing."""
     disable_log_stats: bool
     speculation: SpeculativeConfig | None = None
     draft: DraftModel | None = None

@@ -233,6 +233,14 @@ class EngineConfig:
         group=_SCHEDULING,
         help="Requests that may wait; a further one is refused with status 429. Default: no limit.",
     )
+    max_num_queued_tokens: int | None = option(
+        None,
+        parse=p.maybe(p.count()),
+        metavar="TOKENS",
+        group=_SCHEDULING,
+        help="Prompt tokens that may wait for their first answer token; a request that would go "
+        "beyond is refused with status 429. Default: no limit.",
+    )
     enable_chunked_prefill: bool = option(
         True,
         parse=lambda value: True if value is None else p.flag(value),
@@ -252,6 +260,14 @@ class EngineConfig:
         group=_SCHEDULING,
         help="fcfs serves in order of arrival; priority serves the request with the smallest "
         "priority first.",
+    )
+    priority_ageing_seconds: float | None = option(
+        30.0,
+        parse=p.maybe(p.seconds, words=("none", "off", "0", "0.0")),
+        metavar="S",
+        group=_SCHEDULING,
+        help="Under the priority policy, seconds of waiting that are worth one priority, so that "
+        "nobody waits for ever; 0: waiting changes nothing. Default: 30.",
     )
     speculative_config: Mapping[str, Any] = option(
         None,

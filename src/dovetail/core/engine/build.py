@@ -137,5 +137,6 @@ def scheduler_config(
         enable_chunked_prefill=resolved.enable_chunked_prefill,
         mixed_batches=resolved.mixed_batches,
         policy=resolved.scheduling_policy,
+        priority_ageing_seconds=resolved.priority_ageing_seconds,
         speculation=resolved.speculation,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import count
 
 import msgspec
@@ -14,11 +15,12 @@ from dovetail.core.config.schema import EngineConfig
 from dovetail.core.engine.api import ModelInfo
 from dovetail.core.errors import ContextLengthError, RequestError
 from dovetail.core.faults import fault
+from dovetail.core.kv.extent import blocks_for
 from dovetail.core.plugins.logits import LogitsProcessors
 from dovetail.core.request import PromptTokens, Request, SamplingParams
 from dovetail.core.tokenizer import Tokenizer
 
-__all__ = ["Intake", "model_info", "num_logprobs"]
+__all__ = ["CacheRoom", "Intake", "model_info", "num_logprobs"]
 
 _SEED_STEP = 0x9E3779B97F4A7C15
 """Apart the seeds of the completions of one prompt: an odd number, so that they all differ."""
@@ -56,6 +58,24 @@ def num_logprobs(name: str, asked: int | None, info: ModelInfo) -> int | None:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheRoom:
+    """The KV cache of the engine, for messages."""
+
+    num_blocks: int
+    block_size: int
+
+    def lack(self, num_tokens: int) -> str:
+        """What ``num_tokens`` need and there is, as a sentence; empty if they fit."""
+        needed = blocks_for(num_tokens, self.block_size)
+        if needed <= self.num_blocks:
+            return ""
+        return (
+            f" They need {needed} KV cache blocks of {self.block_size} tokens, and there are"
+            f" {self.num_blocks}."
+        )
+
+
 class Intake:
     """Turns a prompt and its parameters into one request per completion.
 
@@ -69,6 +89,8 @@ class Intake:
         self, info: ModelInfo, tokenizer: Tokenizer | None, *, seed: int | None = None
     ) -> None:
         self.info = info
+        self.room: CacheRoom | None = None
+        """The cache, once it is known."""
         self._tokenizer = tokenizer
         self._processors = LogitsProcessors()
         self._ids = count(1)
@@ -188,10 +210,12 @@ class Intake:
         wanted = left if params.max_tokens is None else params.max_tokens
         if left < 1 or (wanted > left and not cap):
             asked = "" if params.max_tokens is None else f" and {params.max_tokens} for the answer"
+            total = num_prompt_tokens + (params.max_tokens or 1)
+            lack = self.room.lack(total) if self.room is not None else ""
             raise ContextLengthError(
                 f"This model's maximum context length is {self.info.max_model_len} tokens, but"
-                f" the request has {num_prompt_tokens} tokens in the prompt{asked}. Shorten the"
-                " prompt or lower max_tokens.",
+                f" the request has {num_prompt_tokens} tokens in the prompt{asked}.{lack} Shorten"
+                " the prompt or lower max_tokens.",
                 param="prompt" if left < 1 else "max_tokens",
             )
         return min(wanted, left)

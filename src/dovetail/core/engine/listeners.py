@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -78,7 +78,7 @@ class Listeners:
                 seconds=time.monotonic() - sequence.request.arrival_time,
             )
 
-    def stepped(self, stats: EngineStats) -> None:
-        """The engine has reported."""
+    def stepped(self, stats: Callable[[], EngineStats]) -> None:
+        """The engine has reported. ``stats`` is called only if somebody listens."""
         if self._is_heard:
-            self._hook.dovetail_step_finished(stats=msgspec.structs.asdict(stats))
+            self._hook.dovetail_step_finished(stats=msgspec.structs.asdict(stats()))

@@ -14,6 +14,7 @@ from dovetail.core.faults import fault
 from dovetail.core.plugins.registry import describe_error
 from dovetail.core.request import (
     CompletionOutput,
+    FinishReason,
     PromptTokens,
     RequestOutput,
     SamplingParams,
@@ -198,6 +199,11 @@ class OutputProcessor:
             del self._owners[sequence_id]
         return ids
 
+    @property
+    def num_open(self) -> int:
+        """Sequences that have not ended."""
+        return len(self._owners)
+
     def is_open(self, sequence_id: int) -> bool:
         """Whether the sequence has not ended yet."""
         return sequence_id in self._owners
@@ -322,12 +328,12 @@ class OutputAccumulator:
         if delta.prompt_logprobs is not None:
             self._prompt_logprobs = delta.prompt_logprobs
 
-    def fail(self) -> None:
-        """End what has not ended with ``finish_reason`` ``error``."""
+    def end(self, reason: FinishReason) -> None:
+        """End what has not ended, with this ``finish_reason``: ``error`` or ``timeout``."""
         self._finished = True
         self._completions.setdefault(0, _Completion(0))
         for completion in self._completions.values():
-            completion.finish_reason = completion.finish_reason or "error"
+            completion.finish_reason = completion.finish_reason or reason
 
     def output(self) -> RequestOutput:
         """All there is so far, in lists of its own. Takes time linear in its size."""

@@ -59,7 +59,7 @@ class DovetailHooks:
 
         Args:
             request: As it was when it started.
-            finish_reason: ``stop``, ``length``, ``abort`` or ``error``.
+            finish_reason: ``stop``, ``length``, ``abort``, ``timeout`` or ``error``.
             num_generated: Tokens that it generated.
             seconds: From its arrival to its end.
         """

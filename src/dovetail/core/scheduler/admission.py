@@ -76,8 +76,8 @@ class Admission:
         if not self.is_pinned(sequence):
             return True
         running = (self.table.at(row) for row in self.table.order.tolist())
-        pinned = [other for other in running if self.is_pinned(other)]
-        return sum(map(self.blocks.most, [*pinned, sequence])) <= self.pool.num_usable
+        totals = [other.total for other in running if self.is_pinned(other)]
+        return sum(map(self.blocks.most, [*totals, sequence.total])) <= self.pool.num_usable
 
     def is_pinned(self, sequence: Sequence) -> bool:
         """Whether it was sent back so often that it must run to its end once it runs again."""

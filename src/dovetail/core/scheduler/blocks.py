@@ -111,9 +111,9 @@ class SequenceBlocks:
         num_blocks = int(self.table.num_blocks[row]) + self.pool.num_free
         return num_blocks * self.size - int(self.table.num_computed[row]) - grant
 
-    def most(self, sequence: Sequence) -> int:
-        """The most blocks that a sequence ever holds."""
-        return min(blocks_for(sequence.total, self.size), self.limit)
+    def most(self, total: int) -> int:
+        """The most blocks that a sequence holds on its way to ``total`` tokens."""
+        return min(blocks_for(total, self.size), self.limit)
 
     def release_behind(self) -> None:
         """Give back what no layer of a running sequence looks at any more.

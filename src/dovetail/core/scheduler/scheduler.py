@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovetail.core.batch import Batch, StepOutput
-from dovetail.core.errors import InvariantError
+from dovetail.core.errors import InvariantError, RequestFailedError
 from dovetail.core.kv.pool import BlockPool
 from dovetail.core.request import Request
 from dovetail.core.scheduler.admission import Admission
@@ -63,9 +63,15 @@ class Scheduler:
         )
 
     def add(self, request: Request) -> None:
-        """Take up a request. It was validated: it fits the model's context and the pool."""
+        """Take up a request.
+
+        Raises:
+            InvariantError: Its id is here already.
+            RequestFailedError: It can never fit; it was validated against a larger pool.
+        """
         if request.id in self.sequences or self.beams.has(request.id):
             raise InvariantError("request", f"I12: request {request.id} is here already")
+        self._check_fit(request)
         self.stats.num_accepted += 1
         if request.params.use_beam_search:
             self.beams.add(request)
@@ -77,6 +83,15 @@ class Scheduler:
             parent.children.append(sequence)
         else:
             self.waiting.push(sequence)
+
+    def _check_fit(self, request: Request) -> None:
+        total = len(request.prompt_token_ids) + (request.params.max_tokens or 0)
+        needed, num_usable = self.blocks.most(total), self.pool.num_usable
+        if total > self.config.max_model_len or needed > num_usable:
+            raise RequestFailedError(
+                f"{total} tokens need {needed} KV blocks of {self.config.block_size}; there are"
+                f" {num_usable}, and a sequence may have {self.config.max_model_len} tokens"
+            )
 
     def abort(self, ids: list[int]) -> None:
         """Forget these requests; unknown ids are ignored, for they may just have ended."""

@@ -16,6 +16,7 @@ from dovetail.core.server.auth import TENANT
 from dovetail.core.server.chats import ChatAnswer, ChatStream
 from dovetail.core.server.completions import CompletionAnswer, CompletionStream
 from dovetail.core.server.context import Context
+from dovetail.core.server.deadline import timeout_of
 from dovetail.core.server.jobs import Deltas, Job, run_jobs
 from dovetail.core.server.metrics import ARRIVAL
 from dovetail.core.server.parse import read_json
@@ -38,7 +39,7 @@ DEFAULT_MAX_TOKENS = 16
 
 async def create_completion(context: Context, http: Request) -> Response:
     """Complete one prompt or several."""
-    context.admission.check(context.client.status)
+    context.admission.check(context.client)
     request = await read_json(http, CompletionRequest, context.limits, context.unknown_fields)
     identity = new_identity(context, "cmpl", context.model_name(request.model))
     refuse_unsupported(request)
@@ -58,7 +59,7 @@ async def create_completion(context: Context, http: Request) -> Response:
 
 async def create_chat_completion(context: Context, http: Request) -> Response:
     """Answer a conversation."""
-    context.admission.check(context.client.status)
+    context.admission.check(context.client)
     request = await read_json(http, ChatCompletionRequest, context.limits, context.unknown_fields)
     identity = new_identity(context, "chatcmpl", context.model_name(request.model))
     refuse_unsupported(request)
@@ -91,6 +92,7 @@ def _jobs(
     _check_cost(context, prompts, params)
     param = "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
     info, salt = context.client.info, _cache_salt(http, request)
+    timeout = timeout_of(http, request, context.settings)
     return [
         Job(
             prompt=prompt,
@@ -101,6 +103,7 @@ def _jobs(
             arrival=http.scope[ARRIVAL],
             priority=request.priority or 0,
             cache_salt=salt,
+            timeout=timeout,
         )
         for i, prompt in enumerate(prompts)
     ]

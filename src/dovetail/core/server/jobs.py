@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 from dovetail.core.engine.api import EngineClient, RequestDelta
-from dovetail.core.errors import OverloadedError, RequestFailedError
+from dovetail.core.errors import OverloadedError, RequestFailedError, RequestTimeoutError
 from dovetail.core.request import PromptTokens, SamplingParams
 from dovetail.core.server.metrics import Metrics, RequestRecord
 
@@ -30,6 +31,14 @@ class Job:
     """When the client's request came, on ``time.perf_counter``."""
     priority: int = 0
     cache_salt: str = ""
+    timeout: float | None = None
+    """Seconds from arrival in which it must end."""
+
+    def time_left(self) -> float | None:
+        """Seconds of ``timeout`` that are left, perhaps none."""
+        if self.timeout is None:
+            return None
+        return max(0.0, self.timeout - (time.perf_counter() - self.arrival))
 
 
 async def run_jobs(client: EngineClient, jobs: list[Job], metrics: Metrics) -> Deltas:
@@ -61,6 +70,7 @@ async def _run(client: EngineClient, index: int, job: Job, metrics: Metrics) -> 
         request_id=job.request_id,
         priority=job.priority,
         cache_salt=job.cache_salt,
+        timeout=job.time_left(),
     )
     try:
         async for delta in stream:
@@ -68,6 +78,9 @@ async def _run(client: EngineClient, index: int, job: Job, metrics: Metrics) -> 
             record.delta(delta)
             yield index, delta
         outcome = "done"
+    except RequestTimeoutError:
+        outcome = "timeout"
+        raise
     except Exception:
         outcome = "error"
         raise
