@@ -58,6 +58,7 @@ def sequence_updates(
     for k in np.flatnonzero(special).tolist():
         sequence, i = table.at(int(rows[k])), int(indices[k])
         with failing_alone(updates[k]):
+            fault("scheduler.result", updates[k].id)
             _complete(updates[k], sequence, batch, output, i, bool(stopped[k]), bool(ended[k]))
         notable.append((updates[k], sequence))
     if batch.prompt_logprobs is not None:
@@ -69,7 +70,6 @@ def sequence_updates(
 def failing_alone(update: Update) -> Iterator[None]:
     """What is raised inside ends the request of this update, and nobody else's."""
     try:
-        fault("scheduler.result", update.id)
         yield
     except Exception as error:
         _log.exception("the result of request %d could not be completed", update.id)
@@ -173,6 +173,7 @@ def _add_prompt_logprobs(
             continue
         places = np.flatnonzero(owners == batch_row).tolist()
         with failing_alone(update):
+            fault("scheduler.result", update.id)
             count = sequence.request.params.prompt_logprobs or 0
             update.prompt_logprobs = [_alternatives(arrays, i, count) for i in places]
             sequence.num_prompt_logprobs += len(places)
