@@ -23,8 +23,17 @@ from dovetail.core.request import Request, SamplingParams
 from dovetail.core.scheduler.blocks import SequenceBlocks
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.scheduler.sequence import Sequence
+from dovetail.core.scheduler.settings import SchedulerConfig
 
 SIZE, NUM_BLOCKS, NUM_ROWS, MAX_LEN = 3, 14, 4, 36
+CONFIG = SchedulerConfig(
+    num_blocks=NUM_BLOCKS,
+    block_size=SIZE,
+    max_model_len=MAX_LEN,
+    max_num_seqs=NUM_ROWS,
+    max_num_batched_tokens=MAX_LEN,
+    vocab_size=10,
+)
 PICK = st.integers(0, 100)
 FEW = st.sampled_from([0, 1])
 """An alphabet so small that prefixes are shared all the time."""
@@ -37,7 +46,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.pool = BlockPool(NUM_BLOCKS)
         self.table = RowTable(NUM_ROWS, MAX_LEN, SIZE, 10)
-        self.blocks = SequenceBlocks(self.pool, self.table, prefix_caching=True)
+        self.blocks = SequenceBlocks(self.pool, self.table, CONFIG)
         self.content: dict[int, list[Any]] = {b: [None] * SIZE for b in range(NUM_BLOCKS)}
         self.running: list[Sequence] = []
         self.forks: list[Sequence] = []

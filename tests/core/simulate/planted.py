@@ -12,7 +12,9 @@ import pytest
 
 from dovetail.core.kv import prefix
 from dovetail.core.kv.pool import BlockPool
+from dovetail.core.scheduler import results
 from dovetail.core.scheduler.blocks import SequenceBlocks
+from dovetail.core.scheduler.policy import WaitingQueue
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.scheduler.scheduler import Scheduler
 
@@ -50,7 +52,7 @@ SLIPS = [
     ),
     Slip(
         "stale hash: a fork writes into a block that its parent has filled and named",
-        SequenceBlocks, "_own_tail", " and self.pool.name_of(shared) is None", "",
+        SequenceBlocks, "_has_others", " or self.pool.name_of(block) is not None", "",
     ),
     Slip(
         "no copy-on-write by the parent",
@@ -67,7 +69,9 @@ SLIPS = [
     ),
     Slip(
         "wrong order after preemption",
-        Scheduler, "_preempt", "self.waiting.push_front(sequence)", "self.waiting.push(sequence)",
+        WaitingQueue, "push",
+        "(self._rank(sequence.request), sequence)",
+        "((len(self._heap), *self._rank(sequence.request)), sequence)",
     ),
     Slip(
         "leak on preemption during prefill",
@@ -91,6 +95,17 @@ SLIPS = [
     Slip(
         "a preempted request keeps tokens that nobody has seen",
         RowTable, "leave", "self.num_known[row]", "self.num_tokens[row]",
+    ),
+    Slip(
+        "rejected drafts count as computed",
+        results, "sequence_updates",
+        "table.num_computed[drafted] = table.num_known[drafted] - 1", "pass",
+    ),
+    Slip(
+        "a block that the window has not left is given back",
+        SequenceBlocks, "release_behind",
+        "first = np.maximum(done - self.window, 0) // self.size",
+        "first = np.maximum(done - self.window, 0) // self.size + (done > self.window)",
     ),
     Slip(
         "the row table misses a replaced block",

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -171,6 +171,10 @@ class EngineClient(Protocol):
         timeout: float | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """As ``stream``, but each output holds everything so far."""
+        ...
+
+    async def debug_state(self) -> dict[str, Any]:
+        """All that the engine keeps, as plain data; for people, and without a fixed form."""
         ...
 
     async def drain(self, timeout: float) -> None:

@@ -7,21 +7,19 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 
 from dovetail.core.config.checkpoint import ModelFacts, read_facts
 from dovetail.core.config.env import read_environment, with_environment
 from dovetail.core.config.schema import EngineConfig
-from dovetail.core.engine.api import (
-    EngineState,
-    EngineStats,
-    EngineStatus,
-    RequestDelta,
-)
+from dovetail.core.engine.api import EngineState, EngineStats, EngineStatus, RequestDelta
 from dovetail.core.engine.child import EngineChild
+from dovetail.core.engine.debug import StateRequests
 from dovetail.core.engine.gate import Gate
 from dovetail.core.engine.intake import CacheRoom, Intake, model_info
+from dovetail.core.engine.listeners import Listeners
 from dovetail.core.engine.live import LiveRequest, LiveRequests
 from dovetail.core.engine.messages import (
     Abort,
@@ -29,13 +27,15 @@ from dovetail.core.engine.messages import (
     Control,
     Failed,
     FromEngine,
-    Heartbeat,
     Loading,
     Outputs,
     Ready,
+    State,
 )
 from dovetail.core.engine.outputs import OutputAccumulator, OutputProcessor
 from dovetail.core.errors import EngineDeadError, OverloadedError, RequestTimeoutError
+from dovetail.core.faults import arm
+from dovetail.core.plugins.registry import describe_error
 from dovetail.core.plugins.selection import Selection, environment, select_platform
 from dovetail.core.request import PromptTokens, RequestOutput, SamplingParams
 from dovetail.core.tokenizer import Tokenizer, load_tokenizer
@@ -77,7 +77,9 @@ class AsyncEngine:
         self._gate = Gate(
             config.max_num_queued_requests, config.max_num_queued_tokens, time.monotonic
         )
-        self._live = LiveRequests(self._outputs, self._gate)
+        self._listeners = Listeners.installed(os.environ)
+        self._live = LiveRequests(self._outputs, self._gate, self._listeners)
+        self._states = StateRequests()
         self._enders: set[asyncio.Task[None]] = set()
         """Tasks that end requests whose deadline has passed."""
         self._status = EngineStatus(state="loading", reason="starting the engine process")
@@ -99,11 +101,12 @@ class AsyncEngine:
         Raises:
             UserError: No such platform, model or tokenizer.
         """
+        arm()
         config = with_environment(config, read_environment(os.environ))
         selection = await asyncio.to_thread(select_platform, config.device, os.environ)
         facts = read_facts(config)
         extra = environment(selection.name, os.environ)
-        child = await EngineChild.start(config, selection.name, extra, _log_level())
+        child = await EngineChild.start(config, selection.name, extra)
         try:
             tokenizer = None
             if not config.skip_tokenizer_init:
@@ -138,6 +141,11 @@ class AsyncEngine:
     def engine_pid(self) -> int | None:
         """Process id of the engine process, None between two of them."""
         return self._child.pid if self._child else None
+
+    async def debug_state(self) -> dict[str, Any]:
+        """See ``EngineClient.debug_state``."""
+        engine = await self._states.ask(self._child)
+        return {"status": self._status.state, "num_live": len(self._live), "engine": engine}
 
     async def wait_ready(self) -> None:
         """Wait until requests are served. Raises EngineDeadError if that will not happen."""
@@ -277,7 +285,7 @@ class AsyncEngine:
             reason = self._failure or f"the engine process ended with status {code}"
             if not await self._may_restart(reason):
                 return
-            child = await EngineChild.start(self.config, self.selection.name, extra, _log_level())
+            child = await EngineChild.start(self.config, self.selection.name, extra)
 
     async def _may_restart(self, reason: str) -> bool:
         """Decide after the end of a process; tells everybody if there will be no other."""
@@ -311,10 +319,16 @@ class AsyncEngine:
                 return
 
     async def _read(self, child: EngineChild) -> None:
-        while True:
-            message = await child.receive()
-            self._last_heard = time.monotonic()
-            await self._take(child, message)
+        """Take what the process says. If that goes wrong, another process is needed."""
+        try:
+            while True:
+                message = await child.receive()
+                self._last_heard = time.monotonic()
+                await self._take(child, message)
+        except Exception as error:
+            _log.exception("what the engine process says cannot be taken")
+            self._failure = f"what it said could not be taken: {describe_error(error)}"
+            await child.end(0)
 
     async def _take(self, child: EngineChild, message: FromEngine) -> None:
         match message:
@@ -322,9 +336,10 @@ class AsyncEngine:
                 message.stats.num_restarts = self._num_restarts
                 self._stats = message.stats
                 self._gate.report(message.stats)
+                self._listeners.stepped(lambda: self._stats)
                 await self._deliver(child, message)
-            case Heartbeat():
-                pass
+            case State(state=state):
+                self._states.answer(state)
             case Loading(name=name, done=done, total=total):
                 share = f" {100 * done // total}%" if total else ""
                 await self._set_status(self._status.state, name + share)
@@ -335,10 +350,11 @@ class AsyncEngine:
 
     async def _deliver(self, child: EngineChild, outputs: Outputs) -> None:
         result = self._outputs.process(outputs.updates)
+        aborts = [*result.aborts]
         for name, item in result.deltas:
-            self._live.deliver(name, item)
-        if result.aborts:
-            await child.send(Abort(ids=result.aborts))
+            aborts += self._live.deliver(name, item)
+        if aborts:
+            await child.send(Abort(ids=aborts))
 
     async def _resume(self, child: EngineChild, ready: Ready) -> None:
         """The process is ready: give it what was running on the one before it."""
@@ -387,7 +403,3 @@ class AsyncEngine:
         if child is not None:
             await child.send(Control(name="shutdown"))
             await child.end(2.0)
-
-
-def _log_level() -> str:
-    return logging.getLevelName(logging.getLogger().getEffectiveLevel())

@@ -14,6 +14,7 @@ from dovetail.core.config.checkpoint import ModelFacts
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.engine.api import ModelInfo
 from dovetail.core.errors import ContextLengthError, RequestError
+from dovetail.core.faults import fault
 from dovetail.core.kv.extent import blocks_for
 from dovetail.core.plugins.logits import LogitsProcessors
 from dovetail.core.request import PromptTokens, Request, SamplingParams
@@ -139,6 +140,7 @@ class Intake:
             seed = int(self._random.integers(1 << 63))
         count = 1 if params.use_beam_search else params.best_of or params.n
         first = next(self._ids)
+        fault("frontend.intake", first)
         ids = [first, *(next(self._ids) for _ in range(count - 1))]
         return [
             Request(

@@ -22,6 +22,7 @@ import zmq
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.engine.build import BuiltEngine, build_engine
 from dovetail.core.engine.core import EngineCore
+from dovetail.core.engine.debug import describe_scheduler
 from dovetail.core.engine.messages import (
     Abort,
     AddRequest,
@@ -32,6 +33,7 @@ from dovetail.core.engine.messages import (
     Loading,
     Outputs,
     Ready,
+    State,
     decode_to_engine,
     encode,
 )
@@ -207,6 +209,8 @@ def _take(channel: _Channel, core: EngineCore, data: bytes) -> bool:
             core.abort(ids)
         case Control(name="reset_prefix_cache"):
             core.scheduler.pool.forget_cached()
+        case Control(name="dump"):
+            channel.send(State(state=describe_scheduler(core.scheduler)))
         case Control(name="shutdown"):
             return False
         case Control(name=name):

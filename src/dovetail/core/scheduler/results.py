@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from dovetail.core.batch import Batch, LogprobArrays, StepOutput
+from dovetail.core.faults import fault
+from dovetail.core.plugins.registry import describe_error
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.scheduler.sequence import Sequence
 from dovetail.core.types import BoolArray, IntArray
 from dovetail.core.update import TokenAlternatives, Update
 
 __all__ = ["sequence_updates"]
+
+_log = logging.getLogger(__name__)
 
 NOT_FINITE = "the model's logits were not finite numbers for this request"
 
@@ -49,11 +57,24 @@ def sequence_updates(
     notable = []
     for k in np.flatnonzero(special).tolist():
         sequence, i = table.at(int(rows[k])), int(indices[k])
-        _complete(updates[k], sequence, batch, output, i, bool(stopped[k]), bool(ended[k]))
+        with failing_alone(updates[k]):
+            fault("scheduler.result", updates[k].id)
+            _complete(updates[k], sequence, batch, output, i, bool(stopped[k]), bool(ended[k]))
         notable.append((updates[k], sequence))
     if batch.prompt_logprobs is not None:
-        _add_prompt_logprobs(updates, table, batch, output, live)
+        _add_prompt_logprobs(updates, notable, table, batch, output, live)
     return updates, notable
+
+
+@contextmanager
+def failing_alone(update: Update) -> Iterator[None]:
+    """What is raised inside ends the request of this update, and nobody else's."""
+    try:
+        yield
+    except Exception as error:
+        _log.exception("the result of request %d could not be completed", update.id)
+        update.token_ids, update.logprobs, update.prompt_logprobs = [], None, None
+        update.finish_reason, update.error = "error", describe_error(error)
 
 
 def _emitted(
@@ -129,24 +150,32 @@ def _alternatives(arrays: LogprobArrays, i: int, count: int) -> TokenAlternative
 
 
 def _add_prompt_logprobs(
-    updates: list[Update], table: RowTable, batch: Batch, output: StepOutput, live: BoolArray
+    updates: list[Update],
+    notable: list[tuple[Update, Sequence]],
+    table: RowTable,
+    batch: Batch,
+    output: StepOutput,
+    live: BoolArray,
 ) -> None:
     """Add new pieces of prompt log-probabilities to the updates; count them as sent."""
     need, arrays = batch.prompt_logprobs, output.prompt_logprobs
     if need is None or arrays is None:
         return
     by_id = {update.id: update for update in updates}
-    for i, batch_row in enumerate(batch.row_of_token[need.token_index].tolist()):
-        if not live[batch_row]:
-            continue
+    owners = batch.row_of_token[need.token_index]
+    for batch_row in np.unique(owners[live[owners]]).tolist():
         sequence = table.at(int(batch.rows[batch_row]))
-        request_id = sequence.request.id
-        if request_id not in by_id:
-            by_id[request_id] = Update(id=request_id, token_ids=[])
-            updates.append(by_id[request_id])
-        update = by_id[request_id]
-        count = sequence.request.params.prompt_logprobs or 0
-        if update.prompt_logprobs is None:
-            update.prompt_logprobs = []
-        update.prompt_logprobs.append(_alternatives(arrays, i, count))
-        sequence.num_prompt_logprobs += 1
+        update = by_id.get(sequence.request.id)
+        if update is None:
+            update = Update(id=sequence.request.id, token_ids=[])
+            updates.append(update)
+        if update.error is not None:
+            continue
+        places = np.flatnonzero(owners == batch_row).tolist()
+        with failing_alone(update):
+            fault("scheduler.result", update.id)
+            count = sequence.request.params.prompt_logprobs or 0
+            update.prompt_logprobs = [_alternatives(arrays, i, count) for i in places]
+            sequence.num_prompt_logprobs += len(places)
+        if update.error is not None and all(other is not update for other, _ in notable):
+            notable.append((update, sequence))

@@ -285,7 +285,7 @@ class Scheduler:
         if self.table.has_grammar[batch.rows].any():
             advance_grammars(self.table, self.grammars, batch, live, updates, notable)
         for update, sequence in notable:
-            if not sequence.has_started:
+            if not sequence.has_started and update.error is None:
                 self._first_token(sequence)
             if sequence.beam is not None:
                 self.beams.take(sequence, update, updates)
