@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovetail.core.batch import Batch, StepOutput
-from dovetail.core.errors import InvariantError, RequestFailedError
+from dovetail.core.errors import InvariantError
 from dovetail.core.kv.pool import BlockPool
 from dovetail.core.request import Request
 from dovetail.core.scheduler.admission import Admission
@@ -81,7 +81,7 @@ class Scheduler:
         """
         if request.id in self.sequences or self.beams.has(request.id):
             raise InvariantError("request", f"I12: request {request.id} is here already")
-        self._check_fit(request)
+        self.admission.check_fit(request)
         self.stats.num_accepted += 1
         if request.params.use_beam_search:
             self.beams.add(request)
@@ -93,15 +93,6 @@ class Scheduler:
             parent.children.append(sequence)
         else:
             self.waiting.push(sequence)
-
-    def _check_fit(self, request: Request) -> None:
-        total = len(request.prompt_token_ids) + (request.params.max_tokens or 0)
-        needed, num_usable = self.blocks.most(total), self.pool.num_usable
-        if total > self.config.max_model_len or needed > num_usable:
-            raise RequestFailedError(
-                f"{total} tokens need {needed} KV blocks of {self.config.block_size}; there are"
-                f" {num_usable}, and a sequence may have {self.config.max_model_len} tokens"
-            )
 
     def abort(self, ids: list[int]) -> None:
         """Forget these requests; unknown ids are ignored, for they may just have ended."""
@@ -176,7 +167,7 @@ class Scheduler:
         then all their tokens are known.
         """
         plan = self.running.grant(decode, prefill, ahead=bool(self._under_way))
-        while (missing := self.blocks.missing(plan.rows, plan.reach)) > self.pool.num_free:
+        while (need := self.blocks.need(plan.rows, plan.reach)).total > self.pool.num_free:
             if plan.drafts is not None or plan.ahead is not None:
                 plan = self.running.grant(
                     decode, prefill, ahead=bool(self._under_way), may_draft=False
@@ -186,8 +177,8 @@ class Scheduler:
                 return None
             self._make_room()
             plan = self.running.grant(decode, prefill, ahead=bool(self._under_way), may_draft=False)
-        if missing:
-            plan.copies = self.blocks.extend(plan.rows, plan.reach)
+        if need.total:
+            plan.copies = self.blocks.give(need)
         return plan
 
     def _start(self, plan: Plan) -> Batch:
@@ -349,7 +340,7 @@ class Scheduler:
             return None
         budget = self.config.max_num_batched_tokens
         if sequence.row is not None:
-            rows = np.array([sequence.row], np.int32)
+            rows = np.array([sequence.row], np.intp)
             left = self.table.num_tokens[rows] - self.table.num_computed[rows]
             plan = Plan(rows=rows, grants=np.minimum(left, budget).astype(np.int32))
             plan.copies = self.blocks.extend(rows, plan.grants)
