@@ -62,6 +62,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     stop_token_ids: list[int] | None = []
     """Generation ends when one of these tokens is chosen."""
     include_stop_str_in_output: bool = False
+    """Keep the stop string, or the text of the token that ended it, at the end of the text."""
     ignore_eos: bool = False
     """Go on after the end-of-text token."""
     max_tokens: int | None = 16
@@ -86,8 +87,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Installed logits processors to apply, in this order: name to argument, which is plain data.
     ``dovetail.core.contracts.logits`` says what one is."""
     detokenize: bool = True
+    """Turn tokens into text; without it, answers are token ids alone."""
     skip_special_tokens: bool = True
+    """Leave special tokens, such as the end-of-text token, out of the text."""
     spaces_between_special_tokens: bool = True
+    """If special tokens are shown: keep the spaces that some tokenizers put between them."""
 
     def __post_init__(self) -> None:
         self._normalise()
