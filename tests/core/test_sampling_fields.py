@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dovetail import LLM, RequestOutput, SamplingParams
+from tests import processors
 from tests.checkpoints import BOS, EOS, VOCAB_SIZE, make_checkpoint
-from tests.core.plugins.conftest import Fakes
 
 PROMPT = "Once upon a time there was a ship"
 GREEDY = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
@@ -66,12 +66,8 @@ class Case:
     seen: Callable[[RequestOutput, RequestOutput], bool]
 
 
-def cases(pilot: RequestOutput, llm: LLM) -> dict[str, Case]:
-    """By field. The pilot is the greedy answer."""
-    said, ids = text(pilot), tokens(pilot)
-    stop = said[4:6]
-    (the,) = llm.get_tokenizer().encode(" the", add_special_tokens=False)
-    to_the_end = {"temperature": 0.0, "max_tokens": 12, "logit_bias": {EOS: 100.0}}
+def choosing() -> dict[str, Case]:
+    """Fields that say how tokens and texts are chosen."""
     ends = list(range(3, VOCAB_SIZE, 8))
     return {
         "n": Case(DRAWN, 3, lambda a, b: (len(a.outputs), len(b.outputs)) == (1, 3)),
@@ -90,6 +86,26 @@ def cases(pilot: RequestOutput, llm: LLM) -> dict[str, Case]:
         "frequency_penalty": Case(LONG, 2.0, lambda a, b: distinct(b) > distinct(a)),
         "repetition_penalty": Case(LONG, 3.0, lambda a, b: distinct(b) > distinct(a)),
         "seed": Case(DRAWN, 12, lambda a, b: tokens(a) != tokens(b)),
+        "logit_bias": Case(GREEDY, {70: 100.0}, lambda a, b: tokens(b) == [70] * 12),
+        "allowed_token_ids": Case(GREEDY, [70, 71], lambda a, b: set(tokens(b)) <= {70, 71}),
+        "bad_words_token_ids": Case(
+            {**GREEDY, "logit_bias": {70: 100.0, 71: 80.0}},
+            [[70, 70]],
+            lambda a, b: tokens(a) == [70] * 12 and tokens(b) == [70, 71] * 6,
+        ),
+        "logits_processors": Case(
+            GREEDY, {"force": [50, 60, 70]}, lambda a, b: tokens(b) == [50, 60, 70] * 4
+        ),
+    }
+
+
+def ending_and_showing(pilot: RequestOutput, llm: LLM) -> dict[str, Case]:
+    """Fields that say where a text ends and what of it is shown; the pilot is the greedy answer."""
+    said, ids = text(pilot), tokens(pilot)
+    stop = said[4:6]
+    (the,) = llm.get_tokenizer().encode(" the", add_special_tokens=False)
+    to_the_end = {"temperature": 0.0, "max_tokens": 12, "logit_bias": {EOS: 100.0}}
+    return {
         "stop": Case(GREEDY, [stop], lambda a, b: text(b) == said[: said.index(stop)]),
         "stop_token_ids": Case(
             GREEDY, [ids[5]], lambda a, b: tokens(b) == ids[: ids.index(ids[5]) + 1]
@@ -113,20 +129,10 @@ def cases(pilot: RequestOutput, llm: LLM) -> dict[str, Case]:
                 and len(b.prompt_logprobs or ()) == len(b.prompt_token_ids)
             ),
         ),
-        "logit_bias": Case(GREEDY, {70: 100.0}, lambda a, b: tokens(b) == [70] * 12),
-        "allowed_token_ids": Case(GREEDY, [70, 71], lambda a, b: set(tokens(b)) <= {70, 71}),
         "bad_words": Case(
             {**GREEDY, "logit_bias": {the: 100.0}},
             ["the"],
             lambda a, b: tokens(a) == [the] * 12 and the not in tokens(b),
-        ),
-        "bad_words_token_ids": Case(
-            {**GREEDY, "logit_bias": {70: 100.0, 71: 80.0}},
-            [[70, 70]],
-            lambda a, b: tokens(a) == [70] * 12 and tokens(b) == [70, 71] * 6,
-        ),
-        "logits_processors": Case(
-            GREEDY, {"force": [50, 60, 70]}, lambda a, b: tokens(b) == [50, 60, 70] * 4
         ),
         "detokenize": Case(GREEDY, False, lambda a, b: text(a) != "" == text(b)),
         "skip_special_tokens": Case(
@@ -143,12 +149,8 @@ SPACED = "spaces_between_special_tokens"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def processor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("plugins")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        group = "dovetail.logits_processors"
-        Fakes(folder).install("acme-force", FORCE, name="force", group=group, attribute="Force")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with processors.installed(tmp_path_factory.mktemp("plugins"), FORCE, "Force"):
         yield
 
 
@@ -164,7 +166,7 @@ def llm(model: Path, request: pytest.FixtureRequest) -> LLM:
 
 @pytest.fixture(scope="module")
 def table(llm: LLM) -> dict[str, Case]:
-    return cases(answer(llm, GREEDY), llm)
+    return choosing() | ending_and_showing(answer(llm, GREEDY), llm)
 
 
 def answer(llm: LLM, fields: dict[str, Any]) -> RequestOutput:

@@ -10,7 +10,7 @@ import pytest
 
 from dovetail import LLM
 from dovetail.core.engine.beam_search import BeamSearchParams
-from tests.core.plugins.conftest import Fakes
+from tests import processors
 from tests.servers import Server
 
 PROMPT = "def main("
@@ -31,12 +31,12 @@ class Ban(LogitsProcessor):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    plugins = tmp_path_factory.mktemp("plugins")
-    group = "dovetail.logits_processors"
-    Fakes(plugins).install("acme-ban", SOURCE, name="ban", group=group, attribute="Ban")
     log = tmp_path_factory.mktemp("server") / "log"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(plugins))
+    with (
+        processors.installed(tmp_path_factory.mktemp("plugins"), SOURCE, "Ban") as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("PYTHONPATH", str(folder))
         server = Server(log, "--device", "cpu", "--dtype", "float32", "--threads", "1")
     yield server
     assert server.stop() == 0

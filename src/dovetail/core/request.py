@@ -300,7 +300,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     prompt_token_ids: list[int]
     """At least one token, each inside the vocabulary."""
     params: SamplingParams
-    """``n`` is 1 here, and ``max_tokens`` is a number that fits the context."""
+    """``n`` is 1 here, except for a beam search; ``max_tokens`` is a number that fits the context,
+    and bad words are token ids."""
     stop_token_ids: list[int]
     """The model's end-of-text tokens (unless ignored) and the request's own, without repeats."""
     seed: int

@@ -77,6 +77,8 @@ async def test_a_length_penalty_without_beams_means_nothing(path: str) -> None:
         ({"use_beam_search": True, "bad_words": ["x"]}, "bad_words"),
         ({"use_beam_search": True, "logits_processors": {"x": 1}}, "logits_processors"),
         ({"use_beam_search": True, "length_penalty": 11}, "length_penalty"),
+        ({"use_beam_search": True, "n": 33}, "n"),
+        ({"use_beam_search": True, "best_of": 33}, "best_of"),
         ({"use_beam_search": 1}, "use_beam_search"),
         ({"bad_words": "x"}, "bad_words"),
         ({"bad_words": [""]}, "bad_words"),
