@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dovetail.core.config.schema import EngineConfig
     from dovetail.core.engine.async_engine import AsyncEngine
+    from dovetail.core.engine.beam_search import BeamSearchOutput, BeamSearchParams
     from dovetail.core.errors import DovetailError
     from dovetail.core.llm import LLM
     from dovetail.core.request import (
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncEngine",
+    "BeamSearchOutput",
+    "BeamSearchParams",
     "CompletionOutput",
     "DovetailError",
     "EngineConfig",
@@ -44,6 +47,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AsyncEngine": "dovetail.core.engine.async_engine",
+    "BeamSearchOutput": "dovetail.core.engine.beam_search",
+    "BeamSearchParams": "dovetail.core.engine.beam_search",
     "CompletionOutput": "dovetail.core.request",
     "DovetailError": "dovetail.core.errors",
     "EngineConfig": "dovetail.core.config.schema",

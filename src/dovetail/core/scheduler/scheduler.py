@@ -144,6 +144,12 @@ class Scheduler:
         """Decide the next step: running rows first (decode before prefill), then new ones."""
         if self._suspects:
             return self._schedule_alone(self._suspects[0])
+        batch = self._schedule_together()
+        while batch is None and self._put_out_resting():
+            batch = self._schedule_together()
+        return batch
+
+    def _schedule_together(self) -> Batch | None:
         for decode, prefill in self._turns():
             plan = self._plan_running(decode, prefill)
             if plan is None:
@@ -152,15 +158,14 @@ class Scheduler:
                 self._admit(plan)
             if len(plan.rows):
                 return self._start(plan)
-        return self._without_resting()
+        return None
 
-    def _without_resting(self) -> Batch | None:
-        """Nothing can run: beams that rest in rows may be in the way of those they wait for."""
-        resting = self.beams.resting_in_row()
-        if self._under_way or resting is None:
-            return None
-        self._preempt(resting)
-        return self.schedule()
+    def _put_out_resting(self) -> bool:
+        """Nothing can run: a beam that rests in a row may be in the way of one it waits for."""
+        resting = None if self._under_way else self.beams.resting_in_row()
+        if resting is not None:
+            self._preempt(resting)
+        return resting is not None
 
     def _turns(self) -> tuple[tuple[bool, bool], ...]:
         """Which of (decode, prefill) may share the step, in the order in which to try."""
