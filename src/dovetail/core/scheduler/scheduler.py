@@ -319,15 +319,19 @@ class Scheduler:
         for update, sequence in notable:
             if not sequence.has_started:
                 self._first_token(sequence)
-            if sequence.beam is not None:
-                self.beams.take(sequence, update, updates)
-            elif update.finish_reason is not None:
-                self._end(sequence, is_bad=update.error is not None)
+            self._settle(sequence, update, updates)
         if self._suspects:
             ids = {update.id for update in updates}
             self._suspects = [s for s in self._suspects if s.request.id not in ids]
         self.stats.num_generation_tokens += len(batch.sampled)
         return self.beams.public(updates)
+
+    def _settle(self, sequence: Sequence, update: Update, updates: list[Update]) -> None:
+        """Act on what an update says of a sequence; a beam's search may add to the updates."""
+        if sequence.beam is not None:
+            self.beams.take(sequence, update, updates)
+        elif update.finish_reason is not None:
+            self._end(sequence, is_bad=update.error is not None)
 
     def _clean(self, sequence: Sequence) -> None:
         """Its KV may hold NaN, which masked reads of later owners would spread."""
@@ -364,10 +368,7 @@ class Scheduler:
             for s in suspects
         ]
         for sequence, update in zip(suspects, list(updates), strict=True):
-            if sequence.beam is not None:
-                self.beams.take(sequence, update, updates)
-            else:
-                self._end(sequence)
+            self._settle(sequence, update, updates)
         return self.beams.public(updates)
 
     def _schedule_alone(self, sequence: Sequence) -> Batch | None:
