@@ -42,7 +42,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Beam search only: scores are the cumulative log-probability divided by the length to this
     power; larger values favour longer texts."""
     temperature: float = 1.0
-    """0 takes the likeliest token (greedy); larger values flatten the distribution."""
+    """0 takes the likeliest token (greedy); larger values flatten the distribution. Beam search
+    ranks by it; 0 is as 1 there."""
     top_p: float = 1.0
     """Keep the smallest set of likeliest tokens whose probabilities sum to this, in (0, 1]."""
     top_k: int = 0
@@ -128,12 +129,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 raise RequestError(
                     f"{field.name} cannot be combined with use_beam_search.", param=field.name
                 )
-        if self.temperature not in (0.0, 1.0):
-            raise RequestError(
-                "temperature must be 0 or 1 with use_beam_search, which ranks by the model's own"
-                f" probabilities, not {self.temperature}.",
-                param="temperature",
-            )
 
     def _normalise(self) -> None:
         """Give the several spellings that clients use for one meaning a single form."""
@@ -147,8 +142,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
-        return self.temperature < 1e-5
+        """Whether nothing is drawn: the likeliest token is taken, or beams are followed."""
+        return self.temperature < 1e-5 or self.use_beam_search
+
+    @property
+    def beam_temperature(self) -> float:
+        """What divides the logits that beams are ranked by; 1 where nothing has to be divided."""
+        return self.temperature if self.use_beam_search and self.temperature >= 1e-5 else 1.0
 
     @property
     def shapes_logits(self) -> bool:

@@ -71,7 +71,6 @@ async def test_a_length_penalty_without_beams_means_nothing(path: str) -> None:
         ({"best_of": 2, "n": 3}, "best_of"),
         ({"best_of": 0}, "best_of"),
         ({"best_of": 129}, "best_of"),
-        ({"use_beam_search": True, "temperature": 0.7}, "temperature"),
         ({"use_beam_search": True, "top_p": 0.5}, "top_p"),
         ({"use_beam_search": True, "stop": "x"}, "stop"),
         ({"use_beam_search": True, "bad_words": ["x"]}, "bad_words"),

@@ -69,7 +69,7 @@ class BeamSearches:
         """Begin a search with one beam, the prompt."""
         group = self._groups[request.id] = BeamGroup(request)
         params = msgspec.structs.replace(
-            request.params, n=1, best_of=None, temperature=0.0, logprobs=2 * group.width
+            request.params, n=1, best_of=None, logprobs=2 * group.width
         )
         own = msgspec.structs.replace(
             request, id=self._next_id(), params=params, stop_token_ids=[], parent=None

@@ -20,7 +20,7 @@ from torch import Tensor
 from dovetail.core.batch import Batch, JoinedRow, SamplingBatch
 from dovetail.platforms.torch.sampling.choice import Restrict, choose
 from dovetail.platforms.torch.sampling.logprobs import LogprobTensors, logprobs
-from dovetail.platforms.torch.sampling.rows import Rows, Which
+from dovetail.platforms.torch.sampling.rows import Rows, Which, on_device
 from dovetail.platforms.torch.sampling.shaping import Shaper
 
 __all__ = ["LogprobTensors", "SampleResult", "Sampler"]
@@ -61,10 +61,16 @@ class Sampler:
         self._restrict = restrict
         self._shaper = Shaper(vocab_size, max_rows, device)
         self._scratch = torch.empty(0, vocab_size, device=device)
+        self._heats: dict[int, float] = {}
+        """Temperatures of rows whose log-probabilities are not those of the raw logits: beams."""
 
     def join(self, rows: Sequence[JoinedRow]) -> None:
         """Take over rows: what is kept for their former requests is dropped."""
         self._shaper.join(rows)
+        for row in rows:
+            self._heats.pop(row.row, None)
+            if row.params.beam_temperature != 1.0:
+                self._heats[row.row] = row.params.beam_temperature
 
     def logprobs(self, logits_NV: Tensor, chosen_N: Tensor, k: int) -> LogprobTensors:
         """Log-probabilities of the chosen tokens and the k likeliest: ``sampling.logprobs``."""
@@ -93,9 +99,19 @@ class Sampler:
         return SampleResult(
             token_ids=tokens,
             finite=finite,
-            logprobs=None if wanted is None else logprobs(logits_SV, tokens, wanted),
+            logprobs=None
+            if wanted is None
+            else logprobs(self._heated(logits_SV, rows), tokens, wanted),
             failures=failures,
         )
+
+    def _heated(self, logits_SV: Tensor, rows: Which) -> Tensor:
+        """The logits by whose log-probabilities the rows go; a copy if some are divided."""
+        heats = [self._heats.get(row, 1.0) for row in rows.tolist()] if self._heats else []
+        if all(heat == 1.0 for heat in heats):
+            return logits_SV
+        divisors = on_device(np.array(heats, np.float32)[:, None], logits_SV.device)
+        return logits_SV.float() / divisors
 
     def _choose_shaped(
         self, logits_SV: Tensor, sampling: SamplingBatch, rows: Which, shaped: Which
