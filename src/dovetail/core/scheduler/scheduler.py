@@ -132,6 +132,14 @@ class Scheduler:
         self.blocks.release_behind()
         if self._suspects:
             return self._schedule_alone(self._suspects.first())
+        batch = self._schedule_together()
+        while batch is None and self._put_out_resting():
+            batch = self._schedule_together()
+        if batch is None and not self._under_way:
+            self.waiting.rest()
+        return batch
+
+    def _schedule_together(self) -> Batch | None:
         for decode, prefill in self._turns():
             plan = self._plan_running(decode, prefill)
             if plan is None:
@@ -140,18 +148,14 @@ class Scheduler:
                 self.running.top_up(plan, self.admission.admit(plan))
             if len(plan.rows):
                 return self._start(plan)
-        return self._without_resting()
+        return None
 
-    def _without_resting(self) -> Batch | None:
-        """Nothing can run: beams that rest in rows may be in the way of those they wait for."""
-        if self._under_way:
-            return None
-        resting = self.beams.resting_in_row()
-        if resting is None:
-            self.waiting.rest()
-            return None
-        self._preempt(resting)
-        return self.schedule()
+    def _put_out_resting(self) -> bool:
+        """Nothing can run: a beam that rests in a row may be in the way of one it waits for."""
+        resting = None if self._under_way else self.beams.resting_in_row()
+        if resting is not None:
+            self._preempt(resting)
+        return resting is not None
 
     def _turns(self) -> tuple[tuple[bool, bool], ...]:
         """Which of (decode, prefill) may share the step, in the order in which to try."""
@@ -278,16 +282,20 @@ class Scheduler:
         for update, sequence in notable:
             if not sequence.has_started and update.error is None:
                 self._first_token(sequence)
-            if sequence.beam is not None:
-                self.beams.take(sequence, update, updates)
-            elif update.finish_reason is not None:
-                self._end(sequence, is_bad=update.error is not None)
-                self.stats.num_finished += update.error is None
-                self.stats.num_failed += update.error is not None
+            self._settle(sequence, update, updates)
         if self._suspects:
             self._suspects.acquit(updates)
         self.stats.num_generation_tokens += int(output.num_tokens.sum())
         return self.beams.public(updates)
+
+    def _settle(self, sequence: Sequence, update: Update, updates: list[Update]) -> None:
+        """Act on what an update says of a sequence; a beam's search may add to the updates."""
+        if sequence.beam is not None:
+            self.beams.take(sequence, update, updates)
+        elif update.finish_reason is not None:
+            self._end(sequence, is_bad=update.error is not None)
+            self.stats.num_finished += update.error is None
+            self.stats.num_failed += update.error is not None
 
     def _clean(self, sequence: Sequence) -> None:
         """Its KV may hold NaN, which masked reads of later owners would spread."""
@@ -327,11 +335,7 @@ class Scheduler:
             for s in suspects
         ]
         for sequence, update in zip(suspects, list(updates), strict=True):
-            if sequence.beam is not None:
-                self.beams.take(sequence, update, updates)
-            else:
-                self._end(sequence)
-                self.stats.num_failed += 1
+            self._settle(sequence, update, updates)
         return self.beams.public(updates)
 
     def _schedule_alone(self, sequence: Sequence) -> Batch | None:
