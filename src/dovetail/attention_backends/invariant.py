@@ -7,8 +7,7 @@ query does not see adds exact zeros. The largest score is exact in any order, su
 run over a fixed number of keys, and tiles are added in the order of their positions. All of it in
 float32.
 
-A query reads what is in the cache, also of its own step. The cache of a layer is (2, K, B, P, E),
-as that of ``sdpa``.
+A query reads what is in the cache, also of its own step.
 """
 
 from __future__ import annotations
@@ -21,11 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dovetail.attention_backends.memory import zeros
+from dovetail.attention_backends.kv_cache import (
+    KvCache,
+    bytes_per_block,
+    make_cache,
+    refuses_kv_dtype,
+)
 from dovetail.attention_backends.steady import in_place, least_batch, products
 from dovetail.core.batch import Batch
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
-from dovetail.core.types import ITEM_SIZE, IntArray
+from dovetail.core.types import IntArray
 
 __all__ = ["InvariantAttention"]
 
@@ -84,20 +88,19 @@ class InvariantAttention:
             return f"its tiles of {_TILE} keys are not whole blocks of {need.block_size}"
         if any(self._least(spec) is None for spec in need.specs):
             return "the products of matrices here depend on how many are computed at once"
-        return None
+        return refuses_kv_dtype(need)
 
     def _least(self, spec: AttentionSpec) -> int | None:
         group = spec.num_heads // spec.num_kv_heads
         return least_batch(group, spec.head_size, _TILE, self.device)
 
     def bytes_per_block(self, spec: AttentionSpec, need: AttentionNeed) -> int:
-        """Keys and values of one block."""
-        return 2 * need.block_size * spec.num_kv_heads * spec.head_size * ITEM_SIZE[need.kv_dtype]
+        """Keys, values and scales of one block."""
+        return bytes_per_block(spec, need)
 
-    def allocate(self, spec: AttentionSpec, need: AttentionNeed, num_blocks: int) -> Tensor:
-        """(2, K, B, P, E). Zeros, for keys that nobody sees must be finite."""
-        shape = (2, spec.num_kv_heads, num_blocks, need.block_size, spec.head_size)
-        return zeros(shape, need.kv_dtype, self.device)
+    def allocate(self, spec: AttentionSpec, need: AttentionNeed, num_blocks: int) -> KvCache:
+        """See ``kv_cache``."""
+        return make_cache(spec, need, num_blocks, self.device)
 
     def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
         """Sort the rows into groups that decode together and rows that prefill."""
@@ -149,16 +152,14 @@ class InvariantAttention:
         q_THE: Tensor,
         k_TKE: Tensor,
         v_TKE: Tensor,
-        cache: Tensor,
+        cache: KvCache,
         plan: object,
         spec: AttentionSpec,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, KvCache]:
         """Write, then attend. The cache is changed in place."""
         if not isinstance(plan, _Plan):
             raise TypeError(f"a plan of another backend: {type(plan).__name__}")
-        by_place = cache.permute(0, 2, 3, 1, 4)
-        for side, fresh in enumerate((k_TKE, v_TKE)):
-            by_place[side, plan.blocks_T, plan.offsets_T] = fresh.to(cache.dtype)
+        cache.write(k_TKE, v_TKE, plan.blocks_T, plan.offsets_T)
         scaled = (q_THE.float() * spec.scale).view(
             len(q_THE), spec.num_kv_heads, -1, q_THE.shape[2]
         )
@@ -166,26 +167,27 @@ class InvariantAttention:
         out_KTGE = torch.empty_like(q_KTGE)
         least = self._least(spec) or 1
         for decode in plan.decodes:
-            own = _OwnKeys(_gather(cache, decode.blocks_X), decode.num_tiles, least)
+            kv = cache.gather(decode.blocks_X, torch.float32)
+            own = _OwnKeys(kv, decode.num_tiles, least)
             out_KTGE[:, decode.tokens_R] = _attend(
                 q_KTGE[:, decode.tokens_R], own, decode.positions_R, 0, spec
             )
         for row in plan.prefills:
             tokens = slice(row.start, row.start + row.count)
-            keys = _gather(cache, row.blocks)
-            out_KTGE[:, tokens] = self._prefill(q_KTGE[:, tokens], keys, row, least, spec)
+            kv = cache.gather(row.blocks, torch.float32)
+            out_KTGE[:, tokens] = self._prefill(q_KTGE[:, tokens], kv, row, least, spec)
         return out_KTGE.transpose(0, 1).flatten(1, 2).to(q_THE.dtype), cache
 
     def _prefill(
         self,
         q_KTGE: Tensor,
-        kv: tuple[Tensor, Tensor],
+        kv: Tensor,
         row: _Prefill,
         least: int,
         spec: AttentionSpec,
     ) -> Tensor:
-        """Several query tokens of one row; ``kv`` are its keys and values, (K, L, E) each."""
-        most = max(1, _MOST_SCORES // (spec.num_heads * kv[0].shape[1]))
+        """Several query tokens of one row; ``kv`` is (2, K, L, E)."""
+        most = max(1, _MOST_SCORES // (spec.num_heads * kv.shape[2]))
         size = min(_QUERY_CHUNK, most)
         parts = []
         for start in range(0, row.count, size):
@@ -195,22 +197,16 @@ class InvariantAttention:
             if spec.window is not None:
                 first = max(0, row.before + start - spec.window + 1) // _TILE
             seen = slice(first * _TILE, -(-(row.before + end) // _TILE) * _TILE)
-            shared = _SharedKeys((kv[0][:, seen], kv[1][:, seen]), least)
+            shared = _SharedKeys(kv[:, :, seen], least)
             parts.append(_attend(q_KTGE[:, start:end], shared, positions, first, spec))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def copy_blocks(self, caches: Sequence[Tensor], pairs: IntArray) -> Sequence[Tensor]:
+    def copy_blocks(self, caches: Sequence[KvCache], pairs: IntArray) -> Sequence[KvCache]:
         """Copy in place, in every layer."""
         source, target = self._tensor(pairs[:, 0]), self._tensor(pairs[:, 1])
         for cache in caches:
-            cache[:, :, target] = cache[:, :, source]
+            cache.copy(source, target)
         return caches
-
-
-def _gather(cache: Tensor, blocks_X: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of some blocks, one after another: float32, (K, positions, E) each."""
-    keys, values = cache.index_select(2, blocks_X).flatten(2, 3).float()
-    return keys, values
 
 
 class _Keys(Protocol):
@@ -228,13 +224,12 @@ class _Keys(Protocol):
 
 
 class _OwnKeys:
-    """Each query token has a sequence of its own; keys and values are (K, N * I * tile, E)."""
+    """Each query token has a sequence of its own; ``kv`` is (2, K, N * I * tile, E)."""
 
-    def __init__(self, kv: tuple[Tensor, Tensor], num_tiles: int, least: int) -> None:
+    def __init__(self, kv: Tensor, num_tiles: int, least: int) -> None:
         self.num_tiles = num_tiles
         self._least = least
-        size = kv[0].shape[-1]
-        self._keys, self._values = (x.view(-1, num_tiles, _TILE, size) for x in kv)
+        self._keys, self._values = kv.view(2, -1, num_tiles, _TILE, kv.shape[-1])
 
     def scores(self, q_KNGE: Tensor) -> Tensor:
         """See ``_Keys``."""
@@ -254,11 +249,11 @@ class _OwnKeys:
 
 
 class _SharedKeys:
-    """All query tokens are of one sequence; keys and values are (K, I * tile, E)."""
+    """All query tokens are of one sequence; ``kv`` is (2, K, I * tile, E)."""
 
-    def __init__(self, kv: tuple[Tensor, Tensor], least: int) -> None:
+    def __init__(self, kv: Tensor, least: int) -> None:
         self._least = least
-        self._keys, self._values = (x.view(len(x), -1, _TILE, x.shape[-1]) for x in kv)
+        self._keys, self._values = kv.view(2, kv.shape[1], -1, _TILE, kv.shape[-1])
         self.num_tiles = self._keys.shape[1]
 
     def scores(self, q_KNGE: Tensor) -> Tensor:
