@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dovetail.core.config.schema import EngineConfig
+    from dovetail.core.constraint import StructuredOutputsParams
     from dovetail.core.engine.async_engine import AsyncEngine
     from dovetail.core.errors import DovetailError
     from dovetail.core.llm import LLM
@@ -37,6 +38,7 @@ __all__ = [
     "PromptTokens",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
 ]
 
@@ -52,6 +54,7 @@ _HOMES = {
     "PromptTokens": "dovetail.core.request",
     "RequestOutput": "dovetail.core.request",
     "SamplingParams": "dovetail.core.request",
+    "StructuredOutputsParams": "dovetail.core.constraint",
 }
 
 

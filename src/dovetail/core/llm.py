@@ -72,7 +72,11 @@ class LLM:
         self._core = built.core
         self._outputs = OutputProcessor(self._tokenizer)
         self._listeners = Listeners.installed(os.environ)
-        info = structs.replace(model_info(facts, config), max_model_len=built.config.max_model_len)
+        info = structs.replace(
+            model_info(facts, config),
+            max_model_len=built.config.max_model_len,
+            features=built.features,
+        )
         self._intake = Intake(info, self._tokenizer, seed=built.config.seed)
         self._intake.room = CacheRoom(
             num_blocks=built.num_blocks, block_size=built.config.block_size
@@ -117,7 +121,9 @@ class LLM:
                 f"{len(items)} prompts, but {len(ranks)} priorities.", param="priority"
             )
         requests = [
-            self._intake.requests(t, p, priority=rank, cap_max_tokens=True)
+            self._intake.requests(
+                t, p, priority=rank, cap_max_tokens=True, grammar=self._intake.grammar(p)
+            )
             for t, p, rank in zip(tokens, params, ranks, strict=True)
         ]
         return self._run(tokens, params, requests, use_tqdm, timeout)
@@ -203,6 +209,7 @@ class LLM:
 
     def close(self) -> None:
         """Give memory back. The object cannot be used afterwards."""
+        self._intake.close()
         self._core.close()
 
     def _params_for(

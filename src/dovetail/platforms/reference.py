@@ -36,7 +36,13 @@ def _create() -> Platform:
             kv_dtypes=("auto", "float32", "bfloat16", "float16"),
             block_sizes=(16, 1, 2, 4, 8, 32, 64, 128),
             features=frozenset(
-                {"prompt_logprobs", "transformers_models", "speculation", "draft_model"}
+                {
+                    "prompt_logprobs",
+                    "structured_output",
+                    "transformers_models",
+                    "speculation",
+                    "draft_model",
+                }
             ),
             max_num_seqs=64,
         )

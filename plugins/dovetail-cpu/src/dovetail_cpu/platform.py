@@ -36,7 +36,13 @@ class CpuPlatform(TorchPlatform):
         kv_dtypes=("auto", "bfloat16", "float32", "float16"),
         block_sizes=(32, 16, 64, 128, 8, 4, 2, 1),
         features=frozenset(
-            {"prompt_logprobs", "transformers_models", "speculation", "draft_model"}
+            {
+                "prompt_logprobs",
+                "structured_output",
+                "transformers_models",
+                "speculation",
+                "draft_model",
+            }
         ),
         max_num_batched_tokens=2048,
         max_num_seqs=64,

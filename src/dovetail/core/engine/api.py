@@ -73,6 +73,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """``generation_config.json`` applied over Dovetail's defaults."""
     max_logprobs: int = 20
     """The most alternatives per token that a request may ask for."""
+    features: frozenset[str] = frozenset()
+    """What the platform can do: ``Capabilities.features``. Empty before the engine is ready."""
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,6 +33,7 @@ from dovetail.core.engine.messages import (
     State,
 )
 from dovetail.core.engine.outputs import OutputAccumulator, OutputProcessor
+from dovetail.core.engine.restarts import Restarts
 from dovetail.core.errors import EngineDeadError, OverloadedError, RequestTimeoutError
 from dovetail.core.faults import arm
 from dovetail.core.plugins.registry import describe_error
@@ -44,9 +45,6 @@ __all__ = ["AsyncEngine"]
 
 _log = logging.getLogger(__name__)
 
-_CRASHES_ALLOWED = 3
-"""Engine processes that may end on their own within ``_CRASH_WINDOW_S`` before giving up."""
-_CRASH_WINDOW_S = 60.0
 _LAST_WORDS_S = 0.05
 """How long messages are still read after the process has ended."""
 _SILENCE_S = 30.0
@@ -85,8 +83,7 @@ class AsyncEngine:
         self._status = EngineStatus(state="loading", reason="starting the engine process")
         self._stats = EngineStats()
         self._changed = asyncio.Condition()
-        self._crash_times: list[float] = []
-        self._num_restarts = 0
+        self._restarts = Restarts()
         self._failure: str | None = None
         self._last_heard = time.monotonic()
         self._child: EngineChild | None = None
@@ -211,8 +208,14 @@ class AsyncEngine:
         cache_salt: str,
         timeout: float | None,
     ) -> LiveRequest:
-        self.check_open(num_sequences=params.n, num_tokens=len(prompt.token_ids))
-        requests = self._intake.requests(prompt, params, priority=priority, cache_salt=cache_salt)
+        num_sequences, num_tokens = params.n, len(prompt.token_ids)
+        self.check_open(num_sequences=num_sequences, num_tokens=num_tokens)
+        grammar = await self._intake.grammar_async(params)
+        if grammar:
+            self.check_open(num_sequences=num_sequences, num_tokens=num_tokens)
+        requests = self._intake.requests(
+            prompt, params, priority=priority, cache_salt=cache_salt, grammar=grammar
+        )
         # The engine's own number keeps apart two requests whose clients chose the same id.
         live = LiveRequest(
             name=f"{request_id or 'request'}#{requests[0].id}",
@@ -284,11 +287,8 @@ class AsyncEngine:
     async def _may_restart(self, reason: str) -> bool:
         """Decide after the end of a process; tells everybody if there will be no other."""
         was_ready = self._status.state in ("ready", "draining")
-        now = time.monotonic()
-        self._crash_times = [t for t in self._crash_times if now - t < _CRASH_WINDOW_S] + [now]
-        if was_ready and len(self._crash_times) <= _CRASHES_ALLOWED:
+        if self._restarts.allow(time.monotonic()) and was_ready:
             _log.error("%s; starting another one for %d requests", reason, len(self._live))
-            self._num_restarts += 1
             await self._set_status("restarting", reason)
             self._gate.report(EngineStats())
             self._live.blame_running()
@@ -327,7 +327,7 @@ class AsyncEngine:
     async def _take(self, child: EngineChild, message: FromEngine) -> None:
         match message:
             case Outputs():
-                message.stats.num_restarts = self._num_restarts
+                message.stats.num_restarts = self._restarts.count
                 self._stats = message.stats
                 self._gate.report(message.stats)
                 self._listeners.stepped(lambda: self._stats)
@@ -353,7 +353,9 @@ class AsyncEngine:
     async def _resume(self, child: EngineChild, ready: Ready) -> None:
         """The process is ready: give it what was running on the one before it."""
         self.banner = ready.banner
-        self.info = msgspec.structs.replace(self.info, max_model_len=ready.max_model_len)
+        self.info = msgspec.structs.replace(
+            self.info, max_model_len=ready.max_model_len, features=frozenset(ready.features)
+        )
         self._intake.info = self.info
         self._intake.room = CacheRoom(num_blocks=ready.num_blocks, block_size=ready.block_size)
         self._gate.max_rows = ready.max_num_seqs
@@ -385,6 +387,7 @@ class AsyncEngine:
         keeper, self._keeper = self._keeper, None
         if keeper is None:
             return
+        self._intake.close()
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
         await self._set_status("dead", "the engine was closed")

@@ -82,6 +82,8 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Facts to show to the user, in this order."""
     max_num_seqs: int
     """Sequences that run at a time."""
+    features: list[str]
+    """Of the platform: ``Capabilities.features``."""
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -166,6 +166,7 @@ def _ready(built: BuiltEngine) -> Ready:
         block_size=built.config.block_size,
         banner=built.banner,
         max_num_seqs=built.config.max_num_seqs,
+        features=sorted(built.features),
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from dovetail.core.scheduler.blocks import Prefix, SequenceBlocks
 from dovetail.core.scheduler.plan import Plan, chunk
-from dovetail.core.scheduler.policy import WaitingQueue
+from dovetail.core.scheduler.prepared import PreparedQueue
 from dovetail.core.scheduler.sequence import Sequence
 from dovetail.core.scheduler.settings import SchedulerConfig, SchedulerStats
 
@@ -22,7 +22,7 @@ class Admission:
     def __init__(
         self,
         config: SchedulerConfig,
-        waiting: WaitingQueue,
+        waiting: PreparedQueue,
         blocks: SequenceBlocks,
         stats: SchedulerStats,
     ) -> None:

@@ -18,7 +18,7 @@ from dovetail.core.errors import InvariantError
 from dovetail.core.request import Request
 from dovetail.core.scheduler.blocks import SequenceBlocks
 from dovetail.core.scheduler.hypotheses import Beam, BeamGroup, Continuation
-from dovetail.core.scheduler.policy import WaitingQueue
+from dovetail.core.scheduler.prepared import PreparedQueue
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.scheduler.sequence import Sequence
 from dovetail.core.scheduler.settings import SchedulerStats
@@ -53,7 +53,7 @@ class BeamSearches:
         self,
         table: RowTable,
         blocks: SequenceBlocks,
-        waiting: WaitingQueue,
+        waiting: PreparedQueue,
         sequences: dict[int, Sequence],
         stats: SchedulerStats,
         *,

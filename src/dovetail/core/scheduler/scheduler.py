@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +16,17 @@ from dovetail.core.scheduler.assemble import assemble_batch
 from dovetail.core.scheduler.beams import BeamSearches
 from dovetail.core.scheduler.blocks import SequenceBlocks
 from dovetail.core.scheduler.isolation import Suspects
-from dovetail.core.scheduler.plan import Plan, chunk
+from dovetail.core.scheduler.masking import advance_grammars
+from dovetail.core.scheduler.plan import Plan
 from dovetail.core.scheduler.policy import WaitingQueue, rank_of, victim
+from dovetail.core.scheduler.prepared import PreparedQueue
 from dovetail.core.scheduler.results import sequence_updates
 from dovetail.core.scheduler.rows import RowTable
+from dovetail.core.scheduler.running import RunningRows
 from dovetail.core.scheduler.sequence import Sequence
 from dovetail.core.scheduler.settings import SchedulerConfig, SchedulerStats
 from dovetail.core.speculative.speculation import Speculation
+from dovetail.core.structured.base import Grammars, NoGrammars
 from dovetail.core.update import Update
 
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats"]
@@ -34,17 +37,22 @@ class Scheduler:
 
     ``schedule`` may be called again before ``update`` was called for the step before (one step
     ahead). It returns None if there is nothing to do, or if steps under way must come in first.
+
+    Args:
+        config: Limits and policies.
+        grammars: Of the requests that have one. None: none has.
     """
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, grammars: Grammars | None = None) -> None:
         self.config = config
+        self.grammars: Grammars = NoGrammars() if grammars is None else grammars
         self.pool = BlockPool(config.num_blocks)
         self.table = RowTable(
             config.max_num_seqs, config.max_model_len, config.block_size, config.vocab_size
         )
         self.blocks = SequenceBlocks(self.pool, self.table, config)
         self.rank = rank_of(config)
-        self.waiting = WaitingQueue(self.rank)
+        self.waiting = PreparedQueue(WaitingQueue(self.rank), self.grammars)
         self.sequences: dict[int, Sequence] = {}
         self.stats = SchedulerStats()
         self.admission = Admission(config, self.waiting, self.blocks, self.stats)
@@ -55,9 +63,11 @@ class Scheduler:
         """Blocks that may hold NaN: overwritten with block 0 before anybody gets them."""
         self._last_was_prefill = False
         self.speculation = (
-            Speculation(config.speculation, self.table) if config.speculation else None
+            Speculation(config.speculation, self.table, self.grammars)
+            if config.speculation
+            else None
         )
-        self._chunk = partial(chunk, may_split=config.enable_chunked_prefill)
+        self.running = RunningRows(config, self.table, self.blocks, self.speculation)
         self.beams = BeamSearches(
             self.table, self.blocks, self.waiting, self.sequences, self.stats, end=self._end
         )
@@ -136,15 +146,18 @@ class Scheduler:
             if plan is None:
                 return None
             if prefill:
-                self._top_up(plan, self.admission.admit(plan))
+                self.running.top_up(plan, self.admission.admit(plan))
             if len(plan.rows):
                 return self._start(plan)
         return self._without_resting()
 
     def _without_resting(self) -> Batch | None:
         """Nothing can run: beams that rest in rows may be in the way of those they wait for."""
+        if self._under_way:
+            return None
         resting = self.beams.resting_in_row()
-        if self._under_way or resting is None:
+        if resting is None:
+            self.waiting.rest()
             return None
         self._preempt(resting)
         return self.schedule()
@@ -162,68 +175,20 @@ class Scheduler:
         Where blocks run out, sequences go back to the queue, but only once nothing is under way:
         then all their tokens are known.
         """
-        plan = self._grant_running(decode, prefill)
+        plan = self.running.grant(decode, prefill, ahead=bool(self._under_way))
         while (missing := self.blocks.missing(plan.rows, plan.reach)) > self.pool.num_free:
             if plan.drafts is not None or plan.ahead is not None:
-                plan = self._grant_running(decode, prefill, may_draft=False)
+                plan = self.running.grant(
+                    decode, prefill, ahead=bool(self._under_way), may_draft=False
+                )
                 continue
             if self._under_way:
                 return None
             self._make_room()
-            plan = self._grant_running(decode, prefill, may_draft=False)
+            plan = self.running.grant(decode, prefill, ahead=bool(self._under_way), may_draft=False)
         if missing:
             plan.copies = self.blocks.extend(plan.rows, plan.reach)
         return plan
-
-    def _grant_running(self, decode: bool, prefill: bool, *, may_draft: bool = True) -> Plan:
-        """Running rows that compute something, and how many tokens each."""
-        table, order = self.table, self.table.order
-        num_tokens = table.num_tokens[order]
-        wanted = num_tokens - table.num_computed[order]
-        wanted[num_tokens >= table.total[order]] = 0
-        drafting = self.speculation if may_draft and decode else None
-        if drafting is not None and not drafting.begin(int(np.count_nonzero(wanted == 1))):
-            drafting = None
-        if self._under_way:
-            waits = table.needs_known[order]
-            if drafting is not None:
-                waits = waits | table.may_draft[order]
-            wanted[waits & (num_tokens > table.num_known[order])] = 0
-        grants = np.where(wanted == 1, 1 if decode else 0, 0).astype(np.int32)
-        left = self.config.max_num_batched_tokens - int(grants.sum())
-        drafts = None
-        if drafting is not None:
-            drafts = drafting.propose(order, grants == 1, left)
-            grants += drafts
-            left -= int(drafts.sum())
-        long = wanted > 1
-        if prefill and long.any():
-            for i in np.flatnonzero(long).tolist():
-                grants[i] = self._chunk(int(wanted[i]), left)
-                left -= int(grants[i])
-        busy = grants > 0
-        if not busy.all():
-            order, grants = order[busy], grants[busy]
-            drafts = None if drafts is None else drafts[busy]
-        plan = Plan(rows=order, grants=grants)
-        if drafts is not None and drafting is not None:
-            plan.drafts = drafts if drafts.any() else None
-            plan.ahead = drafting.ahead(order, table.num_computed[order] + grants, drafts)
-        return plan
-
-    def _top_up(self, plan: Plan, left: int) -> None:
-        """Give the budget that is left to the prompts that want more, as far as blocks last."""
-        is_decode = self.config.max_num_batched_tokens - left == len(plan.rows)
-        if left <= 0 or is_decode or not self.config.enable_chunked_prefill:
-            return
-        table = self.table
-        wanted = table.num_known[plan.rows] - table.num_computed[plan.rows] - plan.grants
-        for i in np.flatnonzero((plan.grants > 1) & (wanted > 0)).tolist():
-            row, extra = plan.rows[i : i + 1], min(int(wanted[i]), left)
-            extra = min(extra, self.blocks.room(int(row[0]), int(plan.grants[i])))
-            plan.grants[i] += extra
-            plan.copies += self.blocks.extend(row, plan.grants[i : i + 1])
-            left -= extra
 
     def _start(self, plan: Plan) -> Batch:
         table = self.table
@@ -239,6 +204,7 @@ class Scheduler:
             plan.grants,
             tuple(plan.joined),
             plan.copies,
+            self.grammars,
             drafts=drafts,
             ahead=plan.padded(plan.ahead),
         )
@@ -297,6 +263,8 @@ class Scheduler:
         del self.sequences[sequence.request.id]
         for child in sequence.children:
             self.waiting.push(child)
+        if sequence.request.grammar:
+            self.grammars.forget(sequence.request.id)
         self._suspects.forget(sequence)
 
     def update(self, batch: Batch, output: StepOutput, seconds: float = 0.0) -> list[Update]:
@@ -314,6 +282,8 @@ class Scheduler:
             self.speculation.finished(batch, output, live, seconds)
         self.blocks.register_prompts(batch, live)
         updates, notable = sequence_updates(self.table, batch, output, live)
+        if self.table.has_grammar[batch.rows].any():
+            advance_grammars(self.table, self.grammars, batch, live, updates, notable)
         for update, sequence in notable:
             if not sequence.has_started and update.error is None:
                 self._first_token(sequence)
