@@ -33,6 +33,7 @@ from dovetail.core.engine.messages import (
     State,
 )
 from dovetail.core.engine.outputs import OutputAccumulator, OutputProcessor
+from dovetail.core.engine.restarts import Restarts
 from dovetail.core.errors import EngineDeadError, OverloadedError, RequestTimeoutError
 from dovetail.core.faults import arm
 from dovetail.core.plugins.registry import describe_error
@@ -44,9 +45,6 @@ __all__ = ["AsyncEngine"]
 
 _log = logging.getLogger(__name__)
 
-_CRASHES_ALLOWED = 3
-"""Engine processes that may end on their own within ``_CRASH_WINDOW_S`` before giving up."""
-_CRASH_WINDOW_S = 60.0
 _LAST_WORDS_S = 0.05
 """How long messages are still read after the process has ended."""
 _SILENCE_S = 30.0
@@ -85,8 +83,7 @@ class AsyncEngine:
         self._status = EngineStatus(state="loading", reason="starting the engine process")
         self._stats = EngineStats()
         self._changed = asyncio.Condition()
-        self._crash_times: list[float] = []
-        self._num_restarts = 0
+        self._restarts = Restarts()
         self._failure: str | None = None
         self._last_heard = time.monotonic()
         self._child: EngineChild | None = None
@@ -290,11 +287,8 @@ class AsyncEngine:
     async def _may_restart(self, reason: str) -> bool:
         """Decide after the end of a process; tells everybody if there will be no other."""
         was_ready = self._status.state in ("ready", "draining")
-        now = time.monotonic()
-        self._crash_times = [t for t in self._crash_times if now - t < _CRASH_WINDOW_S] + [now]
-        if was_ready and len(self._crash_times) <= _CRASHES_ALLOWED:
+        if self._restarts.allow(time.monotonic()) and was_ready:
             _log.error("%s; starting another one for %d requests", reason, len(self._live))
-            self._num_restarts += 1
             await self._set_status("restarting", reason)
             self._gate.report(EngineStats())
             self._live.blame_running()
@@ -333,7 +327,7 @@ class AsyncEngine:
     async def _take(self, child: EngineChild, message: FromEngine) -> None:
         match message:
             case Outputs():
-                message.stats.num_restarts = self._num_restarts
+                message.stats.num_restarts = self._restarts.count
                 self._stats = message.stats
                 self._gate.report(message.stats)
                 self._listeners.stepped(lambda: self._stats)

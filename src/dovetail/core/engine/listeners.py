@@ -32,7 +32,7 @@ class Listeners:
 
     def __init__(self, manager: pluggy.PluginManager) -> None:
         self._hook = manager.hook
-        self._is_heard = bool(manager.get_plugins())
+        self._is_heard = bool(manager.list_name_plugin())
         self._open: dict[str, list[_Sequence]] = {}
         """The sequences of each request, by the index of their completion."""
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 
@@ -38,6 +37,7 @@ def sequence_updates(
         All updates, and those with more to them than a token (the first token, an end, an error,
         log-probabilities) with their sequences.
     """
+    output = _checked(output, table.vocab_size)
     indices = live[batch.sampled].nonzero()[0]
     rows = batch.rows[batch.sampled][indices]
     known = table.num_known[rows]
@@ -54,24 +54,32 @@ def sequence_updates(
     notable = []
     for k in np.flatnonzero(special).tolist():
         sequence, i = table.at(int(rows[k])), int(indices[k])
-        with failing_alone(updates[k]):
+        try:
             fault("scheduler.result", updates[k].id)
             _complete(updates[k], sequence, batch, output, i, bool(stopped[k]), bool(ended[k]))
+        except Exception as error:
+            _fail(updates[k], error)
         notable.append((updates[k], sequence))
     if batch.prompt_logprobs is not None:
         _add_prompt_logprobs(updates, notable, table, batch, output, live)
     return updates, notable
 
 
-@contextmanager
-def failing_alone(update: Update) -> Iterator[None]:
-    """What is raised inside ends the request of this update, and nobody else's."""
-    try:
-        yield
-    except Exception as error:
-        _log.exception("the result of request %d could not be completed", update.id)
-        update.token_ids, update.logprobs, update.prompt_logprobs = [], None, None
-        update.finish_reason, update.error = "error", describe_error(error)
+def _checked(output: StepOutput, vocab_size: int) -> StepOutput:
+    """The output, in which rows that were given tokens that do not exist have failed."""
+    tokens_SW = output.token_ids
+    if not tokens_SW.size or int(tokens_SW.astype(np.uint32).max()) < vocab_size:
+        return output
+    wrong = np.flatnonzero(((tokens_SW < 0) | (tokens_SW >= vocab_size)).any(axis=1))
+    reason = f"I25: the runner gave a token that is not from 0 to {vocab_size - 1}"
+    return replace(output, failures={**dict.fromkeys(wrong.tolist(), reason), **output.failures})
+
+
+def _fail(update: Update, error: Exception) -> None:
+    """End the request of this update, and nobody else's."""
+    _log.error("the result of request %d could not be completed", update.id, exc_info=error)
+    update.token_ids, update.logprobs, update.prompt_logprobs = [], None, None
+    update.finish_reason, update.error = "error", describe_error(error)
 
 
 def _emitted(
@@ -168,10 +176,12 @@ def _add_prompt_logprobs(
         if update.error is not None:
             continue
         places = np.flatnonzero(owners == batch_row).tolist()
-        with failing_alone(update):
+        try:
             fault("scheduler.result", update.id)
             count = sequence.request.params.prompt_logprobs or 0
             update.prompt_logprobs = [_alternatives(arrays, i, count) for i in places]
             sequence.num_prompt_logprobs += len(places)
-        if update.error is not None and all(other is not update for other, _ in notable):
-            notable.append((update, sequence))
+        except Exception as error:
+            _fail(update, error)
+            if all(other is not update for other, _ in notable):
+                notable.append((update, sequence))
