@@ -16,7 +16,7 @@ FOLDERS = ("src/dovetail", "plugins", "tests")
 
 LAYERS = (
     ("errors", "types"),
-    ("request", "batch", "update"),
+    ("constraint", "request", "batch", "update"),
     ("contracts",),
     (
         "plugins",
@@ -29,6 +29,7 @@ LAYERS = (
         "demo",
         "faults",
         "speculative",
+        "structured",
     ),
     ("engine",),
     ("llm", "server", "bench", "conformance", "simulate"),

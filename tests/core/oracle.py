@@ -12,6 +12,7 @@ from dovetail.core.request import Request, SamplingParams
 from dovetail.core.sampling.oracle import Answer, TokenRule
 from dovetail.core.scheduler.invariants import check_scheduler
 from dovetail.core.scheduler.scheduler import Scheduler, SchedulerConfig
+from dovetail.core.structured.base import Grammars
 from dovetail.platforms.oracle import OracleRunner
 
 VOCAB = 1000
@@ -83,7 +84,13 @@ def runner_config(config: SchedulerConfig, **options: object) -> RunnerConfig:
     )
 
 
-def make_engine(*, steps_ahead: int = 0, num_blocks: int = 65, **changes: object) -> EngineCore:
+def make_engine(
+    *,
+    steps_ahead: int = 0,
+    num_blocks: int = 65,
+    grammars: Grammars | None = None,
+    **changes: object,
+) -> EngineCore:
     """An engine over the oracle: 64 blocks of 4 tokens, unless said otherwise."""
     settings: dict[str, object] = {
         "num_blocks": num_blocks,
@@ -95,7 +102,8 @@ def make_engine(*, steps_ahead: int = 0, num_blocks: int = 65, **changes: object
     }
     config = SchedulerConfig(**(settings | changes))  # type: ignore[arg-type]
     runner = WatchedRunner(runner_config(config), config.num_blocks - 1)
-    return EngineCore(Scheduler(config), runner, steps_ahead=steps_ahead)  # type: ignore[arg-type]
+    scheduler = Scheduler(config, grammars)
+    return EngineCore(scheduler, runner, steps_ahead=steps_ahead)  # type: ignore[arg-type]
 
 
 def make_request(number: int, prompt: list[int], max_tokens: int, **changes: object) -> Request:

@@ -72,7 +72,8 @@ class SamplingBatch:
     restricts: bool
     """Some row has top_k, top_p or min_p."""
     shapes_logits: bool
-    """Some row has penalties, a bias, allowed tokens or min_tokens (see ``JoinedRow.params``)."""
+    """Some row has ``SamplingParams.shapes_logits`` (see ``JoinedRow.params``): penalties, a bias,
+    allowed tokens, bad words, logits processors or min_tokens."""
     num_logprobs: int | None
     """Alternatives wanted per token, the most of any row; None if no row wants any."""
     masks: TokenMasks | None = None

@@ -3,7 +3,7 @@
 ``DOVETAIL_FAULTS`` orders them, one rule after another, separated by semicolons::
 
     runner.step:raise@50              the 50th step raises
-    detok:raise@req=7                 whenever request 7 is turned into text
+    frontend.text:raise@req=7         whenever request 7 is turned into text
     engine.loop:hang@p=0.01           in one turn of a hundred
     runner.result:delay=0.2@every=10  each tenth time, for 0.2 s
     engine.inbox:drop@3@req=7         several conditions: all must hold
@@ -33,9 +33,9 @@ POINTS: dict[str, str] = {
     "engine.outbox": "the engine process sends a message; knows drop, dup and corrupt",
     "frontend.deliver": "what is new is handed to a request's stream; per request",
     "frontend.intake": "a request is validated; per request",
-    "frontend.text": "a sequence's tokens are turned into text; per request",
-    "frontend.stop": "a sequence's text is searched for stop strings; per request",
     "frontend.logprobs": "a sequence's log-probabilities are named; per request",
+    "frontend.stop": "a sequence's text is searched for stop strings; per request",
+    "frontend.text": "a sequence's tokens are turned into text; per request",
     "hooks": "a listener is called; per request, but for reports on steps",
     "pool.allocate": "KV blocks are taken",
     "runner.result": "the result of a step is read",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from dovetail.core.batch import Batch, JoinedRow, TokenMasks
+from dovetail.core.faults import fault
+from dovetail.core.plugins.registry import describe_error
 from dovetail.core.sampling.oracle import HashArray, TokenRule, parts
 from dovetail.core.types import BoolArray, IndexArray, IntArray
 
@@ -27,15 +31,29 @@ class RowRules:
 
     def shape(
         self, chosen: IntArray, rows: IndexArray, num_generated: IntArray, hashes: HashArray
-    ) -> None:
-        """Replace tokens that their row may not be given. All arrays are (G,)."""
+    ) -> dict[int, str]:
+        """Replace tokens that their row may not be given. All arrays are (G,).
+
+        Returns:
+            Why rows failed, by row.
+        """
+        failures: dict[int, str] = {}
         for place, row in enumerate(rows.tolist()):
             if (joined := self._joined.get(row)) is not None:
-                allowed = joined.params.allowed_token_ids or range(self._vocab_size)
-                if num_generated[place] < joined.params.min_tokens:
-                    allowed = [t for t in allowed if t not in joined.stop_token_ids]
-                if chosen[place] not in allowed:
-                    chosen[place] = allowed[int(hashes[place] % np.uint64(len(allowed)))]
+                try:
+                    fault("sampler.row", joined.request_id)
+                    allowed = self._allowed(joined, int(num_generated[place]))
+                    if chosen[place] not in allowed:
+                        chosen[place] = allowed[int(hashes[place] % np.uint64(len(allowed)))]
+                except Exception as error:
+                    failures[row] = describe_error(error)
+        return failures
+
+    def _allowed(self, joined: JoinedRow, num_generated: int) -> Sequence[int]:
+        allowed = joined.params.allowed_token_ids or range(self._vocab_size)
+        if num_generated < joined.params.min_tokens:
+            return [t for t in allowed if t not in joined.stop_token_ids]
+        return allowed
 
 
 def masked(chosen: IntArray, hashes: HashArray, masks: TokenMasks, vocab_size: int) -> None:

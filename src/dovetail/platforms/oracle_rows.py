@@ -171,7 +171,9 @@ class OracleRows:
         noise = np.where(sampling.temperature > 0, sampling.uniform, np.float32(0))
         chosen = self._rule.choose(hashes, noise)
         if sampling.shapes_logits:
-            self._rules.shape(chosen, tokens.rows[places], sampling.num_generated, hashes)
+            rows, generated = tokens.rows[places], sampling.num_generated
+            for row, reason in self._rules.shape(chosen, rows, generated, hashes).items():
+                self._broken.setdefault(row, reason)
         if sampling.masks is not None:
             masked(chosen, hashes, sampling.masks, self._rule.vocab_size)
         token_ids, num_tokens, kept = accepted(batch, chosen, tokens.ids)

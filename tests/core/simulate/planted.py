@@ -12,6 +12,7 @@ import pytest
 
 from dovetail.core.kv import prefix
 from dovetail.core.kv.pool import BlockPool
+from dovetail.core.scheduler import results
 from dovetail.core.scheduler.blocks import SequenceBlocks
 from dovetail.core.scheduler.policy import WaitingQueue
 from dovetail.core.scheduler.rows import RowTable
@@ -70,7 +71,7 @@ SLIPS = [
         "wrong order after preemption",
         WaitingQueue, "push",
         "(self._rank(sequence.request), sequence)",
-        "((sequence.num_preemptions, *self._rank(sequence.request)), sequence)",
+        "((len(self._heap), *self._rank(sequence.request)), sequence)",
     ),
     Slip(
         "leak on preemption during prefill",
@@ -94,6 +95,17 @@ SLIPS = [
     Slip(
         "a preempted request keeps tokens that nobody has seen",
         RowTable, "leave", "self.num_known[row]", "self.num_tokens[row]",
+    ),
+    Slip(
+        "rejected drafts count as computed",
+        results, "sequence_updates",
+        "table.num_computed[drafted] = table.num_known[drafted] - 1", "pass",
+    ),
+    Slip(
+        "a block that the window has not left is given back",
+        SequenceBlocks, "release_behind",
+        "first = np.maximum(done - self.window, 0) // self.size",
+        "first = np.maximum(done - self.window, 0) // self.size + (done > self.window)",
     ),
     Slip(
         "the row table misses a replaced block",

@@ -40,6 +40,7 @@ def test_a_planted_bug_is_found(slip: Slip, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(BaseException) as found:
             walk(WALKS, phases=(Phase.generate,))
         what: object = found.value
+        assert not isinstance(what, TypeError | AttributeError), "the walk itself is broken"
     else:
         what = simulate(SEEDS)
         assert what is not None, f"{SEEDS} seeds do not notice: {slip.name}"

@@ -35,6 +35,7 @@ def test_500_seeds_go_well() -> None:
         for line in outcome.trace:
             for word in ("abort", "not_finite", "raise_in_result", "die", "row_fails", " error"):
                 seen[word] = seen.get(word, 0) + (word in line)
+            seen["drafts"] = seen.get("drafts", 0) + bool(re.match(r"  \d+: \[\d+, ", line))
     assert failures == []
     assert all(seen[word] > 20 for word in seen), f"the seeds do not bring everything: {seen}"
 
@@ -44,6 +45,7 @@ def test_the_seeds_bring_every_setting_and_pressure() -> None:
     for name in ("enable_prefix_caching", "mixed_batches", "enable_chunked_prefill", "policy"):
         assert len({getattr(knob.scheduler, name) for knob in knobs}) == 2
     assert {knob.steps_ahead for knob in knobs} == {0, 1}
+    assert len({knob.scheduler.window for knob in knobs}) > 2
     assert sum(run(draw(seed)).num_preemptions for seed in range(60)) > 100
 
 

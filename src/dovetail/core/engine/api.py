@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -73,6 +73,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """``generation_config.json`` applied over Dovetail's defaults."""
     max_logprobs: int = 20
     """The most alternatives per token that a request may ask for."""
+    features: frozenset[str] = frozenset()
+    """What the platform can do: ``Capabilities.features``. Empty before the engine is ready."""
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,6 +171,10 @@ class EngineClient(Protocol):
         timeout: float | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """As ``stream``, but each output holds everything so far."""
+        ...
+
+    async def debug_state(self) -> dict[str, Any]:
+        """All that the engine keeps, as plain data; for people, and without a fixed form."""
         ...
 
     async def drain(self, timeout: float) -> None:

@@ -7,21 +7,19 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 
 from dovetail.core.config.checkpoint import ModelFacts, read_facts
 from dovetail.core.config.env import read_environment, with_environment
 from dovetail.core.config.schema import EngineConfig
-from dovetail.core.engine.api import (
-    EngineState,
-    EngineStats,
-    EngineStatus,
-    RequestDelta,
-)
+from dovetail.core.engine.api import EngineState, EngineStats, EngineStatus, RequestDelta
 from dovetail.core.engine.child import EngineChild
+from dovetail.core.engine.debug import StateRequests
 from dovetail.core.engine.gate import Gate
 from dovetail.core.engine.intake import CacheRoom, Intake, model_info
+from dovetail.core.engine.listeners import Listeners
 from dovetail.core.engine.live import LiveRequest, LiveRequests
 from dovetail.core.engine.messages import (
     Abort,
@@ -29,13 +27,16 @@ from dovetail.core.engine.messages import (
     Control,
     Failed,
     FromEngine,
-    Heartbeat,
     Loading,
     Outputs,
     Ready,
+    State,
 )
 from dovetail.core.engine.outputs import OutputAccumulator, OutputProcessor
+from dovetail.core.engine.restarts import Restarts
 from dovetail.core.errors import EngineDeadError, OverloadedError, RequestTimeoutError
+from dovetail.core.faults import arm
+from dovetail.core.plugins.registry import describe_error
 from dovetail.core.plugins.selection import Selection, environment, select_platform
 from dovetail.core.request import PromptTokens, RequestOutput, SamplingParams
 from dovetail.core.tokenizer import Tokenizer, load_tokenizer
@@ -44,9 +45,6 @@ __all__ = ["AsyncEngine"]
 
 _log = logging.getLogger(__name__)
 
-_CRASHES_ALLOWED = 3
-"""Engine processes that may end on their own within ``_CRASH_WINDOW_S`` before giving up."""
-_CRASH_WINDOW_S = 60.0
 _LAST_WORDS_S = 0.05
 """How long messages are still read after the process has ended."""
 _SILENCE_S = 30.0
@@ -77,14 +75,15 @@ class AsyncEngine:
         self._gate = Gate(
             config.max_num_queued_requests, config.max_num_queued_tokens, time.monotonic
         )
-        self._live = LiveRequests(self._outputs, self._gate)
+        self._listeners = Listeners.installed(os.environ)
+        self._live = LiveRequests(self._outputs, self._gate, self._listeners)
+        self._states = StateRequests()
         self._enders: set[asyncio.Task[None]] = set()
         """Tasks that end requests whose deadline has passed."""
         self._status = EngineStatus(state="loading", reason="starting the engine process")
         self._stats = EngineStats()
         self._changed = asyncio.Condition()
-        self._crash_times: list[float] = []
-        self._num_restarts = 0
+        self._restarts = Restarts()
         self._failure: str | None = None
         self._last_heard = time.monotonic()
         self._child: EngineChild | None = None
@@ -99,11 +98,12 @@ class AsyncEngine:
         Raises:
             UserError: No such platform, model or tokenizer.
         """
+        arm()
         config = with_environment(config, read_environment(os.environ))
         selection = await asyncio.to_thread(select_platform, config.device, os.environ)
         facts = read_facts(config)
         extra = environment(selection.name, os.environ)
-        child = await EngineChild.start(config, selection.name, extra, _log_level())
+        child = await EngineChild.start(config, selection.name, extra)
         try:
             tokenizer = None
             if not config.skip_tokenizer_init:
@@ -138,6 +138,11 @@ class AsyncEngine:
     def engine_pid(self) -> int | None:
         """Process id of the engine process, None between two of them."""
         return self._child.pid if self._child else None
+
+    async def debug_state(self) -> dict[str, Any]:
+        """See ``EngineClient.debug_state``."""
+        engine = await self._states.ask(self._child)
+        return {"status": self._status.state, "num_live": len(self._live), "engine": engine}
 
     async def wait_ready(self) -> None:
         """Wait until requests are served. Raises EngineDeadError if that will not happen."""
@@ -203,8 +208,14 @@ class AsyncEngine:
         cache_salt: str,
         timeout: float | None,
     ) -> LiveRequest:
-        self.check_open(num_sequences=params.n, num_tokens=len(prompt.token_ids))
-        requests = self._intake.requests(prompt, params, priority=priority, cache_salt=cache_salt)
+        num_sequences, num_tokens = params.n, len(prompt.token_ids)
+        self.check_open(num_sequences=num_sequences, num_tokens=num_tokens)
+        grammar = await self._intake.grammar_async(params)
+        if grammar:
+            self.check_open(num_sequences=num_sequences, num_tokens=num_tokens)
+        requests = self._intake.requests(
+            prompt, params, priority=priority, cache_salt=cache_salt, grammar=grammar
+        )
         # The engine's own number keeps apart two requests whose clients chose the same id.
         live = LiveRequest(
             name=f"{request_id or 'request'}#{requests[0].id}",
@@ -271,16 +282,13 @@ class AsyncEngine:
             reason = self._failure or f"the engine process ended with status {code}"
             if not await self._may_restart(reason):
                 return
-            child = await EngineChild.start(self.config, self.selection.name, extra, _log_level())
+            child = await EngineChild.start(self.config, self.selection.name, extra)
 
     async def _may_restart(self, reason: str) -> bool:
         """Decide after the end of a process; tells everybody if there will be no other."""
         was_ready = self._status.state in ("ready", "draining")
-        now = time.monotonic()
-        self._crash_times = [t for t in self._crash_times if now - t < _CRASH_WINDOW_S] + [now]
-        if was_ready and len(self._crash_times) <= _CRASHES_ALLOWED:
+        if self._restarts.allow(time.monotonic()) and was_ready:
             _log.error("%s; starting another one for %d requests", reason, len(self._live))
-            self._num_restarts += 1
             await self._set_status("restarting", reason)
             self._gate.report(EngineStats())
             self._live.blame_running()
@@ -305,20 +313,27 @@ class AsyncEngine:
                 return
 
     async def _read(self, child: EngineChild) -> None:
-        while True:
-            message = await child.receive()
-            self._last_heard = time.monotonic()
-            await self._take(child, message)
+        """Take what the process says. If that goes wrong, another process is needed."""
+        try:
+            while True:
+                message = await child.receive()
+                self._last_heard = time.monotonic()
+                await self._take(child, message)
+        except Exception as error:
+            _log.exception("what the engine process says cannot be taken")
+            self._failure = f"what it said could not be taken: {describe_error(error)}"
+            await child.end(0)
 
     async def _take(self, child: EngineChild, message: FromEngine) -> None:
         match message:
             case Outputs():
-                message.stats.num_restarts = self._num_restarts
+                message.stats.num_restarts = self._restarts.count
                 self._stats = message.stats
                 self._gate.report(message.stats)
+                self._listeners.stepped(lambda: self._stats)
                 await self._deliver(child, message)
-            case Heartbeat():
-                pass
+            case State(state=state):
+                self._states.answer(state)
             case Loading(name=name, done=done, total=total):
                 share = f" {100 * done // total}%" if total else ""
                 await self._set_status(self._status.state, name + share)
@@ -329,15 +344,18 @@ class AsyncEngine:
 
     async def _deliver(self, child: EngineChild, outputs: Outputs) -> None:
         result = self._outputs.process(outputs.updates)
+        aborts = [*result.aborts]
         for name, item in result.deltas:
-            self._live.deliver(name, item)
-        if result.aborts:
-            await child.send(Abort(ids=result.aborts))
+            aborts += self._live.deliver(name, item)
+        if aborts:
+            await child.send(Abort(ids=aborts))
 
     async def _resume(self, child: EngineChild, ready: Ready) -> None:
         """The process is ready: give it what was running on the one before it."""
         self.banner = ready.banner
-        self.info = msgspec.structs.replace(self.info, max_model_len=ready.max_model_len)
+        self.info = msgspec.structs.replace(
+            self.info, max_model_len=ready.max_model_len, features=frozenset(ready.features)
+        )
         self._intake.info = self.info
         self._intake.room = CacheRoom(num_blocks=ready.num_blocks, block_size=ready.block_size)
         self._gate.max_rows = ready.max_num_seqs
@@ -369,6 +387,7 @@ class AsyncEngine:
         keeper, self._keeper = self._keeper, None
         if keeper is None:
             return
+        self._intake.close()
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
         await self._set_status("dead", "the engine was closed")
@@ -378,7 +397,3 @@ class AsyncEngine:
         if child is not None:
             await child.send(Control(name="shutdown"))
             await child.end(2.0)
-
-
-def _log_level() -> str:
-    return logging.getLevelName(logging.getLogger().getEffectiveLevel())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from dovetail.core.config.cache import fit_cache, readable_bytes
 from dovetail.core.config.checkpoint import ModelFacts, read_facts
@@ -18,6 +19,13 @@ from dovetail.core.engine.core import EngineCore
 from dovetail.core.models.registry import find_model, native_architectures
 from dovetail.core.plugins.selection import load_platform
 from dovetail.core.scheduler.scheduler import Scheduler, SchedulerConfig
+from dovetail.core.structured.base import Grammars, NoGrammars
+from dovetail.core.structured.grammars import EngineGrammars
+from dovetail.core.structured.vocabulary import encoder, read_vocabulary
+from dovetail.core.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from dovetail.core.structured.backend import Backend
 
 __all__ = ["BuiltEngine", "Progress", "build_engine", "ignore_progress"]
 
@@ -38,6 +46,8 @@ class BuiltEngine:
     num_blocks: int
     banner: dict[str, str]
     """Lines for the start-up message, by topic."""
+    features: frozenset[str]
+    """What the platform can do: ``Capabilities.features``."""
 
 
 def build_engine(config: EngineConfig, platform_name: str, progress: Progress) -> BuiltEngine:
@@ -65,7 +75,7 @@ def build_engine(config: EngineConfig, platform_name: str, progress: Progress) -
         allow_long=environment.allow_long_max_model_len,
         draft=_draft_facts(config),
     )
-    return _load(resolved, facts, platform, progress)
+    return _load(config, resolved, facts, platform, progress)
 
 
 def _draft_facts(config: EngineConfig) -> ModelFacts | None:
@@ -77,7 +87,11 @@ def _draft_facts(config: EngineConfig) -> ModelFacts | None:
 
 
 def _load(
-    resolved: ResolvedConfig, facts: ModelFacts, platform: Platform, progress: Progress
+    config: EngineConfig,
+    resolved: ResolvedConfig,
+    facts: ModelFacts,
+    platform: Platform,
+    progress: Progress,
 ) -> BuiltEngine:
     runner = platform.runner(resolved.runner_config())
     weight_bytes = 0
@@ -90,7 +104,10 @@ def _load(
     for count, part in enumerate(runner.warm_up()):
         progress(f"warming up: {part.name}", count + 1, 0)
     core = EngineCore(
-        Scheduler(scheduler_config(resolved, plan.num_blocks, spec.window)),
+        Scheduler(
+            scheduler_config(resolved, plan.num_blocks, spec.window),
+            _grammars(config, resolved, facts),
+        ),
         runner,
         steps_ahead=int(resolved.async_scheduling),
     )
@@ -105,7 +122,32 @@ def _load(
         **runner.describe(),
         **_speculation(resolved),
     }
-    return BuiltEngine(core=core, config=resolved, num_blocks=plan.num_blocks, banner=banner)
+    return BuiltEngine(
+        core=core,
+        config=resolved,
+        num_blocks=plan.num_blocks,
+        banner=banner,
+        features=platform.capabilities.features,
+    )
+
+
+def _grammars(config: EngineConfig, resolved: ResolvedConfig, facts: ModelFacts) -> Grammars:
+    """Of requests that ask for a form; the tokenizer is read when the first of them comes."""
+    if config.skip_tokenizer_init:
+        return NoGrammars()
+
+    def make() -> Backend:
+        from dovetail.core.structured.backend import Backend
+
+        tokenizer = load_tokenizer(
+            facts.tokenizer_path,
+            mode=config.tokenizer_mode,
+            trust_remote_code=config.trust_remote_code,
+        )
+        vocabulary = read_vocabulary(tokenizer, resolved.vocab_size, facts.eos_token_ids)
+        return Backend(vocabulary, encoder(tokenizer))
+
+    return EngineGrammars(resolved.vocab_size, make)
 
 
 def _speculation(resolved: ResolvedConfig) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dovetail.core.engine.api import CompletionDelta
 from dovetail.core.engine.stops import StopChecker
 from dovetail.core.errors import RequestError
+from dovetail.core.faults import fault
 from dovetail.core.request import Logprob, PromptTokens, SamplingParams, TokenLogprobs
 from dovetail.core.tokenizer import DecodeStream, Tokenizer
 from dovetail.core.update import TokenAlternatives, Update
@@ -43,6 +44,36 @@ class LogprobNamer(dict[int, str]):
             if token_id not in named:
                 named[token_id] = Logprob(values[rank], rank, self[token_id])
         return named
+
+
+class _CloseSpecials:
+    """A stream in which no space stands between special tokens that follow each other.
+
+    Args:
+        stream: Shows special tokens.
+        specials: Their ids.
+    """
+
+    def __init__(self, stream: DecodeStream, specials: frozenset[int]) -> None:
+        self._stream = stream
+        self._specials = specials
+        self._after_special = False
+
+    def step(self, ids: Sequence[int]) -> str:
+        """The text that ``ids`` complete."""
+        return "".join([self._push(token_id) for token_id in ids])
+
+    def flush(self) -> str:
+        """What was held back."""
+        return self._stream.flush()
+
+    def _push(self, token_id: int) -> str:
+        text = self._stream.step((token_id,))
+        is_special = token_id in self._specials
+        if is_special and self._after_special:
+            text = text.lstrip(" ")
+        self._after_special = is_special
+        return text
 
 
 class CompletionStream:
@@ -83,6 +114,8 @@ class CompletionStream:
             self._stream = tokenizer.new_stream(
                 prompt.token_ids, skip_special_tokens=params.skip_special_tokens
             )
+            if not (params.skip_special_tokens or params.spaces_between_special_tokens):
+                self._stream = _CloseSpecials(self._stream, tokenizer.special_token_ids)
         if params.stop:
             if self._stream is None:
                 raise RequestError(
@@ -94,6 +127,7 @@ class CompletionStream:
 
     def push(self, update: Update) -> CompletionDelta:
         """What ``update`` adds. If it has a finish reason then the completion has ended."""
+        fault("frontend.text", update.id)
         ids = update.token_ids
         self.token_ids += ids
         if self._stream is None:
@@ -110,6 +144,7 @@ class CompletionStream:
         self, update: Update, stream: DecodeStream, checker: StopChecker
     ) -> CompletionDelta:
         """As ``push``, one token at a time, so that the one that ends a stop string is known."""
+        fault("frontend.stop", update.id)
         num_before = len(self.token_ids) - len(update.token_ids)
         pieces = []
         for i, token_id in enumerate(self._shown(update), 1):
@@ -135,23 +170,28 @@ class CompletionStream:
 
     def _stopped(self, update: Update, text: str, stop: str, num_tokens: int) -> CompletionDelta:
         """The end of the completion, in the middle of what the engine sent."""
-        logprobs = update.logprobs
         return CompletionDelta(
             index=self.index,
             text=text,
             token_ids=update.token_ids[:num_tokens],
-            logprobs=None if logprobs is None else self._namer.name(logprobs[:num_tokens]),
+            logprobs=self._named(update, num_tokens),
             finish_reason="stop",
             stop_reason=stop,
         )
 
     def _delta(self, update: Update, text: str) -> CompletionDelta:
-        logprobs = update.logprobs
         return CompletionDelta(
             index=self.index,
             text=text,
             token_ids=update.token_ids,
-            logprobs=None if logprobs is None else self._namer.name(logprobs),
+            logprobs=self._named(update, len(update.token_ids)),
             finish_reason=update.finish_reason,
             stop_reason=update.stop_reason,
         )
+
+    def _named(self, update: Update, num_tokens: int) -> list[TokenLogprobs] | None:
+        """Log-probabilities of the first tokens; None if there are none."""
+        if update.logprobs is None:
+            return None
+        fault("frontend.logprobs", update.id)
+        return self._namer.name(update.logprobs[:num_tokens])

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from dovetail.core.engine.api import RequestDelta
 from dovetail.core.engine.gate import Gate
+from dovetail.core.engine.listeners import Listeners
 from dovetail.core.engine.outputs import OutputProcessor
-from dovetail.core.errors import DovetailError, RequestFailedError
-from dovetail.core.request import Request
+from dovetail.core.errors import DovetailError, RequestFailedError, RequestTimeoutError
+from dovetail.core.faults import fault
+from dovetail.core.plugins.registry import describe_error
+from dovetail.core.request import FinishReason, Request
 
 __all__ = ["LiveRequest", "LiveRequests"]
+
+_log = logging.getLogger(__name__)
 
 _CRASHES_PER_REQUEST = 2
 """A request that was running at this many crashes is not tried again."""
@@ -37,9 +43,10 @@ class LiveRequest:
 class LiveRequests:
     """All of them, and the books that are kept over them. Belongs to one event loop."""
 
-    def __init__(self, outputs: OutputProcessor, gate: Gate) -> None:
+    def __init__(self, outputs: OutputProcessor, gate: Gate, listeners: Listeners) -> None:
         self._outputs = outputs
         self._gate = gate
+        self._listeners = listeners
         self._by_name: dict[str, LiveRequest] = {}
 
     def __len__(self) -> int:
@@ -56,16 +63,36 @@ class LiveRequests:
         """Let a request in."""
         self._by_name[live.name] = live
         self._gate.enter(live.num_prompt_tokens)
+        self._listeners.started(live.name, list(live.requests.values()))
 
     def set_timer(self, live: LiveRequest, seconds: float, end: Callable[[], object]) -> None:
         """Call ``end`` in ``seconds``, on the monotonic clock, unless the request ends before."""
         live.timer = asyncio.get_running_loop().call_later(max(0.0, seconds), end)
 
-    def deliver(self, name: str, item: RequestDelta | DovetailError) -> None:
-        """Hand over what the engine produced; of a request that has ended, drop it."""
+    def deliver(self, name: str, item: RequestDelta | DovetailError) -> list[int]:
+        """Hand over what the engine produced; of a request that has ended, drop it.
+
+        Returns:
+            The sequences of the request that still run, if it could not be handed over: the
+            request has failed.
+        """
         live = self._by_name.get(name)
         if live is None:
-            return
+            return []
+        try:
+            fault("frontend.deliver", next(iter(live.requests)))
+            self._deliver(live, item)
+        except Exception as error:
+            _log.exception("what is new of request %s could not be handed over", name)
+            text = f"its output could not be handed over: {describe_error(error)}"
+            return self.end(live, RequestFailedError(text))
+        return []
+
+    def _deliver(self, live: LiveRequest, item: RequestDelta | DovetailError) -> None:
+        if isinstance(item, Exception):
+            self._listeners.ended(live.name, "error")
+        else:
+            self._listeners.delivered(live.name, item)
         if isinstance(item, RequestDelta) and not live.has_started:
             live.has_started = True
             self._gate.start(live.num_prompt_tokens)
@@ -78,6 +105,7 @@ class LiveRequests:
         if live not in self:
             return []
         self._forget(live)
+        self._listeners.ended(live.name, _reason(error))
         if error is not None:
             live.queue.put_nowait(error)
         return self._outputs.abort(live.name)
@@ -95,3 +123,10 @@ class LiveRequests:
             live.timer.cancel()
         if not live.has_started:
             self._gate.leave(live.num_prompt_tokens)
+
+
+def _reason(error: DovetailError | None) -> FinishReason:
+    """How a request ended that ended early."""
+    if error is None:
+        return "abort"
+    return "timeout" if isinstance(error, RequestTimeoutError) else "error"

@@ -22,6 +22,7 @@ import zmq
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.engine.build import BuiltEngine, build_engine
 from dovetail.core.engine.core import EngineCore
+from dovetail.core.engine.debug import describe_scheduler
 from dovetail.core.engine.messages import (
     Abort,
     AddRequest,
@@ -32,6 +33,7 @@ from dovetail.core.engine.messages import (
     Loading,
     Outputs,
     Ready,
+    State,
     decode_to_engine,
     encode,
 )
@@ -164,6 +166,7 @@ def _ready(built: BuiltEngine) -> Ready:
         block_size=built.config.block_size,
         banner=built.banner,
         max_num_seqs=built.config.max_num_seqs,
+        features=sorted(built.features),
     )
 
 
@@ -206,6 +209,8 @@ def _take(channel: _Channel, core: EngineCore, data: bytes) -> bool:
             core.abort(ids)
         case Control(name="reset_prefix_cache"):
             core.scheduler.pool.forget_cached()
+        case Control(name="dump"):
+            channel.send(State(state=describe_scheduler(core.scheduler)))
         case Control(name="shutdown"):
             return False
         case Control(name=name):

@@ -41,6 +41,11 @@ class BlockPool:
         """Blocks that can be given out now, cached ones included."""
         return len(self._free) + len(self._cached)
 
+    @property
+    def num_cached(self) -> int:
+        """Blocks that nobody refers to and whose content may be found again."""
+        return len(self._cached)
+
     def references(self, block: int) -> int:
         """How many sequences refer to the block."""
         return self._references[block]

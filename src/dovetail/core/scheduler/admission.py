@@ -8,7 +8,7 @@ from dovetail.core.errors import RequestFailedError
 from dovetail.core.request import Request
 from dovetail.core.scheduler.blocks import SequenceBlocks
 from dovetail.core.scheduler.plan import Plan, chunk
-from dovetail.core.scheduler.policy import WaitingQueue
+from dovetail.core.scheduler.prepared import PreparedQueue
 from dovetail.core.scheduler.sequence import Sequence
 from dovetail.core.scheduler.settings import SchedulerConfig, SchedulerStats
 
@@ -24,7 +24,7 @@ class Admission:
     def __init__(
         self,
         config: SchedulerConfig,
-        waiting: WaitingQueue,
+        waiting: PreparedQueue,
         blocks: SequenceBlocks,
         stats: SchedulerStats,
     ) -> None:

@@ -6,7 +6,9 @@ import numpy as np
 
 from dovetail.core.batch import Batch, JoinedRow, PromptLogprobNeed, SamplingBatch
 from dovetail.core.sampling.noise import uniform
+from dovetail.core.scheduler.masking import token_masks
 from dovetail.core.scheduler.rows import RowTable
+from dovetail.core.structured.base import Grammars
 from dovetail.core.types import IndexArray, IntArray
 
 __all__ = ["assemble_batch"]
@@ -22,13 +24,14 @@ def assemble_batch(
     query_lens: IntArray,
     joined: tuple[JoinedRow, ...],
     copies: list[tuple[int, int]],
+    grammars: Grammars,
     drafts: IntArray | None = None,
     ahead: IntArray | None = None,
 ) -> Batch:
     """The batch in which each of ``rows`` computes its next ``query_lens`` tokens.
 
-    Reads the table and changes nothing in it. All arrays of the batch are copies, so that the
-    table may go on changing while the step runs.
+    Reads the table and changes nothing in it; asks the grammars of the rows that get a token. All
+    arrays of the batch are copies, so that the table may go on changing while the step runs.
 
     Args:
         table: The rows.
@@ -37,6 +40,7 @@ def assemble_batch(
         query_lens: (R,)
         joined: Rows that are taken over.
         copies: Blocks to copy first.
+        grammars: Of those rows that have one.
         drafts: (R,) how many of the row's tokens are drafts; None: none of any row.
         ahead: (R,) drafts wanted from the draft model; None: none.
     """
@@ -59,7 +63,7 @@ def assemble_batch(
         sampled=sampled,
         num_drafts=num_drafts,
         num_drafts_wanted=None if ahead is None else ahead[sampled],
-        sampling=_sampling(table, rows[sampled], num_drafts),
+        sampling=_sampling(table, rows[sampled], num_drafts, grammars),
         joined=joined,
         copies=np.array(copies, np.int32) if copies else _NO_COPIES,
         prompt_logprobs=_prompt_logprobs(table, rows, query_lens, context),
@@ -89,8 +93,11 @@ def _tokens(
     return token_ids, carried, token_rows[carried]
 
 
-def _sampling(table: RowTable, rows: IndexArray, num_drafts: IntArray | None) -> SamplingBatch:
+def _sampling(
+    table: RowTable, rows: IndexArray, num_drafts: IntArray | None, grammars: Grammars
+) -> SamplingBatch:
     """How the G places choose: a row's parameters for each, and noise by position."""
+    masks = token_masks(table, grammars, rows, num_drafts)
     if num_drafts is None:
         num_tokens = table.num_tokens[rows]
     else:
@@ -111,6 +118,7 @@ def _sampling(table: RowTable, rows: IndexArray, num_drafts: IntArray | None) ->
         restricts=fixed.restricts,
         shapes_logits=fixed.shapes_logits,
         num_logprobs=fixed.num_logprobs,
+        masks=masks,
     )
 
 

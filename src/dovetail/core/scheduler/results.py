@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+
 import numpy as np
 
 from dovetail.core.batch import Batch, LogprobArrays, StepOutput
+from dovetail.core.faults import fault
+from dovetail.core.plugins.registry import describe_error
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.scheduler.sequence import Sequence
 from dovetail.core.types import BoolArray, IndexArray, IntArray
 from dovetail.core.update import TokenAlternatives, Update
 
 __all__ = ["sequence_updates"]
+
+_log = logging.getLogger(__name__)
 
 NOT_FINITE = "the model's logits were not finite numbers for this request"
 
@@ -30,6 +37,7 @@ def sequence_updates(
         All updates, and those with more to them than a token (the first token, an end, an error,
         log-probabilities) with their sequences.
     """
+    output = _checked(output, table.vocab_size)
     indices = live[batch.sampled].nonzero()[0]
     rows = batch.rows[batch.sampled][indices]
     known = table.num_known[rows]
@@ -46,11 +54,32 @@ def sequence_updates(
     notable = []
     for k in np.flatnonzero(special).tolist():
         sequence, i = table.at(int(rows[k])), int(indices[k])
-        _complete(updates[k], sequence, batch, output, i, bool(stopped[k]), bool(ended[k]))
+        try:
+            fault("scheduler.result", updates[k].id)
+            _complete(updates[k], sequence, batch, output, i, bool(stopped[k]), bool(ended[k]))
+        except Exception as error:
+            _fail(updates[k], error)
         notable.append((updates[k], sequence))
     if batch.prompt_logprobs is not None:
-        _add_prompt_logprobs(updates, table, batch, output, live)
+        _add_prompt_logprobs(updates, notable, table, batch, output, live)
     return updates, notable
+
+
+def _checked(output: StepOutput, vocab_size: int) -> StepOutput:
+    """The output, in which rows that were given tokens that do not exist have failed."""
+    tokens_SW = output.token_ids
+    if not tokens_SW.size or int(tokens_SW.astype(np.uint32).max()) < vocab_size:
+        return output
+    wrong = np.flatnonzero(((tokens_SW < 0) | (tokens_SW >= vocab_size)).any(axis=1))
+    reason = f"I25: the runner gave a token that is not from 0 to {vocab_size - 1}"
+    return replace(output, failures={**dict.fromkeys(wrong.tolist(), reason), **output.failures})
+
+
+def _fail(update: Update, error: Exception) -> None:
+    """End the request of this update, and nobody else's."""
+    _log.error("the result of request %d could not be completed", update.id, exc_info=error)
+    update.token_ids, update.logprobs, update.prompt_logprobs = [], None, None
+    update.finish_reason, update.error = "error", describe_error(error)
 
 
 def _emitted(
@@ -125,24 +154,34 @@ def _alternatives(arrays: LogprobArrays, i: int, count: int) -> TokenAlternative
 
 
 def _add_prompt_logprobs(
-    updates: list[Update], table: RowTable, batch: Batch, output: StepOutput, live: BoolArray
+    updates: list[Update],
+    notable: list[tuple[Update, Sequence]],
+    table: RowTable,
+    batch: Batch,
+    output: StepOutput,
+    live: BoolArray,
 ) -> None:
     """Add new pieces of prompt log-probabilities to the updates; count them as sent."""
     need, arrays = batch.prompt_logprobs, output.prompt_logprobs
     if need is None or arrays is None:
         return
     by_id = {update.id: update for update in updates}
-    for i, batch_row in enumerate(batch.row_of_token[need.token_index].tolist()):
-        if not live[batch_row]:
-            continue
+    owners = batch.row_of_token[need.token_index]
+    for batch_row in np.unique(owners[live[owners]]).tolist():
         sequence = table.at(int(batch.rows[batch_row]))
-        request_id = sequence.request.id
-        if request_id not in by_id:
-            by_id[request_id] = Update(id=request_id, token_ids=[])
-            updates.append(by_id[request_id])
-        update = by_id[request_id]
-        count = sequence.request.params.prompt_logprobs or 0
-        if update.prompt_logprobs is None:
-            update.prompt_logprobs = []
-        update.prompt_logprobs.append(_alternatives(arrays, i, count))
-        sequence.num_prompt_logprobs += 1
+        update = by_id.get(sequence.request.id)
+        if update is None:
+            update = Update(id=sequence.request.id, token_ids=[])
+            updates.append(update)
+        if update.error is not None:
+            continue
+        places = np.flatnonzero(owners == batch_row).tolist()
+        try:
+            fault("scheduler.result", update.id)
+            count = sequence.request.params.prompt_logprobs or 0
+            update.prompt_logprobs = [_alternatives(arrays, i, count) for i in places]
+            sequence.num_prompt_logprobs += len(places)
+        except Exception as error:
+            _fail(update, error)
+            if all(other is not update for other, _ in notable):
+                notable.append((update, sequence))

@@ -66,6 +66,8 @@ class RowTable:
         """The next token is prepared on the host from those before it: no step ahead of them."""
         self.may_draft = np.zeros(num_rows, np.bool_)
         """Several tokens of the row may be chosen in one step."""
+        self.has_grammar = np.zeros(num_rows, np.bool_)
+        """Only tokens that the sequence's grammar allows may be chosen."""
         self.temperature = np.zeros(num_rows, np.float32)
         self.top_k = np.zeros(num_rows, np.int32)
         self.top_p = np.zeros(num_rows, np.float32)
@@ -118,7 +120,8 @@ class RowTable:
         self.blocks[row, : len(sequence.blocks)] = sequence.blocks
         self.blocks[row, len(sequence.blocks) :] = 0
         self.shares_tail[row] = bool(sequence.num_shared_tokens)
-        self.needs_known[row] = sequence.needs_known
+        self.has_grammar[row] = bool(sequence.request.grammar)
+        self.needs_known[row] = sequence.needs_known or self.has_grammar[row]
         self.may_draft[row] = not sequence.needs_known
         self._join_sampling(row, sequence)
         self.order = np.append(self.order, row)

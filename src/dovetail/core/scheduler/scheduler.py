@@ -16,14 +16,17 @@ from dovetail.core.scheduler.assemble import assemble_batch
 from dovetail.core.scheduler.beams import BeamSearches
 from dovetail.core.scheduler.blocks import SequenceBlocks
 from dovetail.core.scheduler.isolation import Suspects
+from dovetail.core.scheduler.masking import advance_grammars
 from dovetail.core.scheduler.plan import Plan
 from dovetail.core.scheduler.policy import WaitingQueue, rank_of, victim
+from dovetail.core.scheduler.prepared import PreparedQueue
 from dovetail.core.scheduler.results import sequence_updates
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.scheduler.running import RunningRows
 from dovetail.core.scheduler.sequence import Sequence
 from dovetail.core.scheduler.settings import SchedulerConfig, SchedulerStats
 from dovetail.core.speculative.speculation import Speculation
+from dovetail.core.structured.base import Grammars, NoGrammars
 from dovetail.core.update import Update
 
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats"]
@@ -34,17 +37,22 @@ class Scheduler:
 
     ``schedule`` may be called again before ``update`` was called for the step before (one step
     ahead). It returns None if there is nothing to do, or if steps under way must come in first.
+
+    Args:
+        config: Limits and policies.
+        grammars: Of the requests that have one. None: none has.
     """
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, grammars: Grammars | None = None) -> None:
         self.config = config
+        self.grammars: Grammars = NoGrammars() if grammars is None else grammars
         self.pool = BlockPool(config.num_blocks)
         self.table = RowTable(
             config.max_num_seqs, config.max_model_len, config.block_size, config.vocab_size
         )
         self.blocks = SequenceBlocks(self.pool, self.table, config)
         self.rank = rank_of(config)
-        self.waiting = WaitingQueue(self.rank)
+        self.waiting = PreparedQueue(WaitingQueue(self.rank), self.grammars)
         self.sequences: dict[int, Sequence] = {}
         self.stats = SchedulerStats()
         self.admission = Admission(config, self.waiting, self.blocks, self.stats)
@@ -55,7 +63,9 @@ class Scheduler:
         """Blocks that may hold NaN: overwritten with block 0 before anybody gets them."""
         self._last_was_prefill = False
         self.speculation = (
-            Speculation(config.speculation, self.table) if config.speculation else None
+            Speculation(config.speculation, self.table, self.grammars)
+            if config.speculation
+            else None
         )
         self.running = RunningRows(config, self.table, self.blocks, self.speculation)
         self.beams = BeamSearches(
@@ -122,6 +132,14 @@ class Scheduler:
         self.blocks.release_behind()
         if self._suspects:
             return self._schedule_alone(self._suspects.first())
+        batch = self._schedule_together()
+        while batch is None and self._put_out_resting():
+            batch = self._schedule_together()
+        if batch is None and not self._under_way:
+            self.waiting.rest()
+        return batch
+
+    def _schedule_together(self) -> Batch | None:
         for decode, prefill in self._turns():
             plan = self._plan_running(decode, prefill)
             if plan is None:
@@ -130,15 +148,14 @@ class Scheduler:
                 self.running.top_up(plan, self.admission.admit(plan))
             if len(plan.rows):
                 return self._start(plan)
-        return self._without_resting()
+        return None
 
-    def _without_resting(self) -> Batch | None:
-        """Nothing can run: beams that rest in rows may be in the way of those they wait for."""
-        resting = self.beams.resting_in_row()
-        if self._under_way or resting is None:
-            return None
-        self._preempt(resting)
-        return self.schedule()
+    def _put_out_resting(self) -> bool:
+        """Nothing can run: a beam that rests in a row may be in the way of one it waits for."""
+        resting = None if self._under_way else self.beams.resting_in_row()
+        if resting is not None:
+            self._preempt(resting)
+        return resting is not None
 
     def _turns(self) -> tuple[tuple[bool, bool], ...]:
         """Which of (decode, prefill) may share the step, in the order in which to try."""
@@ -182,6 +199,7 @@ class Scheduler:
             plan.grants,
             tuple(plan.joined),
             plan.copies,
+            self.grammars,
             drafts=drafts,
             ahead=plan.padded(plan.ahead),
         )
@@ -240,6 +258,8 @@ class Scheduler:
         del self.sequences[sequence.request.id]
         for child in sequence.children:
             self.waiting.push(child)
+        if sequence.request.grammar:
+            self.grammars.forget(sequence.request.id)
         self._suspects.forget(sequence)
 
     def update(self, batch: Batch, output: StepOutput, seconds: float = 0.0) -> list[Update]:
@@ -257,19 +277,25 @@ class Scheduler:
             self.speculation.finished(batch, output, live, seconds)
         self.blocks.register_prompts(batch, live)
         updates, notable = sequence_updates(self.table, batch, output, live)
+        if self.table.has_grammar[batch.rows].any():
+            advance_grammars(self.table, self.grammars, batch, live, updates, notable)
         for update, sequence in notable:
-            if not sequence.has_started:
+            if not sequence.has_started and update.error is None:
                 self._first_token(sequence)
-            if sequence.beam is not None:
-                self.beams.take(sequence, update, updates)
-            elif update.finish_reason is not None:
-                self._end(sequence, is_bad=update.error is not None)
-                self.stats.num_finished += update.error is None
-                self.stats.num_failed += update.error is not None
+            self._settle(sequence, update, updates)
         if self._suspects:
             self._suspects.acquit(updates)
         self.stats.num_generation_tokens += int(output.num_tokens.sum())
         return self.beams.public(updates)
+
+    def _settle(self, sequence: Sequence, update: Update, updates: list[Update]) -> None:
+        """Act on what an update says of a sequence; a beam's search may add to the updates."""
+        if sequence.beam is not None:
+            self.beams.take(sequence, update, updates)
+        elif update.finish_reason is not None:
+            self._end(sequence, is_bad=update.error is not None)
+            self.stats.num_finished += update.error is None
+            self.stats.num_failed += update.error is not None
 
     def _clean(self, sequence: Sequence) -> None:
         """Its KV may hold NaN, which masked reads of later owners would spread."""
@@ -309,11 +335,7 @@ class Scheduler:
             for s in suspects
         ]
         for sequence, update in zip(suspects, list(updates), strict=True):
-            if sequence.beam is not None:
-                self.beams.take(sequence, update, updates)
-            else:
-                self._end(sequence)
-                self.stats.num_failed += 1
+            self._settle(sequence, update, updates)
         return self.beams.public(updates)
 
     def _schedule_alone(self, sequence: Sequence) -> Batch | None:

@@ -9,8 +9,14 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 from dovetail.core.engine.api import EngineClient, RequestDelta
-from dovetail.core.errors import OverloadedError, RequestFailedError, RequestTimeoutError
+from dovetail.core.errors import (
+    OverloadedError,
+    RequestError,
+    RequestFailedError,
+    RequestTimeoutError,
+)
 from dovetail.core.request import PromptTokens, SamplingParams
+from dovetail.core.server.forms import in_clients_words
 from dovetail.core.server.metrics import Metrics, RequestRecord
 
 __all__ = ["Deltas", "Job", "run_jobs"]
@@ -31,6 +37,8 @@ class Job:
     """When the client's request came, on ``time.perf_counter``."""
     priority: int = 0
     cache_salt: str = ""
+    form_field: str = ""
+    """The field of the client's request that asked for the form of the answer, if any did."""
     timeout: float | None = None
     """Seconds from arrival in which it must end."""
 
@@ -81,6 +89,9 @@ async def _run(client: EngineClient, index: int, job: Job, metrics: Metrics) -> 
     except RequestTimeoutError:
         outcome = "timeout"
         raise
+    except RequestError as error:
+        outcome = "error"
+        raise in_clients_words(error, job.form_field) from None
     except Exception:
         outcome = "error"
         raise

@@ -120,11 +120,18 @@ class Device:
                     raise InvariantError(
                         "pool", f"I6: {number} reads block {block} of another salt"
                     )
+            if any(block == 0 for block in sequence.blocks[self._first_seen(context) :]):
+                raise InvariantError("pool", f"I8: {number} misses a block that it looks at")
             for block in sequence.blocks[context // size : -(-end // size)]:
                 self._salts[block] = salt
                 if pool.references(block) != 1 or pool.name_of(block) is not None:
                     what = f"block {block}, which is shared or in the prefix index"
                     raise InvariantError("pool", f"I5: request {number} writes {what}")
+
+    def _first_seen(self, context: int) -> int:
+        """Index of the first block that the token after ``context`` others looks at."""
+        window, size = self._scheduler.config.window, self._scheduler.config.block_size
+        return 0 if window is None else max(context - window + 1, 0) // size
 
 
 class _Step:

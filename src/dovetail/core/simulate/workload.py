@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
+from dovetail.core.config.speculative import SpeculativeConfig
 from dovetail.core.request import Request, SamplingParams
 from dovetail.core.scheduler.scheduler import SchedulerConfig
 
@@ -50,6 +51,8 @@ class Knobs:
     scheduler: SchedulerConfig
     steps_ahead: int
     end_rate: float
+    draft_quality: float
+    """Share of the draft model's proposals that are right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,7 @@ def draw(seed: int) -> Scenario:
     num_ticks = 1 + max(event.tick for event in events)
     last_id = events[-1].requests[-1].id
     events += _aborts(rng, num_ticks, last_id)
-    events += _faults(rng, num_ticks)
+    events += _faults(rng, num_ticks, [event.tick for event in events])
     events.sort(key=lambda event: event.tick)
     return Scenario(seed=seed, knobs=knobs, events=tuple(events))
 
@@ -93,9 +96,28 @@ def _knobs(rng: random.Random) -> Knobs:
             enable_chunked_prefill=chunked,
             mixed_batches=rng.random() < 0.7,
             policy=rng.choice(["fcfs", "priority"]),
+            window=rng.choice([None, None, None, 1, 5, 12]),
+            speculation=_speculation(rng),
+            priority_ageing_seconds=rng.choice([None, 3.0]),
+            max_preemptions=rng.choice([0, 1, 4]),
+            max_bypasses=rng.choice([0, 1, 8]),
         ),
         steps_ahead=rng.randrange(2),
         end_rate=rng.choice([0.0, 0.02, 0.2]),
+        draft_quality=rng.choice([0.0, 0.5, 0.9, 1.0]),
+    )
+
+
+def _speculation(rng: random.Random) -> SpeculativeConfig | None:
+    method = rng.choice(["", "", "draft_model", "draft_model", "ngram", "suffix"])
+    if not method:
+        return None
+    return SpeculativeConfig(
+        method=method,
+        num_speculative_tokens=rng.choice([1, 2, 5]),
+        model="an oracle" if method == "draft_model" else None,
+        adaptive=rng.random() < 0.5,
+        shortest_match=1,
     )
 
 
@@ -148,19 +170,18 @@ def _group(
 
 
 def _aborts(rng: random.Random, num_ticks: int, last_id: int) -> list[Event]:
-    count = rng.choice([0, 0, 2, 6])
+    count = rng.choice([0, 2, 6])
     return [
         Event(rng.randrange(num_ticks + 20), "abort", target=rng.randrange(1, last_id + 1))
         for _ in range(count)
     ]
 
 
-def _faults(rng: random.Random, num_ticks: int) -> list[Event]:
+def _faults(rng: random.Random, num_ticks: int, busy: list[int]) -> list[Event]:
+    """Half of them when something else happens too."""
     kinds: list[EventKind] = [
         "raise_at_start", "raise_in_result", "not_finite", "row_fails", "die", "reset_cache",
     ]  # fmt: skip
-    count = rng.choice([0, 0, 1, 3, 8])
-    return [
-        Event(rng.randrange(num_ticks + 20), rng.choice(kinds), target=rng.randrange(8))
-        for _ in range(count)
-    ]
+    count = rng.choice([0, 1, 3, 8, 16])
+    ticks = [rng.choice([rng.randrange(num_ticks + 20), rng.choice(busy)]) for _ in range(count)]
+    return [Event(tick, rng.choice(kinds), target=rng.randrange(8)) for tick in ticks]

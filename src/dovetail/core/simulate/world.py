@@ -91,7 +91,10 @@ class _World:
             _make_runner(self._knobs), self._scheduler, self._ledger.blame, self.log
         )
         self._engine = EngineCore(
-            self._scheduler, cast("Runner", self._device), steps_ahead=self._knobs.steps_ahead
+            self._scheduler,
+            cast("Runner", self._device),
+            steps_ahead=self._knobs.steps_ahead,
+            clock=lambda: float(self.tick),
         )
 
     def play(self, events: tuple[Event, ...]) -> None:
@@ -168,7 +171,7 @@ def _platform() -> Platform:
 
 def _make_runner(knobs: Knobs) -> Runner:
     config = knobs.scheduler
-    options: dict[str, Any] = {"end_rate": knobs.end_rate}
+    options: dict[str, Any] = {"end_rate": knobs.end_rate, "draft_quality": knobs.draft_quality}
     runner = _platform().runner(
         RunnerConfig(
             model_path=Path(),

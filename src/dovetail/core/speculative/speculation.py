@@ -13,6 +13,7 @@ from dovetail.core.speculative.base import Proposer
 from dovetail.core.speculative.benefit import Benefit
 from dovetail.core.speculative.ngram import NgramProposer
 from dovetail.core.speculative.suffix import SuffixProposer
+from dovetail.core.structured.base import Grammars
 from dovetail.core.types import BoolArray, IndexArray, IntArray
 
 __all__ = ["Speculation", "SpeculationStats"]
@@ -37,12 +38,14 @@ class Speculation:
     Args:
         config: Everything decided.
         table: The rows.
+        grammars: Of the rows that have one: drafts that they refuse are not made.
     """
 
-    def __init__(self, config: SpeculativeConfig, table: RowTable) -> None:
+    def __init__(self, config: SpeculativeConfig, table: RowTable, grammars: Grammars) -> None:
         self.config = config
         self.stats = SpeculationStats()
         self._table = table
+        self._grammars = grammars
         self._proposer = _proposer(config)
         self._benefit = Benefit() if config.adaptive else None
         num_rows = len(table.num_known)
@@ -96,7 +99,10 @@ class Speculation:
             salt = table.at(row).request.cache_salt
             drafts = self._proposer.propose(row, epoch, salt, table.tokens[row, :known], count)
         wrong = (i for i, t in enumerate(drafts) if not 0 <= t < table.vocab_size)
-        return drafts[: next(wrong, len(drafts))]
+        drafts = drafts[: next(wrong, len(drafts))]
+        if drafts and table.has_grammar[row]:
+            drafts = drafts[: self._grammars.valid_drafts(int(table.request_id[row]), drafts)]
+        return drafts
 
     def _limits(self, rows: IndexArray) -> IntArray:
         stale = rows[self._limit_epoch[rows] != self._table.epoch[rows]]

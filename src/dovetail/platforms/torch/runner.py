@@ -52,6 +52,7 @@ class TorchRunner:
             dtype=self._config.dtype,
             kv_dtype=self._config.kv_dtype,
             block_size=self._config.block_size,
+            deterministic=self._config.deterministic,
         )
         self._choice = choose_attention(
             self._platform.attention_backends(),

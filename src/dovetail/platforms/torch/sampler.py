@@ -1,8 +1,8 @@
 """Choosing the next token of each row, on the device; numpy never sees the logits.
 
-The order of work is vLLM's: log-probabilities of the raw logits; allowed tokens, biases and early
-stops; repetition, frequency and presence penalties; then the likeliest token where the temperature
-is 0, and elsewhere temperature, min_p, top_k, top_p and a draw by the row's noise.
+The order of work is vLLM's: log-probabilities of the raw logits; token masks; allowed tokens,
+biases and early stops; repetition, frequency and presence penalties; then the likeliest token where
+the temperature is 0, and elsewhere temperature, min_p, top_k, top_p and a draw by the row's noise.
 
 Drafts are checked by choosing at each of their places as if they were known, with that place's own
 noise: a draft is accepted if it is the token that is chosen there. For guesses that are certain of
@@ -28,6 +28,7 @@ from dovetail.core.batch import Batch, JoinedRow, SamplingBatch
 from dovetail.platforms.torch.sampling.choice import Restrict, choose
 from dovetail.platforms.torch.sampling.drafts import Accepted, Places
 from dovetail.platforms.torch.sampling.logprobs import LogprobTensors, logprobs
+from dovetail.platforms.torch.sampling.masks import masked
 from dovetail.platforms.torch.sampling.rows import Rows, Which, on_device
 from dovetail.platforms.torch.sampling.shaping import Shaper
 
@@ -88,10 +89,16 @@ class Sampler:
         self._restrict = restrict
         self._shaper = Shaper(vocab_size, max_rows, device)
         self._scratch = torch.empty(0, vocab_size, device=device)
+        self._heats: dict[int, float] = {}
+        """Temperatures of rows whose log-probabilities are not those of the raw logits: beams."""
 
     def join(self, rows: Sequence[JoinedRow]) -> None:
         """Take over rows: what is kept for their former requests is dropped."""
         self._shaper.join(rows)
+        for row in rows:
+            self._heats.pop(row.row, None)
+            if row.params.beam_temperature != 1.0:
+                self._heats[row.row] = row.params.beam_temperature
 
     def logprobs(self, logits_NV: Tensor, chosen_N: Tensor, k: int) -> LogprobTensors:
         """Log-probabilities of the chosen tokens and the k likeliest: ``sampling.logprobs``."""
@@ -102,10 +109,13 @@ class Sampler:
         """Tokens for each row of ``batch.sampled``, counted as output of its row.
 
         Args:
-            logits_GV: One row for each place of ``batch.logit_index``, any float dtype; not
-                changed.
+            logits_GV: One row for each place of ``batch.logit_index``, any float dtype; rows with a
+                token mask are changed, others are not.
         """
-        sampling, rows = batch.sampling, batch.rows[batch.sampled]
+        sampling, rows, raw = batch.sampling, batch.rows[batch.sampled], logits_GV
+        if sampling.masks is not None:
+            keep = sampling.num_logprobs is not None
+            logits_GV = masked(logits_GV, sampling.masks, keep=keep)
         if batch.num_drafts is None:
             chosen = self._choose(logits_GV, sampling, rows, np.arange(len(rows)))
             failures = chosen.failures
@@ -121,7 +131,9 @@ class Sampler:
             chosen=accepted.token_ids,
             num_tokens=accepted.num_tokens,
             finite=accepted.finite,
-            logprobs=None if wanted is None else logprobs(logits_GV, chosen.tokens, wanted),
+            logprobs=None
+            if wanted is None
+            else logprobs(self._heated(raw, batch), chosen.tokens, wanted),
             failures=failures,
         )
 
@@ -171,6 +183,17 @@ class Sampler:
         if len(shaped):
             self._shaper.update(rows, tokens)
         return _Chosen(tokens, finite, failures)
+
+    def _heated(self, logits_GV: Tensor, batch: Batch) -> Tensor:
+        """The logits by whose log-probabilities the rows go; a copy if some are divided."""
+        rows = batch.rows[batch.sampled]
+        if batch.num_drafts is not None:
+            rows = rows.repeat(batch.num_drafts + 1)
+        heats = [self._heats.get(row, 1.0) for row in rows.tolist()] if self._heats else []
+        if all(heat == 1.0 for heat in heats):
+            return logits_GV
+        divisors = on_device(np.array(heats, np.float32)[:, None], logits_GV.device)
+        return logits_GV.float() / divisors
 
     def _choose_shaped(
         self, raw: Rows, which: Which, sampling: SamplingBatch, rows: Which, shaped: Which
