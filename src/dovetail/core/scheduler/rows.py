@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from dovetail.core.batch import JoinedRow
 from dovetail.core.errors import InvariantError
+from dovetail.core.sampling.noise import hashed
 from dovetail.core.scheduler.sequence import Sequence
 from dovetail.core.scheduler.stops import StopTokens
 from dovetail.core.types import FloatArray, IndexArray, IntArray
@@ -24,7 +25,8 @@ class FixedSampling:
     top_k: IntArray
     top_p: FloatArray
     min_p: FloatArray
-    seed: npt.NDArray[np.uint64]
+    noise: npt.NDArray[np.uint64]
+    """Where the noise of each starts: see ``sampling.noise.hashed``."""
     no_noise: FloatArray
     all_greedy: bool
     restricts: bool
@@ -160,7 +162,7 @@ class RowTable:
             top_k=self.top_k[rows],
             top_p=self.top_p[rows],
             min_p=self.min_p[rows],
-            seed=self.seed[rows],
+            noise=hashed(self.seed[rows]),
             no_noise=np.zeros(len(rows), np.float32),
             all_greedy=not temperature.any(),
             restricts=bool(self.restricts[rows].any()),
