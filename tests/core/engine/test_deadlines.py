@@ -187,3 +187,15 @@ async def test_prompt_tokens_that_wait_are_limited(model: Path) -> None:
         )
         assert sum(result == 5 for result in results) == 5
         await idle(engine)
+
+
+async def test_a_deadline_holds_while_a_grammar_is_examined(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def examine(params: SamplingParams) -> str:
+        await asyncio.sleep(30)
+        return ""
+
+    monkeypatch.setattr(engine._intake, "grammar_async", examine)
+    assert await run(engine, SHORT, timeout=0.3) == 0
+    await idle(engine)
