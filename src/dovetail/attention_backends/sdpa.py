@@ -1,10 +1,10 @@
 """Paged attention through torch's scaled_dot_product_attention, in a layout that suits CPUs.
 
 The cache of a layer is (2, K, B, P, E) (``kv_cache``): gathering the blocks of a row gives each KV
-head a contiguous run of positions, so nothing is transposed or copied twice. Rows that decode are
-attended together, with the query heads of a KV head as the query axis, so that each key is read
-once for the whole group; rows that prefill are attended one by one, in chunks of queries that look
-at no later key.
+head a contiguous run of positions, so nothing is transposed or copied twice. Rows that decode, or
+check a few drafts, are attended together, with the query heads of a KV head as the query axis, so
+that each key is read once for the whole group; rows that prefill are attended one by one, in chunks
+of queries that look at no later key.
 """
 
 from __future__ import annotations
@@ -25,24 +25,26 @@ from dovetail.attention_backends.kv_cache import (
 )
 from dovetail.core.batch import Batch
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
-from dovetail.core.types import IntArray
+from dovetail.core.types import IndexArray, IntArray
 
 __all__ = ["SdpaAttention"]
 
 _QUERY_CHUNK = 128
 """Queries attended together: more of them score more keys in vain, fewer cost more calls."""
+_FEW_QUERIES = 16
+"""Rows with so many query tokens behind a cached beginning are attended with others like them."""
 
 
 @dataclass(frozen=True)
 class _Decode:
-    """Rows of similar length that decode: one query token each."""
+    """R rows of similar length with Q query tokens each: one, or a few more with drafts."""
 
-    tokens_R: Tensor | None
-    """Index of each row's token among the T; None: the whole step is this one group."""
+    tokens_X: Tensor | None
+    """Index of the rows' tokens among the T, row by row; None: the step is this one group."""
     blocks_X: Tensor
     """The rows' KV blocks, all one after another, as many for each row."""
-    positions_R1: Tensor
-    keys_RL: Tensor
+    positions_RQ: Tensor
+    keys_L: Tensor
     """Position of each gathered key."""
 
 
@@ -66,8 +68,8 @@ class _Plan:
     """The same on the host, if there is one token; else empty."""
     decodes: list[_Decode]
     prefills: list[_Prefill]
-    biases: dict[tuple[int, int | None], Tensor]
-    """Masks by (index of the group, window): layers alike share them."""
+    biases: dict[tuple[int, int | None, int], Tensor]
+    """Masks by (index of the group, window, heads per KV head): layers alike share them."""
 
 
 class SdpaAttention:
@@ -97,38 +99,46 @@ class SdpaAttention:
     def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
         """Sort the rows into groups that decode together and rows that prefill."""
         blocks, offsets = np.divmod(batch.slots(need.block_size), need.block_size)
-        prefill = np.flatnonzero(batch.query_lens > 1)
+        together = (batch.query_lens == 1) | (
+            (batch.query_lens <= _FEW_QUERIES) & (batch.context_lens > 0)
+        )
         return _Plan(
             blocks_T=self._tensor(blocks),
             offsets_T=self._tensor(offsets),
             places=[(int(blocks[0]), int(offsets[0]))] if len(blocks) == 1 else [],
-            decodes=self._plan_decodes(batch, need.block_size),
-            prefills=[self._plan_prefill(batch, i, need) for i in prefill.tolist()],
+            decodes=self._plan_decodes(batch, np.flatnonzero(together), need.block_size),
+            prefills=[
+                self._plan_prefill(batch, i, need) for i in np.flatnonzero(~together).tolist()
+            ],
             biases={},
         )
 
     def _tensor(self, array: IntArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, np.int64)).to(self.device)
 
-    def _plan_decodes(self, batch: Batch, size: int) -> list[_Decode]:
-        """Groups whose longest row has less than twice the blocks of the shortest."""
-        rows = np.flatnonzero(batch.query_lens == 1)
+    def _plan_decodes(self, batch: Batch, rows: IndexArray, size: int) -> list[_Decode]:
+        """Groups of equally many queries, of rows whose lengths differ by less than twice."""
         if not len(rows):
             return []
         num_blocks = -(-batch.sequence_lens[rows] // size)
         bucket = np.frexp(num_blocks - 1)[1] if num_blocks.max() > 1 else np.zeros_like(num_blocks)
+        kinds, kind = np.unique(
+            np.stack([batch.query_lens[rows], bucket]), axis=1, return_inverse=True
+        )
         groups = []
-        for value in np.unique(bucket):
-            members = rows[bucket == value]
-            width = int(num_blocks[bucket == value].max())
+        for number, count in enumerate(kinds[0].tolist()):
+            mine = kind.ravel() == number
+            members, width = rows[mine], int(num_blocks[mine].max())
+            queries = np.arange(count)
+            tokens = batch.query_starts[members][:, None] + queries
+            positions = batch.context_lens[members][:, None] + queries
             whole = len(members) == batch.num_rows
-            positions = self._tensor(batch.context_lens[members])
             groups.append(
                 _Decode(
-                    tokens_R=None if whole else self._tensor(batch.query_starts[members]),
+                    tokens_X=None if whole else self._tensor(tokens.ravel()),
                     blocks_X=self._tensor(batch.block_tables[members, :width].ravel()),
-                    positions_R1=positions[:, None],
-                    keys_RL=torch.arange(width * size, device=self.device)[None],
+                    positions_RQ=self._tensor(positions),
+                    keys_L=torch.arange(width * size, device=self.device),
                 )
             )
         return groups
@@ -155,13 +165,13 @@ class SdpaAttention:
             cache.write_one(k_TKE, v_TKE, *plan.places[0])
         else:
             cache.write(k_TKE, v_TKE, plan.blocks_T, plan.offsets_T)
-        if len(plan.decodes) == 1 and plan.decodes[0].tokens_R is None:
+        if len(plan.decodes) == 1 and plan.decodes[0].tokens_X is None:
             return self._decode(q_THE, cache, plan, 0, spec), cache
         out_THE = torch.empty_like(q_THE)
         for index, decode in enumerate(plan.decodes):
-            if decode.tokens_R is not None:
-                q_RHE = q_THE[decode.tokens_R]
-                out_THE[decode.tokens_R] = self._decode(q_RHE, cache, plan, index, spec)
+            if decode.tokens_X is not None:
+                q_XHE = q_THE[decode.tokens_X]
+                out_THE[decode.tokens_X] = self._decode(q_XHE, cache, plan, index, spec)
         for row in plan.prefills:
             tokens = slice(row.start, row.start + row.count)
             fresh = (k_TKE[tokens], v_TKE[tokens])
@@ -169,17 +179,21 @@ class SdpaAttention:
         return out_THE, cache
 
     def _decode(
-        self, q_RHE: Tensor, cache: KvCache, plan: _Plan, index: int, spec: AttentionSpec
+        self, q_XHE: Tensor, cache: KvCache, plan: _Plan, index: int, spec: AttentionSpec
     ) -> Tensor:
-        """One query token per row: (R, H, E) in and out."""
+        """The query tokens of one group, row by row: (R * Q, H, E) in and out."""
         group = plan.decodes[index]
-        num_rows, kv, size = len(q_RHE), spec.num_kv_heads, spec.head_size
-        gathered = cache.gather(group.blocks_X, q_RHE.dtype)
+        num_rows, num_queries = group.positions_RQ.shape
+        kv, size = spec.num_kv_heads, spec.head_size
+        gathered = cache.gather(group.blocks_X, q_XHE.dtype)
         keys, values = gathered.view(2, kv, num_rows, -1, size)
-        query = q_RHE.view(num_rows, kv, -1, size).transpose(0, 1)
-        bias = _bias(plan, index, spec, q_RHE.dtype, group.positions_R1, group.keys_RL)
-        out = _dense_attention(query, keys, values, bias[None, :, None], spec)
-        return out.transpose(0, 1).reshape(num_rows, spec.num_heads, size)
+        heads = spec.num_heads // kv
+        by_row = q_XHE.view(num_rows, num_queries, kv, heads, size).permute(2, 0, 1, 3, 4)
+        query = by_row.reshape(kv, num_rows, num_queries * heads, size)
+        bias = _bias(plan, index, spec, q_XHE.dtype)
+        out = _dense_attention(query, keys, values, bias, spec)
+        by_token = out.view(kv, num_rows, num_queries, heads, size).permute(1, 2, 0, 3, 4)
+        return by_token.reshape(q_XHE.shape)
 
     def _prefill(
         self,
@@ -238,19 +252,25 @@ def _attend_chunk(q_KGTE: Tensor, k_KLE: Tensor, v_KLE: Tensor, spec: AttentionS
     return torch.bmm(scores.softmax(-1), v_KLE).view(kv, group, count, size)
 
 
-def _bias(
-    plan: _Plan, index: int, spec: AttentionSpec, dtype: torch.dtype, query: Tensor, key: Tensor
-) -> Tensor:
-    """0 where a query may look and minus infinity elsewhere; made once per step and window."""
-    known = plan.biases.get((index, spec.window))
+def _bias(plan: _Plan, index: int, spec: AttentionSpec, dtype: torch.dtype) -> Tensor:
+    """0 where a query may look and minus infinity elsewhere; made once per step and window.
+
+    (1, R, Q * heads, L), where heads are those of a KV head; for Q = 1 they share a row.
+    """
+    group, heads = plan.decodes[index], spec.num_heads // spec.num_kv_heads
+    known = plan.biases.get((index, spec.window, heads))
     if known is not None:
         return known
+    query, key = group.positions_RQ[:, :, None], group.keys_L
     hidden = key > query
     if spec.window is not None:
         hidden |= key <= query - spec.window
     bias = torch.zeros(hidden.shape, dtype=dtype, device=query.device)
-    plan.biases[index, spec.window] = bias.masked_fill_(hidden, float("-inf"))
-    return bias
+    bias.masked_fill_(hidden, float("-inf"))
+    if bias.shape[1] > 1:
+        bias = bias.repeat_interleave(heads, dim=1)
+    plan.biases[index, spec.window, heads] = bias[None]
+    return bias[None]
 
 
 def _dense_attention(
