@@ -13,10 +13,10 @@ INPUTS  := Makefile pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test lint format bench simulate clean
+.PHONY: help setup serve test determinism lint format bench simulate clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  Settings: VENV=$(VENV) PYTHON=$(PYTHON) PORT=$(PORT) PLUGINS=$(PLUGINS) ARGS=..."
 
@@ -27,6 +27,9 @@ serve: $(VENV)/.runtime ## Serve the bundled model on PORT (ARGS are added to th
 
 test: lint ## Check style and types, then run the tests (ARGS are given to pytest)
 	$(BIN)/python -m pytest $(ARGS)
+
+determinism: $(VENV)/.dev ## Run the whole determinism matrix (many minutes)
+	DOVETAIL_DETERMINISM=full $(BIN)/python -m pytest tests/system/test_determinism.py --timeout 3600 $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dovetail.core.config.schema import EngineConfig
     from dovetail.core.constraint import StructuredOutputsParams
     from dovetail.core.engine.async_engine import AsyncEngine
+    from dovetail.core.engine.beam_search import BeamSearchOutput, BeamSearchParams
     from dovetail.core.errors import DovetailError
     from dovetail.core.llm import LLM
     from dovetail.core.request import (
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncEngine",
+    "BeamSearchOutput",
+    "BeamSearchParams",
     "CompletionOutput",
     "DovetailError",
     "EngineConfig",
@@ -46,6 +49,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AsyncEngine": "dovetail.core.engine.async_engine",
+    "BeamSearchOutput": "dovetail.core.engine.beam_search",
+    "BeamSearchParams": "dovetail.core.engine.beam_search",
     "CompletionOutput": "dovetail.core.request",
     "DovetailError": "dovetail.core.errors",
     "EngineConfig": "dovetail.core.config.schema",

@@ -73,6 +73,24 @@ def test_the_sequences_are_transformers_own(llm: LLM, recompute: Scores, width: 
     assert llm.stats.num_free_blocks == llm.stats.num_blocks
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 1.7])
+def test_a_temperature_divides_the_logits(llm: LLM, recompute: Scores, temperature: float) -> None:
+    def heated(prefix: list[int]) -> Any:
+        row = torch.from_numpy(recompute(prefix)) / (temperature or 1.0)
+        return row.log_softmax(-1).numpy()
+
+    params = BeamSearchParams(beam_width=3, max_tokens=10, temperature=temperature)
+    beside = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True, logprobs=2)
+    output, plain = llm.generate(["Paris"] * 2, [params.sampling_params(), beside], use_tqdm=False)
+    want = reference(output.prompt_token_ids, 3, 10, heated, ends=(EOS,))
+    assert [c.token_ids for c in output.outputs] == [tokens for tokens, *_ in want]
+    for completion, (_, total, _) in zip(output.outputs, want, strict=True):
+        assert completion.cumulative_logprob == pytest.approx(total, abs=1e-3)
+    scores = plain.outputs[0].logprobs or []
+    raw = recompute(plain.prompt_token_ids)
+    assert next(iter(scores[0].values())).logprob == pytest.approx(float(raw.max()), abs=1e-4)
+
+
 def test_the_shape_is_vllms(llm: LLM) -> None:
     (output,) = llm.beam_search("Paris", BeamSearchParams(beam_width=3, max_tokens=6))
     assert isinstance(output, BeamSearchOutput) and len(output.sequences) == 3
@@ -117,7 +135,6 @@ def test_searches_beside_others_change_nobody(llm: LLM) -> None:
 
 def test_what_beams_cannot_do_is_refused() -> None:
     for field, value in {
-        "temperature": 0.7,
         "top_p": 0.9,
         "frequency_penalty": 1.0,
         "stop": ["x"],

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from dovetail.core.request import SamplingParams
-from dovetail.core.types import BoolArray, FloatArray, IntArray
+from dovetail.core.types import BoolArray, FloatArray, IndexArray, IntArray
 
 __all__ = [
     "Batch",
@@ -72,7 +72,8 @@ class SamplingBatch:
     restricts: bool
     """Some row has top_k, top_p or min_p."""
     shapes_logits: bool
-    """Some row has penalties, a bias, allowed tokens or min_tokens (see ``JoinedRow.params``)."""
+    """Some row has ``SamplingParams.shapes_logits`` (see ``JoinedRow.params``): penalties, a bias,
+    allowed tokens, bad words, logits processors or min_tokens."""
     num_logprobs: int | None
     """Alternatives wanted per token, the most of any row; None if no row wants any."""
     masks: TokenMasks | None = None
@@ -98,7 +99,7 @@ class Batch:
     """
 
     step: int
-    rows: IntArray
+    rows: IndexArray
     """(R,) the row of each request, in the order in which the tokens follow."""
     query_lens: IntArray
     """(R,) tokens that this step computes for the row."""
@@ -108,11 +109,11 @@ class Batch:
     """(R, M) KV blocks of each row, in order of position; beyond the row's last block: 0."""
     token_ids: IntArray
     """(T,) the tokens to compute. Entries named by ``carried`` are 0 and must be replaced."""
-    carried: IntArray
+    carried: IndexArray
     """(C,) indices into ``token_ids`` that take the token which their row sampled last."""
-    carried_rows: IntArray
+    carried_rows: IndexArray
     """(C,) the row of each of them."""
-    sampled: IntArray
+    sampled: IndexArray
     """(S,) indices into the R rows that get a token: those whose last known token is computed."""
     num_drafts: IntArray | None = None
     """(S,) how many of the row's last tokens in this step are drafts: guessed, not known. Each

@@ -44,7 +44,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Beam search only: scores are the cumulative log-probability divided by the length to this
     power; larger values favour longer texts."""
     temperature: float = 1.0
-    """0 takes the likeliest token (greedy); larger values flatten the distribution."""
+    """0 takes the likeliest token (greedy); larger values flatten the distribution. Beam search
+    ranks by it; 0 is as 1 there."""
     top_p: float = 1.0
     """Keep the smallest set of likeliest tokens whose probabilities sum to this, in (0, 1]."""
     top_k: int = 0
@@ -64,6 +65,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     stop_token_ids: list[int] | None = []
     """Generation ends when one of these tokens is chosen."""
     include_stop_str_in_output: bool = False
+    """Keep the stop string, or the text of the token that ended it, at the end of the text."""
     ignore_eos: bool = False
     """Go on after the end-of-text token."""
     max_tokens: int | None = 16
@@ -90,8 +92,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     structured_outputs: StructuredOutputsParams | None = None
     """The form that the answer must have; a mapping with the same names serves too."""
     detokenize: bool = True
+    """Turn tokens into text; without it, answers are token ids alone."""
     skip_special_tokens: bool = True
+    """Leave special tokens, such as the end-of-text token, out of the text."""
     spaces_between_special_tokens: bool = True
+    """If special tokens are shown: keep the spaces that some tokenizers put between them."""
 
     def __post_init__(self) -> None:
         self._normalise()
@@ -128,12 +133,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 raise RequestError(
                     f"{field.name} cannot be combined with use_beam_search.", param=field.name
                 )
-        if self.temperature not in (0.0, 1.0):
-            raise RequestError(
-                "temperature must be 0 or 1 with use_beam_search, which ranks by the model's own"
-                f" probabilities, not {self.temperature}.",
-                param="temperature",
-            )
 
     def _normalise(self) -> None:
         """Give the several spellings that clients use for one meaning a single form."""
@@ -150,8 +149,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
-        return self.temperature < 1e-5
+        """Whether nothing is drawn: the likeliest token is taken, or beams are followed."""
+        return self.temperature < 1e-5 or self.use_beam_search
+
+    @property
+    def beam_temperature(self) -> float:
+        """What divides the logits that beams are ranked by; 1 where nothing has to be divided."""
+        return self.temperature if self.use_beam_search and self.temperature >= 1e-5 else 1.0
 
     @property
     def shapes_logits(self) -> bool:
@@ -308,7 +312,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     prompt_token_ids: list[int]
     """At least one token, each inside the vocabulary."""
     params: SamplingParams
-    """``n`` is 1 here, and ``max_tokens`` is a number that fits the context."""
+    """``n`` is 1 here, except for a beam search; ``max_tokens`` is a number that fits the context,
+    and bad words are token ids."""
     stop_token_ids: list[int]
     """The model's end-of-text tokens (unless ignored) and the request's own, without repeats."""
     seed: int

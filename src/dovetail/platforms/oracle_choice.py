@@ -11,7 +11,7 @@ from dovetail.core.batch import Batch, JoinedRow, LogprobArrays, TokenMasks
 from dovetail.core.faults import fault
 from dovetail.core.plugins.registry import describe_error
 from dovetail.core.sampling.oracle import HashArray, TokenRule, parts
-from dovetail.core.types import BoolArray, IntArray
+from dovetail.core.types import BoolArray, IndexArray, IntArray
 
 __all__ = ["RowRules", "accepted", "made_up_logprobs", "masked", "proposals"]
 
@@ -34,7 +34,7 @@ class RowRules:
             self._joined[joined.row] = joined
 
     def shape(
-        self, chosen: IntArray, rows: IntArray, num_generated: IntArray, hashes: HashArray
+        self, chosen: IntArray, rows: IndexArray, num_generated: IntArray, hashes: HashArray
     ) -> dict[int, str]:
         """Replace tokens that their row may not be given. All arrays are (G,).
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dovetail.core.batch import Batch, JoinedRow, LogprobArrays, StepOutput
 from dovetail.core.sampling.oracle import HashArray, TokenRule, parts
-from dovetail.core.types import IntArray
+from dovetail.core.types import IndexArray, IntArray
 from dovetail.platforms.oracle_choice import RowRules, accepted, made_up_logprobs, masked, proposals
 from dovetail.platforms.pretend import flat_logprobs
 
@@ -26,7 +26,7 @@ class _Tokens:
     """The T tokens of a step and what is known of each; arrays are (T,)."""
 
     ids: _Counts
-    rows: IntArray
+    rows: IndexArray
     positions: IntArray
     slots: IntArray
     parts: HashArray
@@ -207,7 +207,7 @@ class OracleRows:
         self._true[rows, after + 1] = tokens.hashes[places] + parts(chosen, after)
         self._num_true[rows] = after + 1
 
-    def _drafts(self, rows: IntArray, wanted: IntArray | None) -> IntArray | None:
+    def _drafts(self, rows: IndexArray, wanted: IntArray | None) -> IntArray | None:
         """Proposals (S, k): as many as are wanted of each row, then -1."""
         if wanted is None or not wanted.any():
             return None
@@ -216,7 +216,7 @@ class OracleRows:
         drafts[np.arange(most) >= wanted[:, None]] = -1
         return drafts
 
-    def _failures(self, rows: IntArray) -> dict[int, str]:
+    def _failures(self, rows: IndexArray) -> dict[int, str]:
         if not self._broken:
             return {}
         numbered = enumerate(rows.tolist())

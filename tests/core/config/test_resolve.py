@@ -100,7 +100,11 @@ def test_kv_dtype_follows_the_activations_where_it_can():
     [
         (UnsupportedError, "dtype=float16: platform toy computes in", {"dtype": "half"}),
         (UnsupportedError, "block_size=8: platform toy has 16, 32", {"block_size": 8}),
-        (UnsupportedError, "kv_cache_dtype=fp8: platform toy keeps", {"kv_cache_dtype": "fp8"}),
+        (
+            UnsupportedError,
+            "kv_cache_dtype=fp8_e4m3: platform toy keeps",
+            {"kv_cache_dtype": "fp8"},
+        ),
         (UnsupportedError, "quantization gptq: platform toy has none", {"quantization": "gptq"}),
         (ConfigError, "max_model_len=1001: m is made for 1000", {"max_model_len": 1001}),
         (

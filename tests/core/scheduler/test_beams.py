@@ -8,11 +8,14 @@ import pytest
 
 from dovetail.core.batch import Batch
 from dovetail.core.engine.core import EngineCore
+from dovetail.core.request import Request
 from tests.core.scheduler.beam_cases import (
+    Outcome,
     beam_engine,
     beam_request,
     greedy,
     greedy_request,
+    plain,
     reference,
     search,
 )
@@ -222,3 +225,54 @@ def test_a_search_that_always_fails_ends_alone() -> None:
         updates += engine.step()
     assert [u.id for u in updates if u.error] == [1]
     assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_usable
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_arrivals_aborts_and_failures_at_random(seed: int) -> None:
+    rng = random.Random(1000 + seed)
+    engine = beam_engine(
+        steps_ahead=seed % 2,
+        num_blocks=rng.choice([13, 18, 30, 80]),
+        max_num_seqs=rng.choice([1, 2, 4, 16]),
+        max_num_batched_tokens=rng.choice([5, 9, 64]),
+        enable_prefix_caching=rng.random() < 0.6,
+        mixed_batches=rng.random() < 0.7,
+        policy=rng.choice(["fcfs", "priority"]),
+    )
+
+    def fail(batch: Batch) -> None:
+        if batch.num_rows > 1 and rng.random() < 0.01:
+            raise RuntimeError("the device hiccups")
+
+    engine.runner.fail = fail  # type: ignore[attr-defined]
+    stems = [[rng.randrange(8, 50) for _ in range(20)] for _ in range(2)]
+    requests: dict[int, Request] = {}
+    outcomes: dict[int, Outcome] = {}
+    answers: dict[int, list[int]] = {}
+    aborted: set[int] = set()
+    while len(requests) < 12 or engine.has_work():
+        if len(requests) < 12 and rng.random() < 0.2:
+            number = len(requests) + 1
+            prompt = [*rng.choice(stems)[: rng.randrange(1, 20)], rng.randrange(8, 50)]
+            make = [beam_request, greedy_request][rng.random() < 0.4]
+            width = [rng.randrange(1, 7)] if make is beam_request else []
+            requests[number] = make(number, prompt, *width, rng.randrange(1, 16))
+            engine.add(requests[number])
+        if requests and rng.random() < 0.02:
+            victim = rng.choice(list(requests))
+            engine.abort([victim])
+            aborted.add(victim)
+        for update in engine.step():
+            assert update.error is None and update.id in requests
+            if update.beams is not None:
+                outcomes[update.id] = plain(update.beams)
+            answers.setdefault(update.id, []).extend(update.token_ids)
+        engine.scheduler.pool.check(engine.scheduler.held_blocks())
+    assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_usable
+    for number, request in requests.items():
+        prompt, params = request.prompt_token_ids, request.params
+        if params.use_beam_search:
+            want = reference(prompt, params.n, params.max_tokens or 0)
+            assert outcomes.get(number, want if number in aborted else None) == want
+        elif number not in aborted:
+            assert answers[number] == greedy(prompt, params.max_tokens or 0)

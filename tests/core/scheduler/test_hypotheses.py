@@ -41,7 +41,7 @@ def run(group: BeamGroup, prompt: list[int]) -> tuple[Outcome, int]:
         going = group.advance()
         if not going:
             return plain(group.outcome()), rounds
-        group.live = [Beam(group, sequence, s.path, s.cumulative_logprob) for s in going]
+        group.live = [Beam(group, sequence, s.path(), s.cumulative_logprob) for s in going]
 
 
 @pytest.mark.parametrize("penalty", [-2.0, -0.5, 0.0, 0.5, 1.0, 2.0])

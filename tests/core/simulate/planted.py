@@ -90,7 +90,7 @@ SLIPS = [
     ),
     Slip(
         "off by one at the boundary of a block",
-        SequenceBlocks, "_missing_each", "-(-ends // self.size)", "ends // self.size",
+        SequenceBlocks, "need", "(grants + (self.size - 1))", "grants",
     ),
     Slip(
         "a preempted request keeps tokens that nobody has seen",

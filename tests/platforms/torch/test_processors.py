@@ -7,8 +7,8 @@ from dovetail import LLM
 from dovetail.core.errors import RequestError
 from dovetail.core.request import SamplingParams
 from dovetail.platforms.torch.sampler import Sampler
+from tests import processors
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
-from tests.core.plugins.conftest import Fakes
 from tests.platforms.torch.sampling_cases import CPU, batch_of, joined, logits_of, noise_of
 
 SOURCE = """
@@ -76,18 +76,8 @@ NEUTRAL = {"temperature": 1.0, "seed": 4, "max_tokens": 12, "ignore_eos": True}
 
 @pytest.fixture(scope="module", autouse=True)
 def installed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("plugins")
-    with pytest.MonkeyPatch.context() as patch:
-        fakes = Fakes(folder)
-        patch.syspath_prepend(folder)
-        for name in ("Force", "Parrot", "Broken", "Foreign", "Unmade"):
-            fakes.install(
-                f"acme-{name.lower()}",
-                SOURCE,
-                name=name.lower(),
-                group="dovetail.logits_processors",
-                attribute=name,
-            )
+    names = ("Force", "Parrot", "Broken", "Foreign", "Unmade")
+    with processors.installed(tmp_path_factory.mktemp("plugins"), SOURCE, *names):
         yield
 
 
@@ -210,11 +200,11 @@ def test_the_last_token_is_not_read_before_the_next_step():
     sampler = Sampler(VOCAB_SIZE, 2, CPU)
     sampler.join([joined(0, params[0])])
     result = sampler.sample(logits_of(1, VOCAB_SIZE), batch_of(params, VOCAB_SIZE))
-    processors = sampler._shaper._processors
-    assert processors._rows[0].output == [] and processors._rows[0].sampled is not None
+    (state,) = sampler._shaper._processors._rows.values()
+    assert state.output == [] and state.sampled is not None
     again = sampler.sample(
         logits_of(1, VOCAB_SIZE, seed=1),
         batch_of(params, VOCAB_SIZE, num_generated=[1], noise=noise_of(1)),
     )
-    assert processors._rows[0].output == result.token_ids.tolist()
+    assert state.output == result.token_ids.tolist()
     assert torch.isfinite(again.token_ids.float()).all()

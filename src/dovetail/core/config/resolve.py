@@ -129,9 +129,11 @@ def _decide_model(
             " load_format=dummy runs with random weights"
         )
     architecture = facts.architectures[0]
+    model_impl = _model_impl(intent, architecture, platform, native, known, reasons)
     return {
         "architecture": architecture,
-        "model_impl": _model_impl(intent, architecture, platform, native, known, reasons),
+        "model_impl": model_impl,
+        "deterministic": _deterministic(intent, architecture, model_impl, platform),
         "load_format": "dummy" if intent.load_format == "dummy" else "safetensors",
         "quantization": _quantization(intent, facts, platform, reasons),
     }
@@ -167,6 +169,22 @@ def _model_impl(
         )
     reasons["model_impl"] = f"Dovetail has no {architecture} of its own"
     return "transformers"
+
+
+def _deterministic(
+    intent: EngineConfig, architecture: str, model_impl: str, platform: PlatformView
+) -> bool:
+    if intent.deterministic and "deterministic" not in platform.capabilities.features:
+        raise UnsupportedError(
+            f"deterministic: on platform {platform.name} a request's logits depend on what else is"
+            " in the step; leave it out, or choose another platform"
+        )
+    if intent.deterministic and model_impl == "transformers":
+        raise UnsupportedError(
+            f"deterministic: the transformers library's code computes {architecture}, and nothing"
+            " is known about its order of summation; only native models can be deterministic"
+        )
+    return intent.deterministic
 
 
 def _quantization(

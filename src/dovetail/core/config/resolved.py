@@ -66,6 +66,8 @@ class ResolvedConfig:
     threads: int | None
     """Threads that compute; None leaves it to the platform."""
     options: dict[str, Any]
+    deterministic: bool
+    """Logits do not depend on what else is in a step, bit for bit."""
     seed: int
     max_model_len: int
     """The most tokens in one sequence, prompt and answer."""
@@ -121,6 +123,7 @@ class ResolvedConfig:
             max_num_batched_tokens=self.max_num_batched_tokens,
             attention_backend=self.attention_backend,
             quantization=self.quantization,
+            deterministic=self.deterministic,
             seed=self.seed,
             trust_remote_code=self.trust_remote_code,
             options=options,

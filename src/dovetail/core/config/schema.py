@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 _MODEL, _PLATFORM, _MEMORY, _SCHEDULING = "Model", "Platform", "Memory", "Scheduling"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-_KV_DTYPES = (*_DTYPES, "fp8", "fp8_e4m3", "fp8_e5m2", "int8")
+_KV_DTYPES = (*_DTYPES, "fp8_e4m3", "fp8_e5m2", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +127,13 @@ class EngineConfig:
         group=_MODEL,
         help="Where random choices without a seed of their own start.",
     )
+    deterministic: bool = option(
+        False,
+        parse=p.flag,
+        group=_MODEL,
+        help="Give a request the same logits, bit for bit, whatever runs beside it, however its "
+        "prompt is cut into steps and whatever is cached. Needs a native model.",
+    )
     device: str = option(
         "auto",
         parse=p.text,
@@ -166,9 +173,10 @@ class EngineConfig:
         "auto",
         parse=p.text,
         choices=_KV_DTYPES,
-        synonyms={"half": "float16", "float": "float32"},
+        synonyms={"half": "float16", "float": "float32", "fp8": "fp8_e4m3"},
         group=_MEMORY,
-        help="Type of the KV cache. auto is the type of the activations.",
+        help="Type of the KV cache. auto is the type of the activations. int8 and fp8 hold twice "
+        "as many tokens as 16 bits, with a scale per head and token; fp8 is fp8_e4m3.",
     )
     kv_cache_memory_bytes: int | None = option(
         None,

@@ -51,6 +51,9 @@ class AttentionNeed:
     dtype: str
     kv_dtype: str
     block_size: int
+    deterministic: bool = False
+    """What a token gets may depend on nothing but its own sequence, bit for bit: not on the other
+    rows, nor on how its sequence was cut into steps."""
 
     @property
     def features(self) -> frozenset[str]:

@@ -36,6 +36,8 @@ class RunnerConfig:
     attention_backend: str | None = None
     """The backend that the user insists on; None leaves the choice to the platform's order."""
     quantization: str | None = None
+    deterministic: bool = False
+    """Logits of a row are the same bits in every step that could compute them."""
     seed: int = 0
     """Seed for dummy weights."""
     trust_remote_code: bool = False

@@ -26,7 +26,7 @@ class BeamSearchParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     """Go on after the end-of-text token."""
     temperature: float = 0.0
-    """0 or 1, which mean the same: beams are ranked by the model's own probabilities."""
+    """Divides the logits before beams are ranked; 0 is as 1: the model's own probabilities."""
     length_penalty: float = 1.0
     """Scores are the cumulative log-probability divided by the length, prompt included, to this
     power."""

@@ -46,6 +46,36 @@ class LogprobNamer(dict[int, str]):
         return named
 
 
+class _CloseSpecials:
+    """A stream in which no space stands between special tokens that follow each other.
+
+    Args:
+        stream: Shows special tokens.
+        specials: Their ids.
+    """
+
+    def __init__(self, stream: DecodeStream, specials: frozenset[int]) -> None:
+        self._stream = stream
+        self._specials = specials
+        self._after_special = False
+
+    def step(self, ids: Sequence[int]) -> str:
+        """The text that ``ids`` complete."""
+        return "".join([self._push(token_id) for token_id in ids])
+
+    def flush(self) -> str:
+        """What was held back."""
+        return self._stream.flush()
+
+    def _push(self, token_id: int) -> str:
+        text = self._stream.step((token_id,))
+        is_special = token_id in self._specials
+        if is_special and self._after_special:
+            text = text.lstrip(" ")
+        self._after_special = is_special
+        return text
+
+
 class CompletionStream:
     """Turns the updates of one sequence into deltas of one completion.
 
@@ -84,6 +114,8 @@ class CompletionStream:
             self._stream = tokenizer.new_stream(
                 prompt.token_ids, skip_special_tokens=params.skip_special_tokens
             )
+            if not (params.skip_special_tokens or params.spaces_between_special_tokens):
+                self._stream = _CloseSpecials(self._stream, tokenizer.special_token_ids)
         if params.stop:
             if self._stream is None:
                 raise RequestError(

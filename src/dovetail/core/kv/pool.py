@@ -59,14 +59,15 @@ class BlockPool:
         fault("pool.allocate")
         if count > self.num_free:
             raise InvariantError("pool", f"I7: {count} blocks asked for, {self.num_free} free")
-        taken = [self._take() for _ in range(count)]
+        from_cache = max(0, count - len(self._free))
+        taken = self._free[len(self._free) - count + from_cache :]
+        del self._free[len(self._free) - count + from_cache :]
+        taken += [self._evict() for _ in range(from_cache)]
         for block in taken:
             self._references[block] = 1
         return taken
 
-    def _take(self) -> int:
-        if self._free:
-            return self._free.pop()
+    def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)
         if self._references[block]:
             raise InvariantError("pool", f"I5: block {block} is evicted while it is referenced")

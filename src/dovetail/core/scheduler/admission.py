@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from dovetail.core.errors import RequestFailedError
+from dovetail.core.request import Request
 from dovetail.core.scheduler.blocks import Prefix, SequenceBlocks
 from dovetail.core.scheduler.plan import Plan, chunk
 from dovetail.core.scheduler.prepared import PreparedQueue
@@ -32,6 +34,16 @@ class Admission:
         self.table = blocks.table
         self.pool = blocks.pool
         self.stats = stats
+
+    def check_fit(self, request: Request) -> None:
+        """Raise RequestFailedError if a request can never be served, however long it waits."""
+        total = len(request.prompt_token_ids) + (request.params.max_tokens or 0)
+        needed, num_usable = self.blocks.most(total), self.pool.num_usable
+        if total > self.config.max_model_len or needed > num_usable:
+            raise RequestFailedError(
+                f"{total} tokens need {needed} KV blocks of {self.config.block_size}; there are"
+                f" {num_usable}, and a sequence may have {self.config.max_model_len} tokens"
+            )
 
     def admit(self, plan: Plan) -> int:
         """Add waiting sequences to ``plan`` while budget, rows and blocks last.
@@ -96,7 +108,7 @@ class Admission:
             self.stats.prefix_cache_queries += sequence.num_prompt_tokens
             self.stats.prefix_cache_hits += prefix.num_computed
         joined = self.table.join(sequence, prefix.num_computed)
-        row, grants = np.array([joined.row], np.int32), np.array([grant], np.int32)
+        row, grants = np.array([joined.row], np.intp), np.array([grant], np.int32)
         plan.joined.append(joined)
         plan.copies += self.blocks.extend(row, grants)
         plan.rows = np.concatenate([plan.rows, row])

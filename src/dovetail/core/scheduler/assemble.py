@@ -9,18 +9,18 @@ from dovetail.core.sampling.noise import uniform
 from dovetail.core.scheduler.masking import token_masks
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.structured.base import Grammars
-from dovetail.core.types import IntArray
+from dovetail.core.types import IndexArray, IntArray
 
 __all__ = ["assemble_batch"]
 
-_NO_ROWS = np.zeros(0, np.int32)
+_NONE = np.zeros(0, np.intp)
 _NO_COPIES = np.zeros((0, 2), np.int32)
 
 
 def assemble_batch(
     table: RowTable,
     step: int,
-    rows: IntArray,
+    rows: IndexArray,
     query_lens: IntArray,
     joined: tuple[JoinedRow, ...],
     copies: list[tuple[int, int]],
@@ -48,7 +48,7 @@ def assemble_batch(
     ends = table.num_tokens[rows] if drafts is None else table.num_tokens[rows] + drafts
     known = table.num_known[rows] if drafts is None else table.num_known[rows] + drafts
     token_ids, carried, carried_rows = _tokens(table, rows, query_lens, context, known)
-    sampled = np.flatnonzero(context + query_lens == ends).astype(np.int32)
+    sampled = (context + query_lens == ends).nonzero()[0]
     num_drafts = None if drafts is None else drafts[sampled]
     width = max(1, int(table.num_blocks[rows].max()))
     return Batch(
@@ -71,8 +71,8 @@ def assemble_batch(
 
 
 def _tokens(
-    table: RowTable, rows: IntArray, query_lens: IntArray, context: IntArray, known: IntArray
-) -> tuple[IntArray, IntArray, IntArray]:
+    table: RowTable, rows: IndexArray, query_lens: IntArray, context: IntArray, known: IntArray
+) -> tuple[IntArray, IndexArray, IndexArray]:
     """Token ids (T,), and the entries that the device fills in: their indices and their rows.
 
     Those are the ones from position ``known`` (R,) of their row.
@@ -87,14 +87,14 @@ def _tokens(
     token_ids = table.tokens[token_rows, positions]
     unknown = positions >= known
     if not unknown.any():
-        return token_ids, _NO_ROWS, _NO_ROWS
+        return token_ids, _NONE, _NONE
     token_ids[unknown] = 0
-    carried = np.flatnonzero(unknown).astype(np.int32)
+    carried = unknown.nonzero()[0]
     return token_ids, carried, token_rows[carried]
 
 
 def _sampling(
-    table: RowTable, rows: IntArray, num_drafts: IntArray | None, grammars: Grammars
+    table: RowTable, rows: IndexArray, num_drafts: IntArray | None, grammars: Grammars
 ) -> SamplingBatch:
     """How the G places choose: a row's parameters for each, and noise by position."""
     masks = token_masks(table, grammars, rows, num_drafts)
@@ -123,7 +123,7 @@ def _sampling(
 
 
 def _prompt_logprobs(
-    table: RowTable, rows: IntArray, query_lens: IntArray, context: IntArray
+    table: RowTable, rows: IndexArray, query_lens: IntArray, context: IntArray
 ) -> PromptLogprobNeed | None:
     """Positions of this step whose successor is a prompt token and was not reported before."""
     wanted = np.flatnonzero(table.wants_prompt_logprobs[rows])

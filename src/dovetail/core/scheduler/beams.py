@@ -74,7 +74,7 @@ class BeamSearches:
         """Begin a search with one beam, the prompt."""
         group = self._groups[request.id] = BeamGroup(request)
         params = msgspec.structs.replace(
-            request.params, n=1, best_of=None, temperature=0.0, logprobs=2 * group.width
+            request.params, n=1, best_of=None, logprobs=2 * group.width
         )
         own = msgspec.structs.replace(
             request, id=self._next_id(), params=params, stop_token_ids=[], parent=None
@@ -160,20 +160,20 @@ class BeamSearches:
                 )
             )
             return
-        following: dict[Continuation, Beam] = {}
+        following: dict[int, Beam] = {}
         for beam in group.live:
-            mine = [step for step in chosen if step.beam is beam]
+            mine = [place for place, step in enumerate(chosen) if step.beam is beam]
             if not mine:
                 self._forget(beam.sequence)
                 continue
-            for step in mine[1:]:
-                following[step] = self._fork(beam.sequence, step)
-            following[mine[0]] = self._go_on(beam.sequence, mine[0])
-        group.live = [following[step] for step in chosen]
+            for place in mine[1:]:
+                following[place] = self._fork(beam.sequence, chosen[place])
+            following[mine[0]] = self._go_on(beam.sequence, chosen[mine[0]])
+        group.live = [following[place] for place in range(len(chosen))]
 
     def _go_on(self, sequence: Sequence, step: Continuation) -> Beam:
         """Give the sequence of a beam its next token."""
-        sequence.beam = Beam(step.beam.group, sequence, step.path, step.cumulative_logprob)
+        sequence.beam = Beam(step.beam.group, sequence, step.path(), step.cumulative_logprob)
         if sequence.row is not None:
             self._table.append_token(sequence.row, step.token_id)
         else:
@@ -190,7 +190,7 @@ class BeamSearches:
         child = Sequence(request, _followed(tokens, step.token_id))
         child.has_started = True
         child.num_cached_tokens = parent.num_cached_tokens
-        child.beam = Beam(step.beam.group, child, step.path, step.cumulative_logprob)
+        child.beam = Beam(step.beam.group, child, step.path(), step.cumulative_logprob)
         if row is not None:
             self._blocks.fork(parent, child, int(self._table.num_computed[row]))
         self._sequences[request.id] = child

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,9 +15,9 @@ from dovetail.core.kv.prefix import extend_chain
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.scheduler.sequence import Sequence
 from dovetail.core.scheduler.settings import SchedulerConfig
-from dovetail.core.types import BoolArray, IntArray
+from dovetail.core.types import BoolArray, IndexArray, IntArray
 
-__all__ = ["Prefix", "SequenceBlocks"]
+__all__ = ["Need", "Prefix", "SequenceBlocks"]
 
 
 class Prefix:
@@ -29,6 +30,20 @@ class Prefix:
         """Blocks of the prefix cache to share; the first may be 0, where nobody looks any more."""
         self.num_needed = num_needed
         """Free blocks that its known tokens need beyond these."""
+
+
+class Need(NamedTuple):
+    """Blocks that a step needs before it runs."""
+
+    rows: IndexArray
+    """Rows whose blocks do not reach far enough."""
+    missing: IntArray
+    """How many each of them needs."""
+    flagged: list[int]
+    """Rows that may have shared the block which they write next, before this step."""
+    shared: list[int]
+    """Those that do, and need a block of their own in place of one that others count on."""
+    total: int
 
 
 class SequenceBlocks:
@@ -45,39 +60,44 @@ class SequenceBlocks:
         )
         """The most blocks that one sequence holds."""
 
-    def missing(self, rows: IntArray, grants: IntArray) -> int:
-        """Blocks that rows need to compute ``grants`` more tokens each."""
-        flagged = rows[self.table.shares_tail[rows]]
-        shared = sum(self._shared_tail(row) is not None for row in flagged.tolist())
-        return int(np.maximum(self._missing_each(rows, grants), 0).sum()) + shared
+    def need(self, rows: IndexArray, grants: IntArray) -> Need:
+        """The blocks that rows need to compute ``grants`` more tokens each."""
+        table = self.table
+        ends = table.num_computed[rows] + (grants + (self.size - 1))
+        missing = ends // self.size - table.num_blocks[rows]
+        short = (missing > 0).nonzero()[0]
+        flags = table.shares_tail
+        flagged = rows[flags[rows]].tolist() if np.count_nonzero(flags) else []
+        shared = [row for row in flagged if self._shared_tail(row) is not None]
+        missing = missing[short]
+        return Need(rows[short], missing, flagged, shared, int(missing.sum()) + len(shared))
 
-    def _missing_each(self, rows: IntArray, grants: IntArray) -> IntArray:
-        ends = self.table.num_computed[rows] + grants
-        missing: IntArray = -(-ends // self.size) - self.table.num_blocks[rows]
-        return missing
+    def missing(self, rows: IndexArray, grants: IntArray) -> int:
+        """How many blocks ``extend`` would take."""
+        return self.need(rows, grants).total
 
-    def extend(self, rows: IntArray, grants: IntArray) -> list[tuple[int, int]]:
+    def extend(self, rows: IndexArray, grants: IntArray) -> list[tuple[int, int]]:
         """Give rows the blocks they are about to write; returns (from, to) copies to make first."""
-        copies = [self._own_tail(int(row)) for row in rows[self.table.shares_tail[rows]]]
-        missing = self._missing_each(rows, grants)
-        short = missing > 0
-        rows, missing = rows[short], missing[short]
-        fresh = self.pool.allocate(int(missing.sum()))
-        if len(fresh) == len(rows):
-            self.table.add_one_block_each(rows, fresh)
-        else:
-            for row, count in zip(rows.tolist(), missing.tolist(), strict=True):
-                self.table.add_blocks(row, fresh[:count])
-                fresh = fresh[count:]
-        return [copy for copy in copies if copy is not None]
+        return self.give(self.need(rows, grants))
 
-    def _own_tail(self, row: int) -> tuple[int, int] | None:
-        """Copy-on-write: if others hold the block that the row writes next, give it its own."""
-        index = self._shared_tail(row)
-        self.table.shares_tail[row] = False
-        if index is None:
-            return None
+    def give(self, need: Need) -> list[tuple[int, int]]:
+        """Fill a need that was found just now; see ``extend``."""
+        copies = [self._own_tail(row) for row in need.shared]
+        if need.flagged:
+            self.table.shares_tail[need.flagged] = False
+        fresh = self.pool.allocate(need.total - len(copies))
+        if len(fresh) == len(need.rows):
+            self.table.add_one_block_each(need.rows, fresh)
+            return copies
+        for row, count in zip(need.rows.tolist(), need.missing.tolist(), strict=True):
+            self.table.add_blocks(row, fresh[:count])
+            fresh = fresh[count:]
+        return copies
+
+    def _own_tail(self, row: int) -> tuple[int, int]:
+        """Copy-on-write: others hold the block that the row writes next, so it gets its own."""
         sequence = self.table.at(row)
+        index = int(self.table.num_computed[row]) // self.size
         shared = sequence.blocks[index]
         (own,) = self.pool.allocate(1)
         self.table.replace_block(row, sequence, index, own)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dovetail.core.request import Request
 from dovetail.core.update import Hypothesis, TokenAlternatives
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Beam", "BeamGroup", "Continuation"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class _Path:
     """The tokens of a beam, last first; beams that were one once share the rest."""
 
@@ -45,7 +45,7 @@ class _Path:
             step = step.before
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Beam:
     """A live beam. A new one is made for every token."""
 
@@ -57,18 +57,26 @@ class Beam:
     """The likeliest next tokens behind the one that was sampled; None until its step is done."""
 
 
-@dataclass(frozen=True, eq=False)
-class Continuation:
-    """A token that a live beam goes on with."""
+class Continuation(NamedTuple):
+    """A token that a live beam may go on with."""
 
     beam: Beam
-    path: _Path
+    candidates: TokenAlternatives
+    """The beam's, of which the token is one."""
+    token_id: int
+    logprob: float
+    rank: int
     cumulative_logprob: float
 
-    @property
-    def token_id(self) -> int:
-        """The token."""
-        return self.path.token_id
+    def path(self) -> _Path:
+        """The beam's, with the token and as many alternatives as the request wants to see."""
+        shown = 1 + (self.beam.group.request.params.logprobs or 0)
+        alternatives = TokenAlternatives(
+            token_ids=[self.token_id, *self.candidates.token_ids[1:shown]],
+            logprobs=[self.logprob, *self.candidates.logprobs[1:shown]],
+            rank=self.rank,
+        )
+        return _Path(self.beam.path, self.token_id, alternatives)
 
 
 class BeamGroup:
@@ -118,17 +126,11 @@ class BeamGroup:
         candidates = beam.candidates
         if candidates is None:
             return
-        shown = 1 + (self.request.params.logprobs or 0)
-        ids, values = candidates.token_ids, candidates.logprobs
-        for rank in range(1, len(ids)):
-            if math.isfinite(values[rank]):
-                alternatives = TokenAlternatives(
-                    token_ids=[ids[rank], *ids[1:shown]],
-                    logprobs=[values[rank], *values[1:shown]],
-                    rank=rank,
-                )
-                path = _Path(beam.path, ids[rank], alternatives)
-                yield Continuation(beam, path, beam.cumulative_logprob + values[rank])
+        so_far = beam.cumulative_logprob
+        pairs = zip(candidates.token_ids, candidates.logprobs, strict=True)
+        for rank, (token_id, logprob) in enumerate(pairs):
+            if rank and logprob > -math.inf:
+                yield Continuation(beam, candidates, token_id, logprob, rank, so_far + logprob)
 
     def _score(self, cumulative_logprob: float, num_tokens: int) -> float:
         length = len(self.request.prompt_token_ids) + num_tokens
@@ -136,7 +138,10 @@ class BeamGroup:
 
     def _finish(self, step: Continuation, reason: str, num_tokens: int) -> None:
         params = self.request.params
-        steps = [*step.path.walk()][::-1]
+        score = self._score(step.cumulative_logprob, num_tokens)
+        if len(self._finished) == self.width and score <= self._finished[-1][0]:
+            return
+        steps = [*step.path().walk()][::-1]
         if reason == "stop" and not params.include_stop_str_in_output:
             steps.pop()
         own = reason == "stop" and step.token_id in (params.stop_token_ids or ())
@@ -147,7 +152,7 @@ class BeamGroup:
             stop_reason=step.token_id if own else None,
             logprobs=None if params.logprobs is None else [s.alternatives for s in steps],
         )
-        self._finished.append((self._score(step.cumulative_logprob, num_tokens), hypothesis))
+        self._finished.append((score, hypothesis))
         self._finished.sort(key=lambda entry: -entry[0])
         del self._finished[self.width :]
 

@@ -9,14 +9,14 @@ from dovetail.core.errors import InvariantError
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.scheduler.sequence import Sequence
 from dovetail.core.structured.base import Grammars
-from dovetail.core.types import BoolArray, IntArray
+from dovetail.core.types import BoolArray, IndexArray, IntArray
 from dovetail.core.update import Update
 
 __all__ = ["advance_grammars", "token_masks"]
 
 
 def token_masks(
-    table: RowTable, grammars: Grammars, rows: IntArray, num_drafts: IntArray | None = None
+    table: RowTable, grammars: Grammars, rows: IndexArray, num_drafts: IntArray | None = None
 ) -> TokenMasks | None:
     """Masks for those of ``rows`` that have a grammar; None if there are none.
 

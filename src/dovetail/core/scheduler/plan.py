@@ -7,19 +7,20 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dovetail.core.batch import JoinedRow
-from dovetail.core.types import IntArray
+from dovetail.core.types import IndexArray, IntArray
 
 __all__ = ["Plan", "chunk"]
 
-_NO_ROWS = np.zeros(0, np.int32)
+_NO_ROWS = np.zeros(0, np.intp)
+_NO_GRANTS = np.zeros(0, np.int32)
 
 
 @dataclass(kw_only=True)
 class Plan:
     """Rows, and what has to happen before they compute."""
 
-    rows: IntArray = field(default_factory=lambda: _NO_ROWS)
-    grants: IntArray = field(default_factory=lambda: _NO_ROWS)
+    rows: IndexArray = field(default_factory=lambda: _NO_ROWS)
+    grants: IntArray = field(default_factory=lambda: _NO_GRANTS)
     """Tokens that each row computes, drafts included."""
     drafts: IntArray | None = None
     """How many of the tokens of each row are drafts; rows that joined later have none."""
@@ -45,7 +46,7 @@ def chunk(wanted: int, left: int, *, may_split: bool) -> int:
     """How much of a prompt of ``wanted`` tokens to compute now, with ``left`` of the budget.
 
     One that does not end in this step leaves half of the budget to those behind it; what they do
-    not use comes back to it in ``Scheduler._top_up``.
+    not use comes back to it in ``RunningRows.top_up``.
     """
     if wanted <= left:
         return wanted

@@ -12,7 +12,7 @@ from dovetail.core.faults import fault
 from dovetail.core.plugins.registry import describe_error
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.scheduler.sequence import Sequence
-from dovetail.core.types import BoolArray, IntArray
+from dovetail.core.types import BoolArray, IndexArray, IntArray
 from dovetail.core.update import TokenAlternatives, Update
 
 __all__ = ["sequence_updates"]
@@ -38,7 +38,7 @@ def sequence_updates(
         log-probabilities) with their sequences.
     """
     output = _checked(output, table.vocab_size)
-    indices = np.flatnonzero(live[batch.sampled]).astype(np.int32)
+    indices = live[batch.sampled].nonzero()[0]
     rows = batch.rows[batch.sampled][indices]
     known = table.num_known[rows]
     tokens, counts, stopped = _emitted(table, output, indices, rows, known)
@@ -50,10 +50,7 @@ def sequence_updates(
     if output.failures:
         ended |= np.isin(indices, list(output.failures))
     special = ended | (table.wants_logprobs[rows] > 0) | (known == table.num_prompt[rows])
-    updates = [
-        Update(request_id, ids)
-        for request_id, ids in zip(table.request_id[rows].tolist(), tokens, strict=True)
-    ]
+    updates = list(map(Update, table.request_id[rows].tolist(), tokens))
     notable = []
     for k in np.flatnonzero(special).tolist():
         sequence, i = table.at(int(rows[k])), int(indices[k])
@@ -86,7 +83,7 @@ def _fail(update: Update, error: Exception) -> None:
 
 
 def _emitted(
-    table: RowTable, output: StepOutput, indices: IntArray, rows: IntArray, known: IntArray
+    table: RowTable, output: StepOutput, indices: IndexArray, rows: IndexArray, known: IntArray
 ) -> tuple[list[list[int]], IntArray, BoolArray]:
     """Write the tokens that rows were given to the table.
 
@@ -105,13 +102,12 @@ def _emitted(
         tokens = output.token_ids[indices, 0]
         table.tokens[rows, known] = tokens
         table.num_known[rows] = known + 1
-        stopped = (table.stop_ids[rows] == tokens[:, None]).any(axis=1)
-        return [[token] for token in tokens.tolist()], np.ones(len(rows), np.int32), stopped
+        stopped = table.stops.found(rows, tokens)
+        return tokens[:, None].tolist(), np.ones(len(rows), np.int32), stopped
     tokens_NW = output.token_ids[indices]
     place = np.arange(tokens_NW.shape[1])
     counts = np.minimum(output.num_tokens[indices], table.total[rows] - known)
-    stops = (table.stop_ids[rows][:, None] == tokens_NW[:, :, None]).any(axis=2)
-    stops &= place < counts[:, None]
+    stops = table.stops.found(rows, tokens_NW) & (place < counts[:, None])
     stopped = stops.any(axis=1)
     counts = np.where(stopped, stops.argmax(axis=1) + 1, counts).astype(np.int32)
     valid = place < counts[:, None]

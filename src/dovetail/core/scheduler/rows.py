@@ -10,11 +10,10 @@ import numpy.typing as npt
 from dovetail.core.batch import JoinedRow
 from dovetail.core.errors import InvariantError
 from dovetail.core.scheduler.sequence import Sequence
-from dovetail.core.types import FloatArray, IntArray
+from dovetail.core.scheduler.stops import StopTokens
+from dovetail.core.types import FloatArray, IndexArray, IntArray
 
 __all__ = ["FixedSampling", "RowTable"]
-
-_NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,14 @@ class RowTable:
         self.wants_logprobs = np.zeros(num_rows, np.int32)
         """1 + number of alternatives; 0: none wanted."""
         self.wants_prompt_logprobs = np.zeros(num_rows, np.bool_)
-        self.stop_ids = np.full((num_rows, 4), _NO_TOKEN, np.int32)
+        self.stops = StopTokens(num_rows)
         self.sequences: list[Sequence | None] = [None] * num_rows
-        self.order: IntArray = np.zeros(0, np.int32)
+        self._block_lists: list[list[int]] = [[] for _ in range(num_rows)]
+        """``Sequence.blocks`` of each occupied row."""
+        self.order: IndexArray = np.zeros(0, np.intp)
         """The occupied rows, in the order in which they were taken."""
         self._vacant = list(range(num_rows - 1, -1, -1))
-        self._last_sampling: tuple[IntArray, FixedSampling] | None = None
+        self._last_sampling: tuple[IndexArray, FixedSampling] | None = None
         """The rows of the last step, and how they sample; None once a row has changed hands."""
 
     @property
@@ -106,6 +107,7 @@ class RowTable:
         known = len(sequence.token_ids)
         sequence.row = row
         self.sequences[row] = sequence
+        self._block_lists[row] = sequence.blocks
         self.request_id[row] = sequence.request.id
         self.epoch[row] += 1
         self.tokens[row, :known] = sequence.token_ids
@@ -122,7 +124,7 @@ class RowTable:
         self.needs_known[row] = sequence.needs_known or self.has_grammar[row]
         self.may_draft[row] = not sequence.needs_known
         self._join_sampling(row, sequence)
-        self.order = np.append(self.order, np.int32(row))
+        self.order = np.append(self.order, row)
         return JoinedRow(
             row=row,
             token_ids=sequence.token_ids,
@@ -145,15 +147,9 @@ class RowTable:
         self.shapes_logits[row] = params.shapes_logits
         self.wants_logprobs[row] = 0 if params.logprobs is None else params.logprobs + 1
         self.wants_prompt_logprobs[row] = params.prompt_logprobs is not None
-        stops = sequence.request.stop_token_ids
-        if len(stops) > self.stop_ids.shape[1]:
-            wider = np.full((len(self.stop_ids), 2 * len(stops)), _NO_TOKEN, np.int32)
-            wider[:, : self.stop_ids.shape[1]] = self.stop_ids
-            self.stop_ids = wider
-        self.stop_ids[row] = _NO_TOKEN
-        self.stop_ids[row, : len(stops)] = stops
+        self.stops.set(row, sequence.request.stop_token_ids)
 
-    def sampling_of(self, rows: IntArray) -> FixedSampling:
+    def sampling_of(self, rows: IndexArray) -> FixedSampling:
         """How these rows sample. Kept from step to step while the rows are the same."""
         if self._last_sampling is not None and np.array_equal(self._last_sampling[0], rows):
             return self._last_sampling[1]
@@ -205,10 +201,11 @@ class RowTable:
         self.blocks[row, start : start + len(blocks)] = blocks
         self.num_blocks[row] = start + len(blocks)
 
-    def add_one_block_each(self, rows: IntArray, blocks: list[int]) -> None:
+    def add_one_block_each(self, rows: IndexArray, blocks: list[int]) -> None:
         """Append one block to each of several rows and their sequences."""
+        lists = self._block_lists
         for row, block in zip(rows.tolist(), blocks, strict=True):
-            self.at(row).blocks.append(block)
+            lists[row].append(block)
         self.blocks[rows, self.num_blocks[rows]] = blocks
         self.num_blocks[rows] += 1
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovetail.core.batch import Batch, StepOutput
-from dovetail.core.errors import InvariantError, RequestFailedError
+from dovetail.core.errors import InvariantError
 from dovetail.core.kv.pool import BlockPool
 from dovetail.core.request import Request
 from dovetail.core.scheduler.admission import Admission
@@ -81,7 +81,7 @@ class Scheduler:
         """
         if request.id in self.sequences or self.beams.has(request.id):
             raise InvariantError("request", f"I12: request {request.id} is here already")
-        self._check_fit(request)
+        self.admission.check_fit(request)
         self.stats.num_accepted += 1
         if request.params.use_beam_search:
             self.beams.add(request)
@@ -93,15 +93,6 @@ class Scheduler:
             parent.children.append(sequence)
         else:
             self.waiting.push(sequence)
-
-    def _check_fit(self, request: Request) -> None:
-        total = len(request.prompt_token_ids) + (request.params.max_tokens or 0)
-        needed, num_usable = self.blocks.most(total), self.pool.num_usable
-        if total > self.config.max_model_len or needed > num_usable:
-            raise RequestFailedError(
-                f"{total} tokens need {needed} KV blocks of {self.config.block_size}; there are"
-                f" {num_usable}, and a sequence may have {self.config.max_model_len} tokens"
-            )
 
     def abort(self, ids: list[int]) -> None:
         """Forget these requests; unknown ids are ignored, for they may just have ended."""
@@ -141,6 +132,14 @@ class Scheduler:
         self.blocks.release_behind()
         if self._suspects:
             return self._schedule_alone(self._suspects.first())
+        batch = self._schedule_together()
+        while batch is None and self._put_out_resting():
+            batch = self._schedule_together()
+        if batch is None and not self._under_way:
+            self.waiting.rest()
+        return batch
+
+    def _schedule_together(self) -> Batch | None:
         for decode, prefill in self._turns():
             plan = self._plan_running(decode, prefill)
             if plan is None:
@@ -149,18 +148,14 @@ class Scheduler:
                 self.running.top_up(plan, self.admission.admit(plan))
             if len(plan.rows):
                 return self._start(plan)
-        return self._without_resting()
+        return None
 
-    def _without_resting(self) -> Batch | None:
-        """Nothing can run: beams that rest in rows may be in the way of those they wait for."""
-        if self._under_way:
-            return None
-        resting = self.beams.resting_in_row()
-        if resting is None:
-            self.waiting.rest()
-            return None
-        self._preempt(resting)
-        return self.schedule()
+    def _put_out_resting(self) -> bool:
+        """Nothing can run: a beam that rests in a row may be in the way of one it waits for."""
+        resting = None if self._under_way else self.beams.resting_in_row()
+        if resting is not None:
+            self._preempt(resting)
+        return resting is not None
 
     def _turns(self) -> tuple[tuple[bool, bool], ...]:
         """Which of (decode, prefill) may share the step, in the order in which to try."""
@@ -176,7 +171,7 @@ class Scheduler:
         then all their tokens are known.
         """
         plan = self.running.grant(decode, prefill, ahead=bool(self._under_way))
-        while (missing := self.blocks.missing(plan.rows, plan.reach)) > self.pool.num_free:
+        while (need := self.blocks.need(plan.rows, plan.reach)).total > self.pool.num_free:
             if plan.drafts is not None or plan.ahead is not None:
                 plan = self.running.grant(
                     decode, prefill, ahead=bool(self._under_way), may_draft=False
@@ -186,8 +181,8 @@ class Scheduler:
                 return None
             self._make_room()
             plan = self.running.grant(decode, prefill, ahead=bool(self._under_way), may_draft=False)
-        if missing:
-            plan.copies = self.blocks.extend(plan.rows, plan.reach)
+        if need.total:
+            plan.copies = self.blocks.give(need)
         return plan
 
     def _start(self, plan: Plan) -> Batch:
@@ -287,16 +282,20 @@ class Scheduler:
         for update, sequence in notable:
             if not sequence.has_started and update.error is None:
                 self._first_token(sequence)
-            if sequence.beam is not None:
-                self.beams.take(sequence, update, updates)
-            elif update.finish_reason is not None:
-                self._end(sequence, is_bad=update.error is not None)
-                self.stats.num_finished += update.error is None
-                self.stats.num_failed += update.error is not None
+            self._settle(sequence, update, updates)
         if self._suspects:
             self._suspects.acquit(updates)
         self.stats.num_generation_tokens += int(output.num_tokens.sum())
         return self.beams.public(updates)
+
+    def _settle(self, sequence: Sequence, update: Update, updates: list[Update]) -> None:
+        """Act on what an update says of a sequence; a beam's search may add to the updates."""
+        if sequence.beam is not None:
+            self.beams.take(sequence, update, updates)
+        elif update.finish_reason is not None:
+            self._end(sequence, is_bad=update.error is not None)
+            self.stats.num_finished += update.error is None
+            self.stats.num_failed += update.error is not None
 
     def _clean(self, sequence: Sequence) -> None:
         """Its KV may hold NaN, which masked reads of later owners would spread."""
@@ -336,11 +335,7 @@ class Scheduler:
             for s in suspects
         ]
         for sequence, update in zip(suspects, list(updates), strict=True):
-            if sequence.beam is not None:
-                self.beams.take(sequence, update, updates)
-            else:
-                self._end(sequence)
-                self.stats.num_failed += 1
+            self._settle(sequence, update, updates)
         return self.beams.public(updates)
 
     def _schedule_alone(self, sequence: Sequence) -> Batch | None:
@@ -349,7 +344,7 @@ class Scheduler:
             return None
         budget = self.config.max_num_batched_tokens
         if sequence.row is not None:
-            rows = np.array([sequence.row], np.int32)
+            rows = np.array([sequence.row], np.intp)
             left = self.table.num_tokens[rows] - self.table.num_computed[rows]
             plan = Plan(rows=rows, grants=np.minimum(left, budget).astype(np.int32))
             plan.copies = self.blocks.extend(rows, plan.grants)

@@ -119,8 +119,11 @@ def _jobs(
 
 def _check_cost(context: Context, prompts: list[PromptTokens], params: SamplingParams) -> None:
     limits = context.limits
-    if len(prompts) * (params.best_of or params.n) > limits.num_choices:
-        name = "n" if params.best_of is None else "best_of"
+    name, count = ("n", params.n) if params.best_of is None else ("best_of", params.best_of)
+    if params.use_beam_search and count > limits.num_beams:
+        message = f"A beam search may have at most {limits.num_beams} beams here, not {count}."
+        raise RequestError(message, param=name)
+    if len(prompts) * count > limits.num_choices:
         message = f"{name} times the number of prompts must not be above {limits.num_choices}."
         raise RequestError(message, param=name)
     if params.prompt_logprobs is not None:

@@ -44,6 +44,8 @@ class Limits:
     """Prompts in one completion request."""
     num_choices: int = 1024
     """Prompts times ``n`` in one request."""
+    num_beams: int = 32
+    """Beams of one search; each is computed like a request of its own."""
     num_prompt_logprobs: int = 1 << 20
     """Prompt tokens times alternatives asked for, over all prompts of one request."""
     tokenize_chars: int = 4 * 1024 * 1024

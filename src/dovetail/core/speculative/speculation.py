@@ -14,7 +14,7 @@ from dovetail.core.speculative.benefit import Benefit
 from dovetail.core.speculative.ngram import NgramProposer
 from dovetail.core.speculative.suffix import SuffixProposer
 from dovetail.core.structured.base import Grammars
-from dovetail.core.types import BoolArray, IntArray
+from dovetail.core.types import BoolArray, IndexArray, IntArray
 
 __all__ = ["Speculation", "SpeculationStats"]
 
@@ -66,7 +66,7 @@ class Speculation:
         )
         return self._drafting
 
-    def propose(self, rows: IntArray, decodes: BoolArray, room: int) -> IntArray:
+    def propose(self, rows: IndexArray, decodes: BoolArray, room: int) -> IntArray:
         """Write drafts behind the tokens of rows that decode; returns how many each, (R,).
 
         Args:
@@ -104,13 +104,13 @@ class Speculation:
             drafts = drafts[: self._grammars.valid_drafts(int(table.request_id[row]), drafts)]
         return drafts
 
-    def _limits(self, rows: IntArray) -> IntArray:
+    def _limits(self, rows: IndexArray) -> IntArray:
         stale = rows[self._limit_epoch[rows] != self._table.epoch[rows]]
         self._limit[stale] = self.config.num_speculative_tokens
         self._limit_epoch[stale] = self._table.epoch[stale]
         return self._limit[rows]
 
-    def ahead(self, rows: IntArray, ends: IntArray, drafts: IntArray) -> IntArray | None:
+    def ahead(self, rows: IndexArray, ends: IntArray, drafts: IntArray) -> IntArray | None:
         """(R,) drafts that the draft model is to make after the step; None without one.
 
         None of them lies behind the end of its row.
@@ -156,7 +156,7 @@ class Speculation:
         """The steps under way will not come in."""
         self._timed.clear()
 
-    def _keep(self, rows: IntArray, drafts: IntArray | None) -> None:
+    def _keep(self, rows: IndexArray, drafts: IntArray | None) -> None:
         """Keep what the draft model proposes for each row, (n, k), for the next step."""
         if drafts is None:
             self._model_epoch[rows] = -1
@@ -165,7 +165,7 @@ class Speculation:
         self._from_model[rows, : drafts.shape[1]] = drafts
         self._model_epoch[rows] = self._table.epoch[rows]
 
-    def _checked(self, rows: IntArray, num_drafts: IntArray, num_accepted: IntArray) -> None:
+    def _checked(self, rows: IndexArray, num_drafts: IntArray, num_accepted: IntArray) -> None:
         had = num_drafts > 0
         rows, num_drafts, num_accepted = rows[had], num_drafts[had], num_accepted[had]
         self.stats.num_drafts += len(rows)

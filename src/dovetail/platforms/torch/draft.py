@@ -32,6 +32,7 @@ __all__ = ["DraftModel"]
 Places = npt.NDArray[np.integer[Any]]
 
 _NONE = np.zeros(0, np.int32)
+_NO_INDEX = np.zeros(0, np.intp)
 
 
 class DraftModel:
@@ -204,9 +205,9 @@ class DraftModel:
             context_lens=starts,
             block_tables=batch.block_tables[which],
             token_ids=tokens.astype(np.int32),
-            carried=_NONE,
-            carried_rows=_NONE,
-            sampled=np.arange(len(which), dtype=np.int32),
+            carried=_NO_INDEX,
+            carried_rows=_NO_INDEX,
+            sampled=np.arange(len(which)),
             sampling=_GREEDY,
             copies=np.zeros((0, 2), np.int32),
         )

@@ -52,6 +52,7 @@ class TorchRunner:
             dtype=self._config.dtype,
             kv_dtype=self._config.kv_dtype,
             block_size=self._config.block_size,
+            deterministic=self._config.deterministic,
         )
         self._choice = choose_attention(
             self._platform.attention_backends(),
@@ -207,17 +208,17 @@ class _Step:
 
 def _rehearsal(num_context: int, num_tokens: int) -> Batch:
     """A step of one row in block 1, which nobody has yet."""
-    one, zero = np.ones(1, np.float32), np.zeros(1, np.int32)
+    one, zero, row = np.ones(1, np.float32), np.zeros(1, np.int32), np.zeros(1, np.intp)
     return Batch(
         step=0,
-        rows=zero,
+        rows=row,
         query_lens=np.array([num_tokens], np.int32),
         context_lens=np.array([num_context], np.int32),
         block_tables=np.ones((1, num_context + num_tokens), np.int32),
         token_ids=np.zeros(num_tokens, np.int32),
-        carried=zero[:0],
-        carried_rows=zero[:0],
-        sampled=zero,
+        carried=row[:0],
+        carried_rows=row[:0],
+        sampled=row,
         sampling=SamplingBatch(
             temperature=one * 0,
             top_k=zero,

@@ -89,10 +89,16 @@ class Sampler:
         self._restrict = restrict
         self._shaper = Shaper(vocab_size, max_rows, device)
         self._scratch = torch.empty(0, vocab_size, device=device)
+        self._heats: dict[int, float] = {}
+        """Temperatures of rows whose log-probabilities are not those of the raw logits: beams."""
 
     def join(self, rows: Sequence[JoinedRow]) -> None:
         """Take over rows: what is kept for their former requests is dropped."""
         self._shaper.join(rows)
+        for row in rows:
+            self._heats.pop(row.row, None)
+            if row.params.beam_temperature != 1.0:
+                self._heats[row.row] = row.params.beam_temperature
 
     def logprobs(self, logits_NV: Tensor, chosen_N: Tensor, k: int) -> LogprobTensors:
         """Log-probabilities of the chosen tokens and the k likeliest: ``sampling.logprobs``."""
@@ -125,7 +131,9 @@ class Sampler:
             chosen=accepted.token_ids,
             num_tokens=accepted.num_tokens,
             finite=accepted.finite,
-            logprobs=None if wanted is None else logprobs(raw, chosen.tokens, wanted),
+            logprobs=None
+            if wanted is None
+            else logprobs(self._heated(raw, batch), chosen.tokens, wanted),
             failures=failures,
         )
 
@@ -175,6 +183,17 @@ class Sampler:
         if len(shaped):
             self._shaper.update(rows, tokens)
         return _Chosen(tokens, finite, failures)
+
+    def _heated(self, logits_GV: Tensor, batch: Batch) -> Tensor:
+        """The logits by whose log-probabilities the rows go; a copy if some are divided."""
+        rows = batch.rows[batch.sampled]
+        if batch.num_drafts is not None:
+            rows = rows.repeat(batch.num_drafts + 1)
+        heats = [self._heats.get(row, 1.0) for row in rows.tolist()] if self._heats else []
+        if all(heat == 1.0 for heat in heats):
+            return logits_GV
+        divisors = on_device(np.array(heats, np.float32)[:, None], logits_GV.device)
+        return logits_GV.float() / divisors
 
     def _choose_shaped(
         self, raw: Rows, which: Which, sampling: SamplingBatch, rows: Which, shaped: Which

@@ -1,8 +1,8 @@
 """Logits processors of plug-ins, applied to the rows that ask for them; one that fails ends its
 request.
 
-The scheduler lets no step run ahead of such a row, so that its last token can be read here without
-waiting for the device.
+The scheduler lets no step run ahead of such a row, so that its last token has been computed, and
+seen by the host, when it is read here.
 """
 
 from __future__ import annotations
