@@ -7,13 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from dovetail.core.batch import Batch, JoinedRow, TokenMasks
+from dovetail.core.batch import Batch, JoinedRow, LogprobArrays, TokenMasks
 from dovetail.core.faults import fault
 from dovetail.core.plugins.registry import describe_error
 from dovetail.core.sampling.oracle import HashArray, TokenRule, parts
 from dovetail.core.types import BoolArray, IndexArray, IntArray
 
-__all__ = ["RowRules", "accepted", "masked", "proposals"]
+__all__ = ["RowRules", "accepted", "made_up_logprobs", "masked", "proposals"]
+
+
+_SPREAD = 1000
+"""So many alternatives at least are different tokens, in a vocabulary that is as large."""
 
 
 class RowRules:
@@ -111,3 +115,29 @@ def proposals(
         wrong = (state >> np.uint64(40)) >= np.uint64(quality * (1 << 24))
         out[:, k] = np.where(wrong, (tokens + 1) % rule.vocab_size, tokens)
     return out
+
+
+def made_up_logprobs(
+    chosen: IntArray, hashes: HashArray, count: int, vocab_size: int
+) -> LogprobArrays:
+    """Log-probabilities that are no distribution, but depend on the prefix alone.
+
+    The likeliest token is the chosen one; the others are spread over the vocabulary.
+
+    Args:
+        chosen: (G,)
+        hashes: (G,) of the prefixes that the tokens follow.
+        count: Alternatives wanted.
+        vocab_size: V.
+    """
+    place = np.arange(count)
+    spread = place * max(1, vocab_size // _SPREAD)
+    others = (chosen[:, None] + spread) % vocab_size
+    share = (hashes >> np.uint64(44)).astype(np.float32) / np.float32(1 << 20)
+    least = -0.1 - share
+    logprobs = np.concatenate([least[:, None], least[:, None] - 0.4 * place], axis=1)
+    return LogprobArrays(
+        token_ids=np.concatenate([chosen[:, None], others], axis=1).astype(np.int32),
+        logprobs=logprobs.astype(np.float32),
+        ranks=np.ones(len(chosen), np.int32),
+    )

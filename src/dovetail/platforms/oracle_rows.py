@@ -13,7 +13,7 @@ import numpy.typing as npt
 from dovetail.core.batch import Batch, JoinedRow, LogprobArrays, StepOutput
 from dovetail.core.sampling.oracle import HashArray, TokenRule, parts
 from dovetail.core.types import IndexArray, IntArray
-from dovetail.platforms.oracle_choice import RowRules, accepted, masked, proposals
+from dovetail.platforms.oracle_choice import RowRules, accepted, made_up_logprobs, masked, proposals
 from dovetail.platforms.pretend import flat_logprobs
 
 __all__ = ["OracleRows"]
@@ -66,6 +66,8 @@ class OracleRows:
         """Hash of the first n tokens of each row, by n, as far as they are known."""
         self._num_true = np.full(num_rows, -1, np.int64)
         """How far that is; -1: nobody has joined the row."""
+        self._host_chooses = np.zeros(num_rows, np.bool_)
+        """Whether the row's next token is not the one that is given here: in a beam search."""
         self._last = np.zeros(num_rows, np.int64)
         self._broken: dict[int, str] = {}
         """What was found wrong with a row, until it can be told."""
@@ -88,6 +90,7 @@ class OracleRows:
         self._num_true[row] = len(ids)
         self._broken.pop(row, None)
         self._rules.join(joined)
+        self._host_chooses[row] = joined.params.use_beam_search
 
     def _copy(self, copies: IntArray) -> None:
         if len(copies):
@@ -153,6 +156,11 @@ class OracleRows:
         for t in np.flatnonzero(wrong).tolist():
             row, position = int(tokens.rows[t]), int(tokens.positions[t])
             self._note(row, position, f"computes token {tokens.ids[t]}, which is not its own")
+        new = self._host_chooses[tokens.rows] & ~known
+        if new.any():
+            rows, after = tokens.rows[new], tokens.positions[new] + 1
+            self._true[rows, after] = tokens.hashes[new]
+            self._num_true[rows] = after
 
     def _write(self, tokens: _Tokens) -> None:
         """Write the KV; two tokens in one slot, or one in block 0, are found."""
@@ -187,12 +195,14 @@ class OracleRows:
             finite=np.ones(len(rows), np.bool_),
             failures=self._failures(rows),
             drafts=self._drafts(rows, batch.num_drafts_wanted),
-            logprobs=self._logprobs(batch, chosen),
+            logprobs=self._logprobs(batch, chosen, hashes),
             prompt_logprobs=self._prompt_logprobs(batch),
         )
 
     def _learn(self, tokens: _Tokens, places: IntArray, chosen: IntArray) -> None:
         """The chosen tokens are the row's own from now on. ``places`` and ``chosen`` are (K,)."""
+        mine = ~self._host_chooses[tokens.rows[places]]
+        places, chosen = places[mine], chosen[mine]
         rows, after = tokens.rows[places], tokens.positions[places] + 1
         self._true[rows, after + 1] = tokens.hashes[places] + parts(chosen, after)
         self._num_true[rows] = after + 1
@@ -212,9 +222,11 @@ class OracleRows:
         numbered = enumerate(rows.tolist())
         return {i: self._broken.pop(row) for i, row in numbered if row in self._broken}
 
-    def _logprobs(self, batch: Batch, chosen: IntArray) -> LogprobArrays | None:
+    def _logprobs(self, batch: Batch, chosen: IntArray, hashes: HashArray) -> LogprobArrays | None:
         wanted = batch.sampling.num_logprobs
-        return None if wanted is None else flat_logprobs(chosen, wanted, self._rule.vocab_size)
+        if wanted is None:
+            return None
+        return made_up_logprobs(chosen, hashes, wanted, self._rule.vocab_size)
 
     def _prompt_logprobs(self, batch: Batch) -> LogprobArrays | None:
         need = batch.prompt_logprobs

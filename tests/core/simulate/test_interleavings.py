@@ -37,7 +37,7 @@ class World:
         self.scheduler = Scheduler(CONFIG)
         self.runner = OracleRunner(runner_config(CONFIG))
         self.runner.allocate(CONFIG.num_blocks - 1)
-        self.ledger = Ledger(RULE)
+        self.ledger = Ledger(RULE, lambda request: [])
         self.under_way: deque[tuple[Batch, StepOutput, list[int]]] = deque()
         self.submitted = 0
 

@@ -18,6 +18,7 @@ import zmq.asyncio
 
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.engine.messages import FromEngine, ToEngine, decode_from_engine, encode
+from dovetail.core.engine.numbering import Numbered, Numbers
 from dovetail.core.engine.process import Start, addresses
 
 __all__ = ["EngineChild"]
@@ -30,6 +31,8 @@ class EngineChild:
         self._process = process
         self._context = context
         self._folder = folder
+        self._numbers = Numbers()
+        self._numbered = Numbered()
         self._inbox = context.socket(zmq.PULL)
         self._outbox = context.socket(zmq.PUSH)
         for socket in (self._inbox, self._outbox):
@@ -73,11 +76,19 @@ class EngineChild:
 
     async def send(self, message: ToEngine) -> None:
         """Queue a message; never waits for the process."""
-        await self._outbox.send(encode(message))
+        await self._outbox.send(self._numbers.wrap(encode(message)))
 
     async def receive(self) -> FromEngine:
-        """The next message."""
-        return decode_from_engine(await self._inbox.recv())
+        """The next message.
+
+        Raises:
+            InvariantError: One was lost.
+            msgspec.DecodeError: It cannot be read.
+        """
+        data = None
+        while data is None:
+            data = self._numbered.unwrap(await self._inbox.recv())
+        return decode_from_engine(data)
 
     async def wait(self) -> int:
         """Wait for the end of the process; its exit status, negative for a signal."""

@@ -37,6 +37,7 @@ from dovetail.core.engine.messages import (
     decode_to_engine,
     encode,
 )
+from dovetail.core.engine.numbering import Numbered, Numbers, unnumbered
 from dovetail.core.errors import DovetailError
 from dovetail.core.faults import arm, fault, message_faults
 
@@ -74,7 +75,9 @@ class _Channel:
         self._context = zmq.Context()
         self.inbox = self._context.socket(zmq.PULL)
         self.inbox.connect(addresses(folder)[0])
-        self.outbox = self.open_outbox()
+        self._outbox = self.open_outbox()
+        self._numbers = Numbers()
+        self._numbered = Numbered()
 
     def open_outbox(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PUSH)
@@ -84,12 +87,22 @@ class _Channel:
         return socket
 
     def send(self, message: FromEngine) -> None:
-        for data in message_faults("engine.outbox", encode(message)):
-            self.outbox.send(data)
+        for frame in message_faults("engine.outbox", self._numbers.wrap(encode(message))):
+            self._outbox.send(frame)
+
+    def receive(self) -> list[bytes]:
+        """What comes with the next frame: one message, unless it came before.
+
+        Raises:
+            InvariantError: A message was lost.
+        """
+        frames = message_faults("engine.inbox", self.inbox.recv())
+        messages = (self._numbered.unwrap(frame) for frame in frames)
+        return [message for message in messages if message is not None]
 
     def close(self) -> None:
         self.inbox.close(0)
-        self.outbox.close()
+        self._outbox.close()
         self._context.term()
 
 
@@ -111,7 +124,8 @@ class _Heart(threading.Thread):
                 os._exit(1)
             core = self.core
             steps = core.scheduler.stats.num_steps if core else 0
-            outbox.send(encode(Heartbeat(num_steps=steps, has_work=bool(core and core.has_work()))))
+            beat = Heartbeat(num_steps=steps, has_work=bool(core and core.has_work()))
+            outbox.send(unnumbered(encode(beat)))
         outbox.close()
 
     def stop(self) -> None:
@@ -135,7 +149,7 @@ def main(arguments: list[str]) -> int:
         text = (
             str(error) if isinstance(error, DovetailError) else f"{type(error).__name__}: {error}"
         )
-        channel.outbox.send(encode(Failed(kind=type(error).__name__, message=text)))
+        channel.send(Failed(kind=type(error).__name__, message=text))
         return EXIT_FAILED
     finally:
         heart.stop()
@@ -145,12 +159,12 @@ def main(arguments: list[str]) -> int:
 
 def _serve(channel: _Channel, heart: _Heart, start: Start) -> None:
     def progress(name: str, done: int, total: int) -> None:
-        channel.outbox.send(encode(Loading(name=name, done=done, total=total)))
+        channel.send(Loading(name=name, done=done, total=total))
 
     arm()
     built = build_engine(start.config, start.platform, progress)
     heart.core = built.core
-    channel.outbox.send(encode(_ready(built)))
+    channel.send(_ready(built))
     gc.collect()
     gc.freeze()
     try:
@@ -182,7 +196,7 @@ def _loop(channel: _Channel, core: EngineCore) -> None:
                 last_sweep = time.monotonic()
             channel.inbox.poll()
         while channel.inbox.poll(0):
-            for data in message_faults("engine.inbox", channel.inbox.recv()):
+            for data in channel.receive():
                 if not _take(channel, core, data):
                     return
         if core.has_work():

@@ -2,7 +2,7 @@
 
 Cheap ones are raised where they would be broken. These are looked at after each step in tests and
 in the simulator, and now and then by an engine that has nothing to do. The numbers are those of
-``docs/invariants.md``.
+``docs/proof.md``.
 """
 
 from __future__ import annotations

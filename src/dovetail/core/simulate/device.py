@@ -44,7 +44,7 @@ class Device:
     def step(self, batch: Batch) -> Pending:
         """Check the batch, run it, and do what is due."""
         sequences = [self._scheduler.table.at(row) for row in batch.rows.tolist()]
-        ids = [sequence.request.id for sequence in sequences]
+        ids = [s.request.id if s.beam is None else s.beam.group.request.id for s in sequences]
         self._log(
             f"batch {batch.step}: {ids} compute {batch.query_lens.tolist()}"
             f" after {batch.context_lens.tolist()}"
@@ -93,7 +93,8 @@ class Device:
 
     def _check_order(self, batch: Batch) -> None:
         """No new request passes one ahead of it that was preempted, or passed often enough."""
-        joined = [self._scheduler.table.at(j.row).request for j in batch.joined]
+        new = [self._scheduler.table.at(j.row) for j in batch.joined]
+        joined = [sequence.request for sequence in new if sequence.beam is None]
         limit, rank = self._scheduler.config.max_bypasses, self._scheduler.rank
         waiting = [
             s for s in self._scheduler.waiting if s.num_preemptions or s.num_bypasses > limit

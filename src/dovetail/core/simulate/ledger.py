@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -9,7 +10,7 @@ import msgspec
 from dovetail.core.errors import InvariantError
 from dovetail.core.request import Request
 from dovetail.core.sampling.oracle import Answer, TokenRule
-from dovetail.core.update import Update
+from dovetail.core.update import Hypothesis, Update
 
 __all__ = ["Ledger"]
 
@@ -25,14 +26,22 @@ class _Entry:
     end: str = ""
     """How it ended; empty while it lives."""
     may_fail: bool = False
+    beams: list[Hypothesis] | None = None
+    """What a beam search must find."""
     """A fault was meant for it."""
 
 
 class Ledger:
-    """Takes every update, and raises InvariantError at the first that must not be."""
+    """Takes every update, and raises InvariantError at the first that must not be.
 
-    def __init__(self, rule: TokenRule) -> None:
+    Args:
+        rule: The oracle's.
+        search: What a beam search finds where nothing disturbs it.
+    """
+
+    def __init__(self, rule: TokenRule, search: Callable[[Request], list[Hypothesis]]) -> None:
         self._rule = rule
+        self._search = search
         self._entries: dict[int, _Entry] = {}
 
     def submit(self, request: Request) -> None:
@@ -44,7 +53,8 @@ class Ledger:
             seed=None if params.is_greedy else request.seed,
             most=params.max_tokens or 0,
         )
-        self._entries[request.id] = _Entry(request, answer)
+        beams = self._search(request) if params.use_beam_search else None
+        self._entries[request.id] = _Entry(request, answer, beams=beams)
 
     def abort(self, request_id: int) -> None:
         """The client has gone: nothing may come any more."""
@@ -68,8 +78,11 @@ class Ledger:
                 raise InvariantError("request", f"I21: {update.id} failed: {update.error}")
             entry.end = "error"
             return
-        self._take_tokens(entry, update)
-        self._take_logprobs(entry, update)
+        if entry.beams is None:
+            self._take_tokens(entry, update)
+            self._take_logprobs(entry, update)
+        elif update.beams != entry.beams:
+            raise InvariantError("request", f"I21: beams of {update.id} are {update.beams}")
         if update.finish_reason is not None:
             entry.end = update.finish_reason
 
@@ -125,7 +138,9 @@ class Ledger:
     def work(self) -> int:
         """Tokens that live requests may still need, their prompts included."""
         live = [entry.request for entry in self._entries.values() if not entry.end]
-        return sum(len(r.prompt_token_ids) + (r.params.max_tokens or 0) for r in live)
+        each = [len(r.prompt_token_ids) + (r.params.max_tokens or 0) for r in live]
+        widths = [2 * r.params.n if r.params.use_beam_search else 1 for r in live]
+        return sum(tokens * width for tokens, width in zip(each, widths, strict=True))
 
     def check_over(self) -> None:
         """Every request that was submitted has its one end."""

@@ -153,6 +153,12 @@ def _group(
         params = SamplingParams(temperature=0.0, max_tokens=left)
     stops = rng.choice([[], [END_TOKEN], [END_TOKEN, 5, 9]])
     priority, salt = rng.randrange(3), rng.choice(["", "", "a", "b"])
+    num_sequences = rng.choice([1, 1, 1, 2, 4])
+    if num_sequences > 1 and rng.random() < 0.3:
+        params = SamplingParams(
+            n=num_sequences, use_beam_search=True, temperature=0.0, max_tokens=params.max_tokens
+        )
+        num_sequences = 1
     return tuple(
         Request(
             id=first + index,
@@ -165,7 +171,7 @@ def _group(
             cache_salt=salt,
             parent=first if index else None,
         )
-        for index in range(rng.choice([1, 1, 1, 2, 4]))
+        for index in range(num_sequences)
     )
 
 

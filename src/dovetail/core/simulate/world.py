@@ -6,8 +6,8 @@ be wrong; then the faults stop, and every live request has to come to its end wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,12 +16,14 @@ from dovetail.core.contracts.runner import Runner, RunnerConfig
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.errors import InjectedError, InvariantError
 from dovetail.core.plugins.selection import load_platform
+from dovetail.core.request import Request
 from dovetail.core.sampling.oracle import TokenRule
 from dovetail.core.scheduler.invariants import check_scheduler
 from dovetail.core.scheduler.scheduler import Scheduler
 from dovetail.core.simulate.device import Device
 from dovetail.core.simulate.ledger import Ledger
 from dovetail.core.simulate.workload import END_TOKEN, VOCAB_SIZE, Event, Knobs, Scenario
+from dovetail.core.update import Hypothesis, Update
 
 __all__ = ["Failure", "Outcome", "run"]
 
@@ -70,7 +72,8 @@ def run(scenario: Scenario) -> Outcome:
 class _World:
     def __init__(self, knobs: Knobs) -> None:
         self._knobs = knobs
-        self._ledger = Ledger(TokenRule(VOCAB_SIZE, END_TOKEN, knobs.end_rate))
+        rule = TokenRule(VOCAB_SIZE, END_TOKEN, knobs.end_rate)
+        self._ledger = Ledger(rule, partial(_search_alone, knobs))
         self.tick = 0
         self.num_steps = 0
         self._num_earlier_preemptions = 0
@@ -162,6 +165,23 @@ class _World:
                 self._ledger.take(update)
         if must_sweep or self.tick % _SWEEP_EVERY == 0:
             check_scheduler(self._scheduler)
+
+
+def _search_alone(knobs: Knobs, request: Request) -> list[Hypothesis]:
+    """What a beam search finds with the whole engine to itself, and more blocks than it needs."""
+    config = replace(
+        knobs.scheduler,
+        num_blocks=2000,
+        max_num_seqs=16,
+        max_num_batched_tokens=128,
+        speculation=None,
+    )
+    engine = EngineCore(Scheduler(config), _make_runner(replace(knobs, scheduler=config)))
+    engine.add(request)
+    updates: list[Update] = []
+    while engine.has_work():
+        updates += engine.step()
+    return updates[-1].beams or []
 
 
 @cache
