@@ -31,6 +31,8 @@ def token_masks(
         rows: (S,) the rows that get a token.
         drafts: Per row, the drafts that the step checks; they take places behind the row's first.
     """
+    if not table.num_grammars:
+        return None
     which = np.flatnonzero(table.has_grammar[rows])
     if not len(which):
         return None

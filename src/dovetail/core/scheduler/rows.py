@@ -62,6 +62,8 @@ class RowTable:
         """The next token is prepared on the host from those before it: no step ahead of them."""
         self.has_grammar = np.zeros(num_rows, np.bool_)
         """Only tokens that the sequence's grammar allows may be chosen."""
+        self.num_grammars = 0
+        """Rows of which that is true."""
         self.temperature = np.zeros(num_rows, np.float32)
         self.top_k = np.zeros(num_rows, np.int32)
         self.top_p = np.zeros(num_rows, np.float32)
@@ -111,6 +113,7 @@ class RowTable:
         self.blocks[row, len(sequence.blocks) :] = 0
         self.shares_tail[row] = bool(sequence.num_shared_tokens)
         self.has_grammar[row] = self.needs_known[row] = bool(sequence.request.grammar)
+        self.num_grammars += bool(sequence.request.grammar)
         self._join_sampling(row, sequence)
         self.order = np.append(self.order, np.int32(row))
         return JoinedRow(
@@ -171,6 +174,8 @@ class RowTable:
         sequence.token_ids = self.tokens[row, : self.num_known[row]].copy()
         sequence.row = None
         self.sequences[row] = None
+        self.num_grammars -= bool(sequence.request.grammar)
+        self.has_grammar[row] = False
         self.epoch[row] += 1
         self.order = self.order[self.order != row]
         self._vacant.append(row)

@@ -308,7 +308,7 @@ class Scheduler:
         live = self._under_way.pop(batch.step) == self.table.epoch[batch.rows]
         self.blocks.register_prompts(batch, live)
         updates, notable = sequence_updates(self.table, batch, output, live)
-        if self.table.has_grammar[batch.rows].any():
+        if self.table.num_grammars:
             advance_grammars(self.table, self.grammars, batch, live, updates, notable)
         for update, sequence in notable:
             if not sequence.has_started:
