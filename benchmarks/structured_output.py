@@ -35,7 +35,10 @@ ITEM = {
         "tags": {"type": "array", "items": {"type": "string", "maxLength": 12}, "maxItems": 4},
         "address": {
             "type": "object",
-            "properties": {"street": {"type": "string", "maxLength": 30}, "no": {"type": "integer"}},
+            "properties": {
+                "street": {"type": "string", "maxLength": 30},
+                "no": {"type": "integer"},
+            },
             "required": ["street", "no"],
             "additionalProperties": False,
         },

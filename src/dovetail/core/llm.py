@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
-from msgspec import structs
 from tqdm import tqdm
 
 from dovetail.core.config.checkpoint import read_facts
@@ -62,12 +61,8 @@ class LLM:
         self.config = built.config
         self._core = built.core
         self._outputs = OutputProcessor(self._tokenizer)
-        info = structs.replace(
-            model_info(facts),
-            max_model_len=built.config.max_model_len,
-            features=built.features,
-        )
-        self._intake = Intake(info, self._tokenizer, seed=built.config.seed)
+        self._intake = Intake(model_info(facts), self._tokenizer, seed=built.config.seed)
+        self._intake.settle(built.config.max_model_len, built.features)
         self._next_name = 0
         _log.info("device %s: %s", selection.name, selection.reason)
         for topic, line in built.banner.items():

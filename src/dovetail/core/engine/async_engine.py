@@ -208,11 +208,8 @@ class AsyncEngine:
         cache_salt: str,
     ) -> _Live:
         self._check_open()
-        grammar = await self._intake.grammar_async(params)
+        requests = await self._intake.admit(prompt, params, priority, cache_salt)
         self._check_open()
-        requests = self._intake.requests(
-            prompt, params, priority=priority, cache_salt=cache_salt, grammar=grammar
-        )
         # The engine's own number keeps apart two requests whose clients chose the same id.
         name = f"{request_id or 'request'}#{requests[0].id}"
         live = _Live(name, {request.id: request for request in requests})
@@ -357,10 +354,7 @@ class AsyncEngine:
     async def _resume(self, child: EngineChild, ready: Ready) -> None:
         """The process is ready: give it what was running on the one before it."""
         self.banner = ready.banner
-        self.info = msgspec.structs.replace(
-            self.info, max_model_len=ready.max_model_len, features=frozenset(ready.features)
-        )
-        self._intake.info = self.info
+        self.info = self._intake.settle(ready.max_model_len, frozenset(ready.features))
         for live in list(self._live.values()):
             for request_id, request in live.requests.items():
                 if self._outputs.is_open(request_id):
