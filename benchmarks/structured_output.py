@@ -85,7 +85,7 @@ class Bench:
         ids = list(range(self.next_id, self.next_id + self.batch))
         self.next_id += self.batch
         for number in ids:
-            prompt = np.random.default_rng(number % self.batch).integers(300, 9000, 64).tolist()
+            prompt = np.random.default_rng(number % self.batch).integers(300, 9000, 16).tolist()
             self.core.add(
                 Request(
                     id=number,
@@ -98,7 +98,7 @@ class Bench:
                 )
             )
         warm = 0
-        while warm < 5:
+        while warm < 3:
             warm += len(self.core.step()) == self.batch
         self.meter.seconds, times = 0.0, []
         for _ in range(steps):

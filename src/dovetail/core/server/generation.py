@@ -119,6 +119,13 @@ def _check_cost(context: Context, prompts: list[PromptTokens], params: SamplingP
     if len(prompts) * params.n > limits.num_choices:
         message = f"n times the number of prompts must not be above {limits.num_choices}."
         raise RequestError(message, param="n")
+    form = params.structured_outputs
+    if form and form.num_chars * len(prompts) * params.n > limits.num_form_chars:
+        message = (
+            f"A form of {form.num_chars} characters is too long for so many choices: characters"
+            f" times n times the number of prompts must not be above {limits.num_form_chars}."
+        )
+        raise RequestError(message, param="n")
     if params.prompt_logprobs is not None:
         rows = sum(len(prompt.token_ids) for prompt in prompts)
         if rows * (params.prompt_logprobs + 1) > limits.num_prompt_logprobs:
