@@ -208,10 +208,13 @@ class AsyncEngine:
     ) -> LiveRequest:
         end = None if timeout is None else time.monotonic() + timeout
         self.check_open()
-        grammar = await self._grammar(params, timeout)
-        requests = self._intake.requests(
-            prompt, params, priority=priority, cache_salt=cache_salt, grammar=grammar
-        )
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                requests = await self._intake.admit(prompt, params, priority, cache_salt)
+        except TimeoutError:
+            if limit.expired():
+                raise late(timeout) from None
+            raise
         self.check_open(num_sequences=len(requests), num_tokens=len(prompt.token_ids))
         live = self._live.add(request_id or "request", prompt, params, requests)
         if end is not None:
@@ -221,16 +224,6 @@ class AsyncEngine:
             for request in requests:
                 await self._child.send(AddRequest(request=request))
         return live
-
-    async def _grammar(self, params: SamplingParams, timeout: float | None) -> str:
-        """The grammar of a request, which may take its time; empty if it has none."""
-        try:
-            async with asyncio.timeout(timeout) as limit:
-                return await self._intake.grammar_async(params)
-        except TimeoutError:
-            if limit.expired():
-                raise late(timeout) from None
-            raise
 
     def check_open(self, *, num_sequences: int = 1, num_tokens: int = 1) -> None:
         """See ``EngineClient.check_open``."""
@@ -346,11 +339,8 @@ class AsyncEngine:
     async def _resume(self, child: EngineChild, ready: Ready) -> None:
         """The process is ready: give it what was running on the one before it."""
         self.banner = ready.banner
-        self.info = msgspec.structs.replace(
-            self.info, max_model_len=ready.max_model_len, features=frozenset(ready.features)
-        )
-        self._intake.info = self.info
-        self._intake.room = CacheRoom(num_blocks=ready.num_blocks, block_size=ready.block_size)
+        room = CacheRoom(num_blocks=ready.num_blocks, block_size=ready.block_size)
+        self.info = self._intake.settle(ready.max_model_len, frozenset(ready.features), room)
         self._gate.max_rows = ready.max_num_seqs
         for live in self._live:
             for request_id, request in live.requests.items():
