@@ -113,6 +113,38 @@ def test_several_are_applied_in_order(llm):
     assert set(answer.token_ids) == {50}
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_what_was_said_is_known_after_preemption(tmp_path, ahead):
+    path = make_checkpoint("llama", tmp_path)
+    llm = LLM(
+        model=str(path),
+        device="reference",
+        dtype="float32",
+        block_size=4,
+        num_gpu_blocks_override=24,
+        max_model_len=64,
+        async_scheduling=ahead,
+    )
+    scripts = [[40 + i, 50 + i, 60 + i] for i in range(6)]
+    words = [[[7, 7], [8, 8]], [[9]]]
+    params = [
+        SamplingParams(**NEUTRAL | {"max_tokens": 30}, logits_processors={"force": script})
+        for script in scripts
+    ] + [
+        SamplingParams(
+            **NEUTRAL | {"max_tokens": 30, "temperature": 0.0},
+            logit_bias={7: 100, 8: 90, 9: 95},
+            bad_words_token_ids=banned,
+        )
+        for banned in words
+    ]
+    outputs = answers(llm, params, ["Once upon a time"] * 8)
+    assert llm.stats.num_preemptions > 0
+    assert [o.token_ids for o in outputs[:6]] == [script * 10 for script in scripts]
+    assert outputs[6].token_ids == [7, 9] * 15
+    assert outputs[7].token_ids == [7] * 30
+
+
 @pytest.mark.parametrize("after", [0, 3])
 @pytest.mark.parametrize("how", HOW)
 def test_one_that_fails_ends_its_request_alone(llm, how, after, caplog):
