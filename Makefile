@@ -5,6 +5,7 @@ PYTHON  ?= python3
 PORT    ?= 8000
 PLUGINS ?= plugins/dovetail-cpu
 ARGS    ?=
+SEEDS   ?= 20000
 
 BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -12,10 +13,10 @@ INPUTS  := Makefile pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test lint format bench clean
+.PHONY: help setup serve test determinism lint format bench simulate clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  Settings: VENV=$(VENV) PYTHON=$(PYTHON) PORT=$(PORT) PLUGINS=$(PLUGINS) ARGS=..."
 
@@ -26,6 +27,9 @@ serve: $(VENV)/.runtime ## Serve the bundled model on PORT (ARGS are added to th
 
 test: lint ## Check style and types, then run the tests (ARGS are given to pytest)
 	$(BIN)/python -m pytest $(ARGS)
+
+determinism: $(VENV)/.dev ## Run the whole determinism matrix (many minutes)
+	DOVETAIL_DETERMINISM=full $(BIN)/python -m pytest tests/system/test_determinism.py --timeout 3600 $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check .
@@ -38,6 +42,9 @@ format: $(VENV)/.dev ## Mend what can be mended by itself
 
 bench: $(VENV)/.runtime ## Measure throughput with the bundled model (ARGS are added to the command)
 	$(BIN)/dovetail bench throughput --num-prompts 100 --input-len 256 --output-len 64 $(ARGS)
+
+simulate: $(VENV)/.runtime ## Run 20,000 seeds of the simulator (SEEDS=n for another number)
+	$(BIN)/python -m dovetail.core.simulate --seeds $(SEEDS) $(ARGS)
 
 clean: ## Remove the virtual environment and everything else that was made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -16,9 +16,21 @@ FOLDERS = ("src/dovetail", "plugins", "tests")
 
 LAYERS = (
     ("errors", "types"),
-    ("request", "batch", "update"),
+    ("constraint", "request", "batch", "update"),
     ("contracts",),
-    ("plugins", "kv", "scheduler", "models", "sampling", "config", "tokenizer", "demo", "faults"),
+    (
+        "plugins",
+        "kv",
+        "scheduler",
+        "models",
+        "sampling",
+        "config",
+        "tokenizer",
+        "demo",
+        "faults",
+        "speculative",
+        "structured",
+    ),
     ("engine",),
     ("llm", "server", "bench", "conformance", "simulate"),
     ("cli",),

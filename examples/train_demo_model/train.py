@@ -37,6 +37,9 @@ def parse_arguments() -> argparse.Namespace:
     bound.add_argument("--minutes", type=float, help="train for this long instead")
     parser.add_argument("--learning-rate", type=float, default=TrainingOptions.learning_rate)
     parser.add_argument("--init", type=Path, help="continue from the model in this directory")
+    parser.add_argument("--tokenizer", type=Path, help="use the tokenizer in this directory")
+    parser.add_argument("--layers", type=int, default=4, help="layers of a new model")
+    parser.add_argument("--hidden-size", type=int, default=256, help="of a new model: 64 x heads")
     parser.add_argument("--seed", type=int, default=TrainingOptions.seed)
     parser.add_argument("--stdlib", type=Path, help="read the source files below this directory")
     parser.add_argument(
@@ -45,10 +48,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def new_model(tokenizer: Tokenizer, seed: int) -> LlamaForCausalLM:
+def new_model(
+    tokenizer: Tokenizer, seed: int, hidden_size: int, num_layers: int
+) -> LlamaForCausalLM:
     """A freshly initialized model; the same seed gives the same weights."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(demo_config(tokenizer.get_vocab_size()))
+    return LlamaForCausalLM(demo_config(tokenizer.get_vocab_size(), hidden_size, num_layers))
 
 
 def load_tokenizer(directory: Path | None) -> Tokenizer | None:
@@ -99,7 +104,8 @@ def main() -> None:
     print(f"train: {len(corpus.train)} files, {count_bytes(corpus.train):,} bytes")
     print(f"held out: {len(corpus.held_out)} files, {count_bytes(corpus.held_out):,} bytes")
     print(f"sha256 of the corpus: {corpus.digest()}")
-    tokenizer = load_tokenizer(arguments.init) or train_tokenizer(corpus.train, VOCAB_SIZE)
+    tokenizer = load_tokenizer(arguments.tokenizer or arguments.init)
+    tokenizer = tokenizer or train_tokenizer(corpus.train, VOCAB_SIZE)
     options = TrainingOptions(
         steps=arguments.steps,
         minutes=arguments.minutes,
@@ -107,7 +113,9 @@ def main() -> None:
         seed=arguments.seed,
         compile=not arguments.no_compile,
     )
-    model = load_model(arguments.init) or new_model(tokenizer, options.seed)
+    model = load_model(arguments.init) or new_model(
+        tokenizer, options.seed, arguments.hidden_size, arguments.layers
+    )
     print(f"{model.num_parameters():,} parameters, {options}")
     summary = train_model(model, tokenizer, corpus, options)
     print(f"{summary.steps} steps, {summary.tokens:,} tokens, {summary.seconds / 60:.1f} minutes")

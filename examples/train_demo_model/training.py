@@ -50,15 +50,15 @@ class TrainingSummary:
     seconds: float
 
 
-def demo_config(vocab_size: int) -> LlamaConfig:
-    """Shape of the model: 3.8 million parameters, 7.6 MB in bfloat16."""
+def demo_config(vocab_size: int, hidden_size: int = 256, num_layers: int = 4) -> LlamaConfig:
+    """Shape of the model: 3.8 million parameters, 7.6 MB in bfloat16, unless told otherwise."""
     return LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=256,
-        intermediate_size=640,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 5 // 2,
+        num_hidden_layers=num_layers,
+        num_attention_heads=hidden_size // 64,
+        num_key_value_heads=max(1, hidden_size // 128),
         head_dim=64,
         max_position_embeddings=2048,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dovetail.core.config.schema import EngineConfig
+    from dovetail.core.constraint import StructuredOutputsParams
     from dovetail.core.engine.async_engine import AsyncEngine
     from dovetail.core.engine.beam_search import BeamSearchOutput, BeamSearchParams
     from dovetail.core.errors import DovetailError
@@ -40,6 +41,7 @@ __all__ = [
     "PromptTokens",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
 ]
 
@@ -57,6 +59,7 @@ _HOMES = {
     "PromptTokens": "dovetail.core.request",
     "RequestOutput": "dovetail.core.request",
     "SamplingParams": "dovetail.core.request",
+    "StructuredOutputsParams": "dovetail.core.constraint",
 }
 
 

@@ -1,91 +1,97 @@
-"""A runner without a model: the next token is a hash of everything before it.
-
-What it knows of a sequence it reads from its fake KV cache, block by block, so a lost, repeated,
-crossed or stale token or block gives a wrong token.
-"""
+"""Engines over the oracle platform, small enough that everything happens to them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from hashlib import blake2b
-
-import numpy as np
+from pathlib import Path
 
 from dovetail.core.batch import Batch, StepOutput
+from dovetail.core.contracts.runner import Pending, RunnerConfig
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.request import Request, SamplingParams
+from dovetail.core.sampling.oracle import Answer, TokenRule
+from dovetail.core.scheduler.invariants import check_scheduler
 from dovetail.core.scheduler.scheduler import Scheduler, SchedulerConfig
+from dovetail.core.structured.base import Grammars
+from dovetail.platforms.oracle import OracleRunner
 
 VOCAB = 1000
 EOS = 7
-
-
-def next_token(prefix: list[int]) -> int:
-    """The token that follows a prefix."""
-    digest = blake2b(np.array(prefix, np.int32).tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % VOCAB
+RULE = TokenRule(VOCAB)
 
 
 def expected(prompt: list[int], max_tokens: int, stop: int | None = None) -> list[int]:
-    """What an engine must answer, worked out without one."""
-    answer: list[int] = []
-    while len(answer) < max_tokens and (not answer or answer[-1] != stop):
-        answer.append(next_token(prompt + answer))
-    return answer
+    """What an engine must answer to a greedy request, worked out without one."""
+    answer = Answer(RULE, prompt, most=max_tokens)
+    for index in range(max_tokens):
+        if answer.at(index) == stop:
+            break
+    return answer.token_ids
 
 
-class OracleRunner:
-    """Fills in for the device. ``fail`` may raise, and ``poison`` may mark rows as not finite."""
+class WatchedRunner:
+    """The platform's runner. ``fail`` may raise, and ``poison`` marks rows as not finite."""
 
-    def __init__(self, num_blocks: int, block_size: int, num_rows: int) -> None:
-        self.kv = np.full((num_blocks, block_size), -1, np.int64)
-        self.last = np.full(num_rows, -1, np.int64)
-        self.block_size = block_size
+    def __init__(self, config: RunnerConfig, num_blocks: int) -> None:
+        self.oracle = OracleRunner(config)
+        self.oracle.allocate(num_blocks)
+        self.size = config.block_size
         self.batches: list[Batch] = []
         self.fail: Callable[[Batch], None] = lambda batch: None
         self.poison: set[int] = set()
         """First tokens of prompts whose logits are not finite."""
+        self._first: dict[int, int] = {}
 
-    def step(self, batch: Batch) -> OracleRunner._Done:
+    def step(self, batch: Batch) -> Pending:
         self.batches.append(batch)
+        if batch.num_drafts_wanted is not None:
+            needed = -(-(batch.sequence_lens[batch.sampled] + batch.num_drafts_wanted) // self.size)
+            tables = zip(batch.block_tables[batch.sampled].tolist(), needed.tolist(), strict=True)
+            assert all(all(blocks[:count]) for blocks, count in tables), "a draft has no block"
         self.fail(batch)
-        for source, target in batch.copies.tolist():
-            self.kv[target] = self.kv[source]
-        tokens = batch.token_ids.astype(np.int64)
-        tokens[batch.carried] = self.last[batch.carried_rows]
-        slots = batch.slots(self.block_size)
-        assert len(set(slots.tolist())) == len(slots), "two tokens are written to one slot"
-        assert (slots >= self.block_size).all(), "block 0 is written"
-        self.kv.reshape(-1)[slots] = tokens
-        out, finite = [], []
-        for i in batch.sampled.tolist():
-            length = int(batch.sequence_lens[i])
-            blocks = batch.block_tables[i, : -(-length // self.block_size)]
-            prefix = self.kv[blocks].reshape(-1)[:length].tolist()
-            out.append(next_token(prefix))
-            finite.append(prefix[0] not in self.poison)
-            self.last[batch.rows[i]] = out[-1]
-        return self._Done(
-            StepOutput(
-                token_ids=np.array(out, np.int32).reshape(-1, 1),
-                num_tokens=np.ones(len(out), np.int32),
-                finite=np.array(finite, np.bool_),
-            )
-        )
+        self._first |= {joined.row: int(joined.token_ids[0]) for joined in batch.joined}
+        output = self.oracle.step(batch).result()
+        rows = batch.rows[batch.sampled].tolist()
+        output.finite[:] = [self._first[row] not in self.poison for row in rows]
+        return _Done(output)
 
     def close(self) -> None:
         self.batches.clear()
 
-    class _Done:
-        def __init__(self, output: StepOutput) -> None:
-            self.output = output
 
-        def result(self) -> StepOutput:
-            return self.output
+class _Done:
+    def __init__(self, output: StepOutput) -> None:
+        self._output = output
+
+    def result(self) -> StepOutput:
+        return self._output
 
 
-def make_engine(*, steps_ahead: int = 0, num_blocks: int = 65, **changes: object) -> EngineCore:
-    """An engine over the oracle, small enough that everything happens: 16 tokens of 4 a block."""
+def runner_config(config: SchedulerConfig, **options: object) -> RunnerConfig:
+    """What the platform is told, for a scheduler's settings."""
+    return RunnerConfig(
+        model_path=Path(),
+        hf_config={"vocab_size": config.vocab_size},
+        model_impl="native",
+        load_format="dummy",
+        dtype="float32",
+        kv_dtype="float32",
+        block_size=config.block_size,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        options=options,
+    )
+
+
+def make_engine(
+    *,
+    steps_ahead: int = 0,
+    num_blocks: int = 65,
+    grammars: Grammars | None = None,
+    **changes: object,
+) -> EngineCore:
+    """An engine over the oracle: 64 blocks of 4 tokens, unless said otherwise."""
     settings: dict[str, object] = {
         "num_blocks": num_blocks,
         "block_size": 4,
@@ -95,8 +101,9 @@ def make_engine(*, steps_ahead: int = 0, num_blocks: int = 65, **changes: object
         "vocab_size": VOCAB,
     }
     config = SchedulerConfig(**(settings | changes))  # type: ignore[arg-type]
-    runner = OracleRunner(config.num_blocks, config.block_size, config.max_num_seqs)
-    return EngineCore(Scheduler(config), runner, steps_ahead=steps_ahead)  # type: ignore[arg-type]
+    runner = WatchedRunner(runner_config(config), config.num_blocks - 1)
+    scheduler = Scheduler(config, grammars)
+    return EngineCore(scheduler, runner, steps_ahead=steps_ahead)  # type: ignore[arg-type]
 
 
 def make_request(number: int, prompt: list[int], max_tokens: int, **changes: object) -> Request:
@@ -125,7 +132,7 @@ def run(engine: EngineCore, *, check: bool = True) -> dict[int, list[int]]:
             if update.finish_reason is not None:
                 ended.add(update.id)
         if check:
-            engine.scheduler.pool.check(engine.scheduler.held_blocks())
+            check_scheduler(engine.scheduler)
     assert not engine.has_work(), "the engine does not come to an end"
     assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_usable
     return answers

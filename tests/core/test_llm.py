@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from dovetail import LLM, SamplingParams
-from dovetail.core.errors import ConfigError, RequestError
+from dovetail.core.errors import ConfigError, ContextLengthError, RequestError
 from tests.checkpoints import make_checkpoint
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
@@ -161,3 +162,29 @@ def test_without_a_tokenizer_prompts_are_ids(model: Path) -> None:
     assert output.outputs[0].text == "" and len(output.outputs[0].token_ids) == 12
     with pytest.raises(ConfigError, match="skip_tokenizer_init"):
         llm.generate("text", GREEDY, use_tqdm=False)
+
+
+def test_a_timeout_ends_everything_with_what_it_has(model: Path) -> None:
+    llm = LLM(model=str(model), device="null", max_num_seqs=2, options={"step_us": 10_000})
+    params = SamplingParams(temperature=0.0, max_tokens=300, ignore_eos=True)
+    began = time.monotonic()
+    outputs = llm.generate(["a", "b", "c"], params, use_tqdm=False, timeout=0.3)
+    assert 0.3 <= time.monotonic() - began < 0.6
+    assert [o.outputs[0].finish_reason for o in outputs] == ["timeout"] * 3
+    assert all(o.finished for o in outputs)
+    counts = [len(o.outputs[0].token_ids) for o in outputs]
+    assert 5 < counts[0] == counts[1] < 60
+    assert counts[2] == 0, "there are two rows, and it is the third"
+    assert llm.stats.num_free_blocks == llm.stats.num_blocks
+    (short,) = llm.generate("a", GREEDY, use_tqdm=False, timeout=30)
+    assert short.outputs[0].finish_reason == "length"
+
+
+def test_a_prompt_that_no_cache_can_hold_is_refused_with_the_figures(model: Path) -> None:
+    llm = LLM(model=str(model), device="null", block_size=16, num_gpu_blocks_override=4)
+    with pytest.raises(ContextLengthError) as caught:
+        llm.generate([[5] * 70], GREEDY, use_tqdm=False)
+    assert "maximum context length is 64 tokens" in str(caught.value)
+    assert "need 6 KV cache blocks of 16 tokens, and there are 4" in str(caught.value)
+    (output,) = llm.generate([[5] * 63], GREEDY, use_tqdm=False)
+    assert len(output.outputs[0].token_ids) == 1

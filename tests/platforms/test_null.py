@@ -148,7 +148,8 @@ def test_a_config_without_a_vocabulary_is_refused(size: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"memory": 0}, {"memory": "1"}, {"token": 100}, {"token": -1}, {"tokens": 1}]
+    "options",
+    [{"memory": 0}, {"memory": "1"}, {"token": 100}, {"token": -1}, {"tokens": 1}, {"step_us": 0}],
 )
 def test_a_wrong_option_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):

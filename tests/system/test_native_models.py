@@ -60,7 +60,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 PATHS: dict[str, dict[str, Any]] = {
     "plain": {},
     "chunks of 16": {"max_num_batched_tokens": 16, "max_num_seqs": 8},
-    "preemption": {"block_size": 16, "num_gpu_blocks_override": 32},
+    "preemption": {"block_size": 16, "num_gpu_blocks_override": 20, "max_model_len": 224},
     "no prefix cache": {"enable_prefix_caching": False},
     "one step ahead": {"async_scheduling": True},
     "one at a time": {"max_num_seqs": 1},

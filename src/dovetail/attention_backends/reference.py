@@ -8,17 +8,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dovetail.attention_backends.memory import zeros
+from dovetail.attention_backends.kv_cache import (
+    KvCache,
+    bytes_per_block,
+    make_cache,
+    refuses_kv_dtype,
+)
 from dovetail.core.batch import Batch
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
-from dovetail.core.types import ITEM_SIZE, IntArray
+from dovetail.core.types import IntArray
 
 __all__ = ["ReferenceAttention", "attention_bias"]
 
 
 @dataclass(frozen=True)
 class _Plan:
-    slots_T: Tensor
+    blocks_T: Tensor
+    offsets_T: Tensor
     rows: list[tuple[int, int, int, Tensor]]
     """First token, number of tokens, length of the sequence, and KV blocks of each row."""
 
@@ -43,7 +49,7 @@ def attention_bias(spec: AttentionSpec, query_T: Tensor, key_L: Tensor) -> Tenso
 
 
 class ReferenceAttention:
-    """The oracle: serves everything, slowly. Cache of a layer: (2, B, P, K, E)."""
+    """The oracle: serves everything but deterministic mode, slowly."""
 
     name = "reference"
 
@@ -51,21 +57,23 @@ class ReferenceAttention:
         self.device = device
 
     def refuses(self, need: AttentionNeed) -> str | None:
-        """Never refuses."""
-        return None
+        """Serves everything but deterministic mode."""
+        if need.deterministic:
+            return "its sums run over as many keys as a step happens to have"
+        return refuses_kv_dtype(need)
 
     def bytes_per_block(self, spec: AttentionSpec, need: AttentionNeed) -> int:
-        """Keys and values of one block."""
-        return 2 * need.block_size * spec.num_kv_heads * spec.head_size * ITEM_SIZE[need.kv_dtype]
+        """Keys, values and scales of one block."""
+        return bytes_per_block(spec, need)
 
-    def allocate(self, spec: AttentionSpec, need: AttentionNeed, num_blocks: int) -> Tensor:
-        """Zeros, (2, B, P, K, E)."""
-        shape = (2, num_blocks, need.block_size, spec.num_kv_heads, spec.head_size)
-        return zeros(shape, need.kv_dtype, self.device)
+    def allocate(self, spec: AttentionSpec, need: AttentionNeed, num_blocks: int) -> KvCache:
+        """See ``kv_cache``."""
+        return make_cache(spec, need, num_blocks, self.device)
 
     def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
         """Where keys and values go, and the blocks of each row."""
         slots = torch.from_numpy(batch.slots(need.block_size)).long().to(self.device)
+        size = need.block_size
         tables = torch.from_numpy(batch.block_tables).long().to(self.device)
         starts, lens = batch.query_starts.tolist(), batch.sequence_lens.tolist()
         rows = [
@@ -73,38 +81,37 @@ class ReferenceAttention:
                 starts[i],
                 starts[i + 1] - starts[i],
                 length,
-                tables[i, : -(-length // need.block_size)],
+                tables[i, : -(-length // size)],
             )
             for i, length in enumerate(lens)
         ]
-        return _Plan(slots, rows)
+        return _Plan(slots // size, slots % size, rows)
 
     def attend(
         self,
         q_THE: Tensor,
         k_TKE: Tensor,
         v_TKE: Tensor,
-        cache: Tensor,
+        cache: KvCache,
         plan: object,
         spec: AttentionSpec,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, KvCache]:
         """Write, then attend row by row. The cache is changed in place."""
         if not isinstance(plan, _Plan):
             raise TypeError(f"a plan of another backend: {type(plan).__name__}")
-        cache.flatten(1, 2)[0].index_copy_(0, plan.slots_T, k_TKE.to(cache.dtype))
-        cache.flatten(1, 2)[1].index_copy_(0, plan.slots_T, v_TKE.to(cache.dtype))
+        cache.write(k_TKE, v_TKE, plan.blocks_T, plan.offsets_T)
         out_THE = torch.empty_like(q_THE)
         for start, count, length, blocks in plan.rows:
-            k_LKE, v_LKE = cache[:, blocks].flatten(1, 2)[:, :length].float()
+            k_LKE, v_LKE = cache.gather(blocks, torch.float32)[:, :, :length].transpose(1, 2)
             query = q_THE[start : start + count].float()
             out_THE[start : start + count] = _attend_row(query, k_LKE, v_LKE, spec)
         return out_THE, cache
 
-    def copy_blocks(self, caches: Sequence[Tensor], pairs: IntArray) -> Sequence[Tensor]:
+    def copy_blocks(self, caches: Sequence[KvCache], pairs: IntArray) -> Sequence[KvCache]:
         """Copy in place, in every layer."""
         source, target = torch.from_numpy(pairs).long().to(self.device).T
         for cache in caches:
-            cache[:, target] = cache[:, source]
+            cache.copy(source, target)
         return caches
 
 

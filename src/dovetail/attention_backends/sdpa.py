@@ -1,10 +1,10 @@
 """Paged attention through torch's scaled_dot_product_attention, in a layout that suits CPUs.
 
-The cache of a layer is (2, K, B, P, E): gathering the blocks of a row with one ``index_select``
-gives each KV head a contiguous run of positions, so nothing is transposed or copied twice. Rows
-that decode are attended together, with the query heads of a KV head as the query axis, so that
-each key is read once for the whole group; rows that prefill are attended one by one, in chunks of
-queries that look at no later key.
+The cache of a layer is (2, K, B, P, E) (``kv_cache``): gathering the blocks of a row gives each KV
+head a contiguous run of positions, so nothing is transposed or copied twice. Rows that decode are
+attended together, with the query heads of a KV head as the query axis, so that each key is read
+once for the whole group; rows that prefill are attended one by one, in chunks of queries that look
+at no later key.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dovetail.attention_backends.memory import zeros
+from dovetail.attention_backends.kv_cache import (
+    KvCache,
+    bytes_per_block,
+    make_cache,
+    refuses_kv_dtype,
+)
 from dovetail.core.batch import Batch
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
-from dovetail.core.types import ITEM_SIZE, IntArray
+from dovetail.core.types import IntArray
 
 __all__ = ["SdpaAttention"]
 
@@ -49,7 +54,7 @@ class _Prefill:
     count: int
     length: int
     blocks: Tensor | None
-    """Its KV blocks; None: all its keys are in this step."""
+    """Its KV blocks; None: all its keys are in this step, and stored as they are."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +79,20 @@ class SdpaAttention:
         self.device = device
 
     def refuses(self, need: AttentionNeed) -> str | None:
-        """Serves everything but ALiBi."""
+        """Serves everything but ALiBi and deterministic mode."""
+        if need.deterministic:
+            return "its kernels are chosen by the number of rows and keys in a step"
         if "alibi" in need.features:
             return "ALiBi needs a bias per head, which this backend does not build"
-        return None
+        return refuses_kv_dtype(need)
 
     def bytes_per_block(self, spec: AttentionSpec, need: AttentionNeed) -> int:
-        """Keys and values of one block."""
-        return 2 * need.block_size * spec.num_kv_heads * spec.head_size * ITEM_SIZE[need.kv_dtype]
+        """Keys, values and scales of one block."""
+        return bytes_per_block(spec, need)
 
-    def allocate(self, spec: AttentionSpec, need: AttentionNeed, num_blocks: int) -> Tensor:
-        """(2, K, B, P, E). Zeros, for padded keys are masked but must be finite."""
-        shape = (2, spec.num_kv_heads, num_blocks, need.block_size, spec.head_size)
-        return zeros(shape, need.kv_dtype, self.device)
+    def allocate(self, spec: AttentionSpec, need: AttentionNeed, num_blocks: int) -> KvCache:
+        """See ``kv_cache``."""
+        return make_cache(spec, need, num_blocks, self.device)
 
     def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
         """Sort the rows into groups that decode together and rows that prefill."""
@@ -97,7 +103,7 @@ class SdpaAttention:
             offsets_T=self._tensor(offsets),
             places=[(int(blocks[0]), int(offsets[0]))] if len(blocks) == 1 else [],
             decodes=self._plan_decodes(batch, need.block_size),
-            prefills=[self._plan_prefill(batch, i, need.block_size) for i in prefill.tolist()],
+            prefills=[self._plan_prefill(batch, i, need) for i in prefill.tolist()],
             biases={},
         )
 
@@ -127,9 +133,9 @@ class SdpaAttention:
             )
         return groups
 
-    def _plan_prefill(self, batch: Batch, i: int, size: int) -> _Prefill:
-        length = int(batch.sequence_lens[i])
-        fresh = batch.context_lens[i] == 0
+    def _plan_prefill(self, batch: Batch, i: int, need: AttentionNeed) -> _Prefill:
+        length, size = int(batch.sequence_lens[i]), need.block_size
+        fresh = batch.context_lens[i] == 0 and need.kv_dtype == need.dtype
         blocks = None if fresh else self._tensor(batch.block_tables[i, : -(-length // size)])
         return _Prefill(int(batch.query_starts[i]), int(batch.query_lens[i]), length, blocks)
 
@@ -138,14 +144,17 @@ class SdpaAttention:
         q_THE: Tensor,
         k_TKE: Tensor,
         v_TKE: Tensor,
-        cache: Tensor,
+        cache: KvCache,
         plan: object,
         spec: AttentionSpec,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, KvCache]:
         """Write, then attend. The cache is changed in place."""
         if not isinstance(plan, _Plan):
             raise TypeError(f"a plan of another backend: {type(plan).__name__}")
-        _write(cache, k_TKE, v_TKE, plan)
+        if len(plan.places) == 1:
+            cache.write_one(k_TKE, v_TKE, *plan.places[0])
+        else:
+            cache.write(k_TKE, v_TKE, plan.blocks_T, plan.offsets_T)
         if len(plan.decodes) == 1 and plan.decodes[0].tokens_R is None:
             return self._decode(q_THE, cache, plan, 0, spec), cache
         out_THE = torch.empty_like(q_THE)
@@ -160,32 +169,32 @@ class SdpaAttention:
         return out_THE, cache
 
     def _decode(
-        self, q_RHE: Tensor, cache: Tensor, plan: _Plan, index: int, spec: AttentionSpec
+        self, q_RHE: Tensor, cache: KvCache, plan: _Plan, index: int, spec: AttentionSpec
     ) -> Tensor:
         """One query token per row: (R, H, E) in and out."""
         group = plan.decodes[index]
         num_rows, kv, size = len(q_RHE), spec.num_kv_heads, spec.head_size
-        keys, values = cache.index_select(2, group.blocks_X).view(2, kv, num_rows, -1, size)
-        query = q_RHE.view(num_rows, kv, -1, size).transpose(0, 1).to(cache.dtype)
+        gathered = cache.gather(group.blocks_X, q_RHE.dtype)
+        keys, values = gathered.view(2, kv, num_rows, -1, size)
+        query = q_RHE.view(num_rows, kv, -1, size).transpose(0, 1)
         bias = _bias(plan, index, spec, q_RHE.dtype, group.positions_R1, group.keys_RL)
         out = _dense_attention(query, keys, values, bias[None, :, None], spec)
-        return out.transpose(0, 1).reshape(num_rows, spec.num_heads, size).to(q_RHE.dtype)
+        return out.transpose(0, 1).reshape(num_rows, spec.num_heads, size)
 
     def _prefill(
         self,
         q_THE: Tensor,
         fresh: tuple[Tensor, Tensor],
-        cache: Tensor,
+        cache: KvCache,
         row: _Prefill,
         spec: AttentionSpec,
     ) -> Tensor:
         """Several query tokens of one row: (T, H, E) in and out; ``fresh`` are their (T, K, E)."""
-        kv, size, dtype = spec.num_kv_heads, spec.head_size, q_THE.dtype
+        kv, size = spec.num_kv_heads, spec.head_size
         if row.blocks is None:
-            keys_KLE, values_KLE = (x.transpose(0, 1).to(dtype) for x in fresh)
+            keys_KLE, values_KLE = (x.transpose(0, 1) for x in fresh)
         else:
-            gathered = cache.index_select(2, row.blocks).view(2, kv, -1, size)
-            keys_KLE, values_KLE = gathered[:, :, : row.length].to(dtype)
+            keys_KLE, values_KLE = cache.gather(row.blocks, q_THE.dtype)[:, :, : row.length]
         query = q_THE.view(row.count, kv, -1, size).permute(1, 2, 0, 3)
         out = torch.empty_like(q_THE).view(row.count, kv, -1, size).permute(1, 2, 0, 3)
         before = row.length - row.count
@@ -198,24 +207,12 @@ class SdpaAttention:
             )
         return out.permute(2, 0, 1, 3).reshape(row.count, spec.num_heads, size)
 
-    def copy_blocks(self, caches: Sequence[Tensor], pairs: IntArray) -> Sequence[Tensor]:
+    def copy_blocks(self, caches: Sequence[KvCache], pairs: IntArray) -> Sequence[KvCache]:
         """Copy in place, in every layer."""
         source, target = self._tensor(pairs[:, 0]), self._tensor(pairs[:, 1])
         for cache in caches:
-            cache[:, :, target] = cache[:, :, source]
+            cache.copy(source, target)
         return caches
-
-
-def _write(cache: Tensor, k_TKE: Tensor, v_TKE: Tensor, plan: _Plan) -> None:
-    """Put each token's key and value into its place; a single token without an index kernel."""
-    if len(plan.places) == 1:
-        ((block, offset),) = plan.places
-        cache[0, :, block, offset].copy_(k_TKE[0])
-        cache[1, :, block, offset].copy_(v_TKE[0])
-        return
-    by_place = cache.permute(0, 2, 3, 1, 4)
-    by_place[0, plan.blocks_T, plan.offsets_T] = k_TKE.to(cache.dtype)
-    by_place[1, plan.blocks_T, plan.offsets_T] = v_TKE.to(cache.dtype)
 
 
 def _attend_chunk(q_KGTE: Tensor, k_KLE: Tensor, v_KLE: Tensor, spec: AttentionSpec) -> Tensor:

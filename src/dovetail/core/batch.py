@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from dovetail.core.request import SamplingParams
-from dovetail.core.types import BoolArray, FloatArray, IntArray
+from dovetail.core.types import BoolArray, FloatArray, IndexArray, IntArray
 
 __all__ = [
     "Batch",
@@ -36,6 +36,8 @@ class JoinedRow:
     params: SamplingParams
     stop_token_ids: tuple[int, ...]
     """Tokens that may not be chosen before ``params.min_tokens`` tokens were."""
+    request_id: int = 0
+    """``Request.id``, for messages and fault points."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ class Batch:
     """
 
     step: int
-    rows: IntArray
+    rows: IndexArray
     """(R,) the row of each request, in the order in which the tokens follow."""
     query_lens: IntArray
     """(R,) tokens that this step computes for the row."""
@@ -107,18 +109,19 @@ class Batch:
     """(R, M) KV blocks of each row, in order of position; beyond the row's last block: 0."""
     token_ids: IntArray
     """(T,) the tokens to compute. Entries named by ``carried`` are 0 and must be replaced."""
-    carried: IntArray
+    carried: IndexArray
     """(C,) indices into ``token_ids`` that take the token which their row sampled last."""
-    carried_rows: IntArray
+    carried_rows: IndexArray
     """(C,) the row of each of them."""
-    sampled: IntArray
+    sampled: IndexArray
     """(S,) indices into the R rows that get a token: those whose last known token is computed."""
     num_drafts: IntArray | None = None
     """(S,) how many of the row's last tokens in this step are drafts: guessed, not known. Each
     is checked against the token that is chosen in its place, and what follows the first wrong
     one is void. None: there are no drafts."""
-    num_drafts_wanted: int = 0
-    """Drafts that the runner's draft model should propose for each sampled row's next step."""
+    num_drafts_wanted: IntArray | None = None
+    """(S,) the most drafts that the runner's draft model should propose for the row's next step;
+    so many positions after this step's have a KV block. None: no drafts are wanted."""
     sampling: SamplingBatch
     joined: tuple[JoinedRow, ...] = ()
     """Rows that are taken over before the step."""
@@ -214,7 +217,7 @@ class StepOutput:
     failures: Mapping[int, str] = field(default_factory=dict)
     """Why other requests alone have failed, by index into S."""
     drafts: IntArray | None = None
-    """(S, ``num_drafts_wanted``) what the draft model proposes to come next; -1 is no proposal."""
+    """(S, k) what the draft model proposes to come next; -1 from where it proposes nothing."""
     logprobs: LogprobArrays | None = None
     """N = G; of a row, the places up to its last accepted token mean something."""
     prompt_logprobs: LogprobArrays | None = None

@@ -15,7 +15,9 @@
     ├── OverloadedError           try again later: the queue is full, or the server is draining
     ├── OutOfMemoryError          the device or host has too little memory, with the figures
     ├── RequestFailedError        the engine could not finish one request; the others go on
+    ├── RequestTimeoutError       one request was not finished before its deadline
     ├── EngineDeadError           the engine process ended and could not be brought back
+    ├── InjectedError             a fault that was ordered, to see that the rest bears it
     └── InvariantError            a bug: the engine found its own state wrong; carries the scope
 """
 
@@ -27,6 +29,7 @@ __all__ = [
     "ContextLengthError",
     "DovetailError",
     "EngineDeadError",
+    "InjectedError",
     "InvariantError",
     "NotFoundError",
     "OutOfMemoryError",
@@ -34,6 +37,7 @@ __all__ = [
     "PluginError",
     "RequestError",
     "RequestFailedError",
+    "RequestTimeoutError",
     "SelectionError",
     "UnsupportedError",
     "UserError",
@@ -116,8 +120,16 @@ class RequestFailedError(DovetailError):
     """The engine could not finish this request. No other request is affected."""
 
 
+class RequestTimeoutError(DovetailError):
+    """The request was not finished before its deadline. Its blocks are free again."""
+
+
 class EngineDeadError(DovetailError):
     """The engine process ended and could not be brought back."""
+
+
+class InjectedError(DovetailError):
+    """A fault that was ordered by ``DOVETAIL_FAULTS`` or by the simulator."""
 
 
 class InvariantError(DovetailError):

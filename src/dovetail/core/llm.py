@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
@@ -20,9 +21,11 @@ from dovetail.core.engine.beam_search import (
     beam_search_output,
 )
 from dovetail.core.engine.build import Progress, build_engine
-from dovetail.core.engine.intake import Intake, model_info
+from dovetail.core.engine.intake import CacheRoom, Intake, model_info
+from dovetail.core.engine.listeners import Listeners
 from dovetail.core.engine.outputs import OutputAccumulator, OutputProcessor
 from dovetail.core.errors import ConfigError, RequestError
+from dovetail.core.faults import arm
 from dovetail.core.plugins.selection import environment, select_platform
 from dovetail.core.request import PromptTokens, Request, RequestOutput, SamplingParams
 from dovetail.core.tokenizer import Tokenizer, load_tokenizer
@@ -50,6 +53,7 @@ class LLM:
     """
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
+        arm()
         config = EngineConfig.from_kwargs(model=model, **settings)
         config = with_environment(config, read_environment(os.environ))
         selection = select_platform(config.device, os.environ)
@@ -67,8 +71,16 @@ class LLM:
         self.config = built.config
         self._core = built.core
         self._outputs = OutputProcessor(self._tokenizer)
-        info = structs.replace(model_info(facts, config), max_model_len=built.config.max_model_len)
+        self._listeners = Listeners.installed(os.environ)
+        info = structs.replace(
+            model_info(facts, config),
+            max_model_len=built.config.max_model_len,
+            features=built.features,
+        )
         self._intake = Intake(info, self._tokenizer, seed=built.config.seed)
+        self._intake.room = CacheRoom(
+            num_blocks=built.num_blocks, block_size=built.config.block_size
+        )
         self._next_name = 0
         _log.info("device %s: %s", selection.name, selection.reason)
         for topic, line in built.banner.items():
@@ -81,6 +93,7 @@ class LLM:
         *,
         use_tqdm: bool = True,
         priority: Sequence[int] | None = None,
+        timeout: float | None = None,
     ) -> list[RequestOutput]:
         """Complete prompts, as many at a time as there is room for.
 
@@ -89,6 +102,8 @@ class LLM:
             sampling_params: For all, or one for each prompt; None takes the model's defaults.
             use_tqdm: Show a progress bar.
             priority: One number for each prompt; smaller goes first.
+            timeout: Seconds after which what has not ended is ended, with what it has so far and
+                ``finish_reason`` ``timeout``. Looked at between steps.
 
         Returns:
             One output per prompt, in the order of the prompts. A request that the engine had to
@@ -106,10 +121,12 @@ class LLM:
                 f"{len(items)} prompts, but {len(ranks)} priorities.", param="priority"
             )
         requests = [
-            self._intake.requests(t, p, priority=rank, cap_max_tokens=True)
+            self._intake.requests(
+                t, p, priority=rank, cap_max_tokens=True, grammar=self._intake.grammar(p)
+            )
             for t, p, rank in zip(tokens, params, ranks, strict=True)
         ]
-        return self._run(tokens, params, requests, use_tqdm)
+        return self._run(tokens, params, requests, use_tqdm, timeout)
 
     def chat(
         self,
@@ -192,6 +209,7 @@ class LLM:
 
     def close(self) -> None:
         """Give memory back. The object cannot be used afterwards."""
+        self._intake.close()
         self._core.close()
 
     def _params_for(
@@ -232,36 +250,53 @@ class LLM:
         params: list[SamplingParams],
         requests: list[list[Request]],
         use_tqdm: bool,
+        timeout: float | None,
     ) -> list[RequestOutput]:
+        end = None if timeout is None else time.monotonic() + timeout
         accumulators: dict[str, OutputAccumulator] = {}
         for prompt, param, group in zip(prompts, params, requests, strict=True):
             name = str(self._next_name)
             self._next_name += 1
             ids = [request.id for request in group]
             self._outputs.add(name, prompt, param, ids, group[0].stop_token_ids)
+            self._listeners.started(name, group)
             accumulators[name] = OutputAccumulator(name, prompt)
             for request in group:
                 self._core.add(request)
         try:
             with tqdm(total=len(prompts), desc="Processed prompts", disable=not use_tqdm) as bar:
                 while self._core.has_work():
+                    if end is not None and time.monotonic() >= end:
+                        self._time_out(accumulators)
                     self._deliver(accumulators, bar)
         except BaseException:
             for name in accumulators:
                 self._core.abort(self._outputs.abort(name))
+                self._listeners.ended(name, "abort")
             raise
         return [accumulator.output() for accumulator in accumulators.values()]
+
+    def _time_out(self, accumulators: dict[str, OutputAccumulator]) -> None:
+        """End everything that has not ended."""
+        for name, accumulator in accumulators.items():
+            if ids := self._outputs.abort(name):
+                self._core.abort(ids)
+                self._listeners.ended(name, "timeout")
+                accumulator.end("timeout")
 
     def _deliver(self, accumulators: dict[str, OutputAccumulator], bar: Any) -> None:
         """One step, and what it produced."""
         result = self._outputs.process(self._core.step())
+        self._listeners.stepped(self._core.stats)
         for name, item in result.deltas:
             if isinstance(item, Exception):
                 _log.error("request %s failed: %s", name, item)
-                accumulators[name].fail()
+                accumulators[name].end("error")
+                self._listeners.ended(name, "error")
                 bar.update(1)
                 continue
             accumulators[name].add(item)
+            self._listeners.delivered(name, item)
             if item.finished:
                 bar.update(1)
         if result.aborts:

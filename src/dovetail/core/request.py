@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from dovetail.core.constraint import StructuredOutputsParams
 from dovetail.core.errors import RequestError
 
 __all__ = [
@@ -21,7 +22,8 @@ __all__ = [
 ]
 
 FinishReason = str
-"""``stop`` (end-of-text token, stop token or stop string), ``length``, ``abort`` or ``error``."""
+"""``stop`` (end-of-text token, stop token or stop string), ``length``, ``abort``, ``error``, or, of
+``LLM`` alone, ``timeout``."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -87,6 +89,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logits_processors: dict[str, Any] | None = {}
     """Installed logits processors to apply, in this order: name to argument, which is plain data.
     ``dovetail.core.contracts.logits`` says what one is."""
+    structured_outputs: StructuredOutputsParams | None = None
+    """The form that the answer must have; a mapping with the same names serves too."""
     detokenize: bool = True
     """Turn tokens into text; without it, answers are token ids alone."""
     skip_special_tokens: bool = True
@@ -135,6 +139,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         for name, nothing in _EMPTY.items():
             if getattr(self, name) is None:
                 msgspec.structs.force_setattr(self, name, nothing())
+        if isinstance(self.structured_outputs, dict):
+            form = StructuredOutputsParams.of(self.structured_outputs)
+            msgspec.structs.force_setattr(self, "structured_outputs", form)
         if isinstance(self.stop, str):
             msgspec.structs.force_setattr(self, "stop", [self.stop])
         if self.top_k == -1:
@@ -284,6 +291,11 @@ _RULES: dict[str, tuple[Any, Any, str]] = {
         "at most 4096 lists of 1 to 512 token ids",
     ),
     "logits_processors": (dict, _processors, "at most 16 names, each with an argument"),
+    "structured_outputs": (
+        (StructuredOutputsParams, type(None)),
+        lambda _: True,
+        "a StructuredOutputsParams",
+    ),
     "include_stop_str_in_output": (bool, lambda _: True, "true or false"),
     "ignore_eos": (bool, lambda _: True, "true or false"),
     "detokenize": (bool, lambda _: True, "true or false"),
@@ -316,6 +328,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """The id of the first completion of the same prompt, whose prefill this one shares."""
     emitted: list[int] = []
     """Tokens that were generated before, by an engine process that ended; they are kept."""
+    grammar: str = ""
+    """What ``params.structured_outputs`` asked for, examined and in llguidance's form."""
 
 
 class Logprob(msgspec.Struct, frozen=True, array_like=True):

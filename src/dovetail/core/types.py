@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "BoolArray", "DType", "FloatArray", "IntArray", "ITEM_SIZE"]
+__all__ = ["Array", "BoolArray", "DType", "FloatArray", "IndexArray", "IntArray", "ITEM_SIZE"]
 
 DType: TypeAlias = Literal["float32", "bfloat16", "float16"]
 """The dtypes that weights and activations can have, by the names that checkpoints use."""
@@ -36,5 +36,7 @@ Array: TypeAlias = Any
 """An array of the platform: a torch tensor, a JAX array, the vendor's own. Stays in the runner."""
 
 IntArray: TypeAlias = npt.NDArray[np.int32]
+IndexArray: TypeAlias = npt.NDArray[np.intp]
+"""What other arrays are indexed with: numpy would convert anything else, each time."""
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]

@@ -32,7 +32,7 @@ class Hypothesis(msgspec.Struct, frozen=True, array_like=True):
     """One per token of ``token_ids``."""
 
 
-class Update(msgspec.Struct, array_like=True):
+class Update(msgspec.Struct, array_like=True, gc=False):
     """New tokens of one sequence, and perhaps its end."""
 
     id: int

@@ -1,17 +1,18 @@
 """A platform that computes nothing: every sampled token is the same one. Needs no torch.
 
 It measures what the host costs, and drives the scheduler in tests. Its options
-(``RunnerConfig.options``): ``memory``, bytes for the KV cache; ``token``, the token to give.
+(``RunnerConfig.options``): ``memory``, bytes for the KV cache; ``token``, the token to give;
+``step_us``, microseconds that a step pretends to take.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from dovetail.core.batch import Batch, LogprobArrays, StepOutput
+from dovetail.core.batch import Batch, StepOutput
 from dovetail.core.contracts.platform import (
     API_VERSION,
     Capabilities,
@@ -21,14 +22,22 @@ from dovetail.core.contracts.platform import (
     ProbeResult,
 )
 from dovetail.core.contracts.runner import CacheSpec, Pending, Runner, RunnerConfig, WarmUp
-from dovetail.core.errors import CheckpointError, ConfigError, OutOfMemoryError
+from dovetail.core.errors import ConfigError
 from dovetail.core.types import IntArray
+from dovetail.platforms.pretend import (
+    check_fit,
+    check_options,
+    end_tokens,
+    flat_logprobs,
+    positive_option,
+    vocabulary,
+)
 
 __all__ = ["PLUGIN", "NullPlatform", "NullRunner"]
 
 _BYTES_PER_POSITION = 1024
 _DEFAULT_MEMORY = 1 << 30
-_OPTIONS = ("memory", "token")
+_OPTIONS = ("memory", "token", "step_us")
 
 
 class NullPlatform(Platform):
@@ -40,7 +49,7 @@ class NullPlatform(Platform):
         dtypes=("float32", "bfloat16", "float16"),
         kv_dtypes=("auto", "float32", "bfloat16", "float16"),
         block_sizes=(16, 1, 2, 4, 8, 32, 64, 128, 256),
-        features=frozenset({"prompt_logprobs", "deterministic"}),
+        features=frozenset({"prompt_logprobs", "deterministic", "speculation"}),
         async_steps=True,
         max_num_batched_tokens=8192,
         max_num_seqs=256,
@@ -68,13 +77,16 @@ class NullRunner:
     """
 
     def __init__(self, config: RunnerConfig) -> None:
-        self._vocab_size = _vocab_size(config.hf_config)
-        _check_options(config.options)
+        self._vocab_size = vocabulary(config.hf_config)
+        check_options("null", config.options, _OPTIONS)
         self._token = _token(config, self._vocab_size)
         self._cache = CacheSpec(
             bytes_per_block=config.block_size * _BYTES_PER_POSITION,
-            bytes_available=_positive(config.options, "memory", _DEFAULT_MEMORY),
+            bytes_available=positive_option(config.options, "memory", _DEFAULT_MEMORY),
         )
+        self._step_s = self._end = 0.0
+        if "step_us" in config.options:
+            self._step_s = positive_option(config.options, "step_us", 1) / 1e6
         self._outputs = _Constants(config.max_num_seqs, self._token)
 
     def load(self) -> Iterator[tuple[int, int]]:
@@ -87,23 +99,40 @@ class NullRunner:
 
     def allocate(self, num_blocks: int) -> None:
         """Allocates nothing. Raises OutOfMemoryError where a device of this size would."""
-        needed = num_blocks * self._cache.bytes_per_block
-        if needed > self._cache.bytes_available:
-            raise OutOfMemoryError(
-                f"{num_blocks} KV blocks need {needed} bytes;"
-                f" {self._cache.bytes_available} are free (option memory)."
-            )
+        check_fit(num_blocks, self._cache)
 
     def warm_up(self) -> Iterator[WarmUp]:
         """There is nothing to compile."""
         return iter(())
 
     def step(self, batch: Batch) -> Pending:
-        """Finished at once: the same token for every sampled row."""
+        """The same token for every place, and for drafts of it one more.
+
+        Finished at once, but for ``step_us``.
+        """
         output = self._outputs.take(len(batch.sampled))
-        if batch.sampling.num_logprobs is None and batch.prompt_logprobs is None:
+        if batch.num_drafts is not None:
+            output = self._checked(batch, batch.num_drafts)
+        if batch.sampling.num_logprobs is not None or batch.prompt_logprobs is not None:
+            output = self._with_logprobs(batch, output)
+        if not self._step_s:
             return _Done(output)
-        return _Done(self._with_logprobs(batch, output))
+        self._end = max(self._end, time.monotonic()) + self._step_s
+        return _Slow(output, self._end)
+
+    def _checked(self, batch: Batch, num_drafts: IntArray) -> StepOutput:
+        """Accept the drafts that are the one token, up to the first that is not."""
+        width = int(num_drafts.max()) + 1
+        place = np.arange(width - 1)
+        first = batch.last_token_index - num_drafts + 1
+        index = np.minimum(first[:, None] + place, batch.num_tokens - 1)
+        right = (batch.token_ids[index] == self._token) & (place < num_drafts[:, None])
+        accepted = np.logical_and.accumulate(right, axis=1).sum(axis=1)
+        return StepOutput(
+            token_ids=np.full((len(num_drafts), width), self._token, np.int32),
+            num_tokens=(accepted + 1).astype(np.int32),
+            finite=np.ones(len(num_drafts), np.bool_),
+        )
 
     def describe(self) -> dict[str, str]:
         """Which token it gives."""
@@ -115,28 +144,17 @@ class NullRunner:
     def _with_logprobs(self, batch: Batch, output: StepOutput) -> StepOutput:
         sampled = prompt = None
         if batch.sampling.num_logprobs is not None:
-            sampled = self._uniform(output.token_ids[:, 0], batch.sampling.num_logprobs)
+            chosen = np.full(len(batch.logit_index), self._token, np.int32)
+            sampled = flat_logprobs(chosen, batch.sampling.num_logprobs, self._vocab_size)
         if batch.prompt_logprobs is not None:
             need = batch.prompt_logprobs
-            prompt = self._uniform(need.target, need.num_logprobs)
+            prompt = flat_logprobs(need.target, need.num_logprobs, self._vocab_size)
         return StepOutput(
             token_ids=output.token_ids,
             num_tokens=output.num_tokens,
             finite=output.finite,
             logprobs=sampled,
             prompt_logprobs=prompt,
-        )
-
-    def _uniform(self, chosen: IntArray, num_logprobs: int) -> LogprobArrays:
-        """As if every token were equally likely; all ranks are then 1."""
-        shape = (len(chosen), 1 + num_logprobs)
-        token_ids = np.empty(shape, np.int32)
-        token_ids[:, 0] = chosen
-        token_ids[:, 1:] = np.arange(num_logprobs) % self._vocab_size
-        return LogprobArrays(
-            token_ids=token_ids,
-            logprobs=np.full(shape, -np.log(self._vocab_size), np.float32),
-            ranks=np.ones(len(chosen), np.int32),
         )
 
 
@@ -149,6 +167,20 @@ class _Done:
         self._output = output
 
     def result(self) -> StepOutput:
+        return self._output
+
+
+class _Slow:
+    """A step that is over at a point in time, on ``time.monotonic``."""
+
+    __slots__ = ("_end", "_output")
+
+    def __init__(self, output: StepOutput, end: float) -> None:
+        self._output = output
+        self._end = end
+
+    def result(self) -> StepOutput:
+        time.sleep(max(0.0, self._end - time.monotonic()))
         return self._output
 
 
@@ -175,30 +207,6 @@ class _Constants:
         return output
 
 
-def _vocab_size(hf_config: dict[str, Any]) -> int:
-    size = hf_config.get("vocab_size")
-    if type(size) is not int or size < 1:
-        raise CheckpointError(
-            f"config.json must give vocab_size as a positive integer, not {size!r:.80}."
-        )
-    return size
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    unknown = sorted(set(options) - set(_OPTIONS))
-    if unknown:
-        raise ConfigError(
-            f"The null platform has no option {unknown[0]!r}; options: {', '.join(_OPTIONS)}."
-        )
-
-
-def _positive(options: dict[str, Any], name: str, default: int) -> int:
-    value = options.get(name, default)
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"The option {name} must be a positive integer, not {value!r:.80}.")
-    return value
-
-
 def _token(config: RunnerConfig, vocab_size: int) -> int:
     """The option, or the first token that does not end the text, so that requests run on."""
     if "token" in config.options:
@@ -209,8 +217,7 @@ def _token(config: RunnerConfig, vocab_size: int) -> int:
                 f" not {token!r:.80}."
             )
         return token
-    ends = config.hf_config.get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [ends]
+    ends = end_tokens(config.hf_config)
     return next((token for token in range(vocab_size) if token not in ends), 0)
 
 

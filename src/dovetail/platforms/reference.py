@@ -33,9 +33,17 @@ def _create() -> Platform:
         capabilities = Capabilities(
             family="torch",
             dtypes=("float32", "bfloat16", "float16"),
-            kv_dtypes=("auto", "float32", "bfloat16", "float16"),
+            kv_dtypes=("auto", "float32", "bfloat16", "float16", "int8", "fp8_e4m3", "fp8_e5m2"),
             block_sizes=(16, 1, 2, 4, 8, 32, 64, 128),
-            features=frozenset({"prompt_logprobs", "transformers_models"}),
+            features=frozenset(
+                {
+                    "prompt_logprobs",
+                    "structured_output",
+                    "transformers_models",
+                    "speculation",
+                    "draft_model",
+                }
+            ),
             max_num_seqs=64,
         )
 

@@ -55,6 +55,9 @@ class FakeEngine:
             raise self.failure
         self.status = EngineStatus(state="ready")
 
+    def check_open(self, **_):
+        pass
+
     async def stream(self, prompt, params, **_):
         self.asked.append((prompt, params))
         words = [chr(i) for i in reversed(prompt.token_ids)]

@@ -100,7 +100,11 @@ def test_kv_dtype_follows_the_activations_where_it_can():
     [
         (UnsupportedError, "dtype=float16: platform toy computes in", {"dtype": "half"}),
         (UnsupportedError, "block_size=8: platform toy has 16, 32", {"block_size": 8}),
-        (UnsupportedError, "kv_cache_dtype=fp8: platform toy keeps", {"kv_cache_dtype": "fp8"}),
+        (
+            UnsupportedError,
+            "kv_cache_dtype=fp8_e4m3: platform toy keeps",
+            {"kv_cache_dtype": "fp8"},
+        ),
         (UnsupportedError, "quantization gptq: platform toy has none", {"quantization": "gptq"}),
         (ConfigError, "max_model_len=1001: m is made for 1000", {"max_model_len": 1001}),
         (
@@ -182,9 +186,9 @@ def test_runner_config():
     assert config.trust_remote_code
 
 
-def plan(available, **wishes):
+def plan(available, window=None, **wishes):
     wishes = {"max_num_seqs": 2, "gpu_memory_utilization": 1.0, **wishes}
-    spec = CacheSpec(bytes_per_block=100, bytes_available=available)
+    spec = CacheSpec(bytes_per_block=100, bytes_available=available, window=window)
     return fit_cache(decide(**wishes), spec)
 
 
@@ -205,6 +209,14 @@ def test_cache_takes_no_more_than_is_useful():
 def test_cache_size(wishes, num_blocks):
     found = plan(10_000, **wishes)
     assert (found.num_blocks, found.max_model_len) == (num_blocks, 1000)
+
+
+def test_a_window_in_every_layer_bounds_what_a_sequence_takes():
+    wishes = {"window": 100, "max_num_batched_tokens": 60}
+    # 160 positions are 10 blocks, and two are held in part; a whole sequence would take 63.
+    assert plan(10**9, **wishes).num_blocks == 2 * 12
+    assert plan(1_200, **wishes).max_model_len == 1000
+    assert plan(1_100, **wishes).max_model_len == 11 * 16
 
 
 def test_a_short_memory_shortens_the_context():

@@ -94,7 +94,7 @@ def test_harmless_foreign_arguments_warn(name, value, caplog):
         ("tensor_parallel_size", 2),
         ("tensor_parallel_size", True),
         ("enable_lora", True),
-        ("speculative_config", {"method": "ngram"}),
+        ("speculative_model", "a/b"),
         ("cpu_offload_gb", 4),
     ],
 )

@@ -267,7 +267,7 @@ def test_an_error_ends_the_whole_request(processor: OutputProcessor, tokenizer: 
     assert result.aborts == [1, 3]
     assert processor.process([Update(1, [5])]).deltas == []
     accumulator = OutputAccumulator("r", prompt)
-    accumulator.fail()
+    accumulator.end("error")
     assert [c.finish_reason for c in accumulator.output().outputs] == ["error"]
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from hashlib import blake2b
 
 import numpy as np
 
-from dovetail.core.batch import Batch, LogprobArrays
+from dovetail.core.batch import Batch, LogprobArrays, StepOutput
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.request import Request, SamplingParams
 from dovetail.core.scheduler.scheduler import Scheduler, SchedulerConfig
-from dovetail.core.types import FloatArray
+from dovetail.core.types import FloatArray, IntArray
 from dovetail.core.update import Hypothesis
-from tests.core.oracle import EOS, OracleRunner
+from tests.core.oracle import EOS
 
 VOCAB = 50
 Outcome = list[tuple[list[int], float, str]]
@@ -64,30 +63,68 @@ def plain(hypotheses: list[Hypothesis]) -> Outcome:
     return [(h.token_ids, h.cumulative_logprob, h.finish_reason) for h in hypotheses]
 
 
-class BeamRunner(OracleRunner):
-    """An oracle whose tokens come from ``scores``, with log-probabilities where they are wanted."""
+class BeamRunner:
+    """Scores what its fake KV cache holds. ``fail`` may raise, ``poison`` marks rows as not finite.
 
-    def step(self, batch: Batch) -> OracleRunner._Done:
-        output = super().step(batch).output
-        wanted = batch.sampling.num_logprobs
-        prefixes = []
-        for i in batch.sampled.tolist():
-            length = int(batch.sequence_lens[i])
-            blocks = batch.block_tables[i, : -(-length // self.block_size)]
-            prefixes.append(self.kv[blocks].reshape(-1)[:length].tolist())
+    ``poison`` holds first tokens of prompts.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, num_rows: int) -> None:
+        self.kv = np.full((num_blocks, block_size), -1, np.int64)
+        self.last = np.full(num_rows, -1, np.int64)
+        self.block_size = block_size
+        self.batches: list[Batch] = []
+        self.fail: Callable[[Batch], None] = lambda batch: None
+        self.poison: set[int] = set()
+
+    def step(self, batch: Batch) -> BeamRunner._Done:
+        self.batches.append(batch)
+        self.fail(batch)
+        for source, target in batch.copies.tolist():
+            self.kv[target] = self.kv[source]
+        tokens = batch.token_ids.astype(np.int64)
+        tokens[batch.carried] = self.last[batch.carried_rows]
+        slots = batch.slots(self.block_size)
+        assert len(set(slots.tolist())) == len(slots), "two tokens are written to one slot"
+        assert (slots >= self.block_size).all(), "block 0 is written"
+        self.kv.reshape(-1)[slots] = tokens
+        prefixes = [self._prefix(batch, i) for i in batch.sampled.tolist()]
         rows = np.array([scores(p) for p in prefixes], np.float32).reshape(-1, VOCAB)
-        tokens = rows.argmax(1).astype(np.int32)
-        self.last[batch.rows[batch.sampled]] = tokens
-        output = replace(output, token_ids=tokens[:, None])
-        if wanted is not None:
-            order = np.argsort(-rows, axis=1, kind="stable")[:, :wanted].astype(np.int32)
-            ids = np.concatenate([tokens[:, None], order], axis=1)
-            ranks = np.ones(len(ids), np.int32)
-            values = np.take_along_axis(rows, ids, axis=1)
-            output = replace(
-                output, logprobs=LogprobArrays(token_ids=ids, logprobs=values, ranks=ranks)
-            )
+        chosen = rows.argmax(1).astype(np.int32)
+        self.last[batch.rows[batch.sampled]] = chosen
+        output = StepOutput(
+            token_ids=chosen[:, None],
+            num_tokens=np.ones(len(chosen), np.int32),
+            finite=np.array([p[0] not in self.poison for p in prefixes], np.bool_),
+            logprobs=self._logprobs(rows, chosen, batch.sampling.num_logprobs),
+        )
         return self._Done(output)
+
+    def _prefix(self, batch: Batch, i: int) -> list[int]:
+        length = int(batch.sequence_lens[i])
+        blocks = batch.block_tables[i, : -(-length // self.block_size)]
+        prefix: list[int] = self.kv[blocks].reshape(-1)[:length].tolist()
+        return prefix
+
+    def _logprobs(
+        self, rows: FloatArray, chosen: IntArray, wanted: int | None
+    ) -> LogprobArrays | None:
+        if wanted is None:
+            return None
+        order = np.argsort(-rows, axis=1, kind="stable")[:, :wanted].astype(np.int32)
+        ids = np.concatenate([chosen[:, None], order], axis=1)
+        values = np.take_along_axis(rows, ids, axis=1)
+        return LogprobArrays(token_ids=ids, logprobs=values, ranks=np.ones(len(ids), np.int32))
+
+    def close(self) -> None:
+        self.batches.clear()
+
+    class _Done:
+        def __init__(self, output: StepOutput) -> None:
+            self.output = output
+
+        def result(self) -> StepOutput:
+            return self.output
 
 
 def beam_engine(*, steps_ahead: int = 0, **changes: object) -> EngineCore:

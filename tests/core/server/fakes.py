@@ -108,7 +108,12 @@ class FakeEngine:
         self.silent_first_s = 0.0
         self.finish_reason = "length"
         self.closed = False
+        self.full: OverloadedError | None = None
         self.drained_with: float | None = None
+
+    def check_open(self, *, num_sequences: int = 1, num_tokens: int = 1) -> None:
+        if self.full is not None:
+            raise self.full
 
     def set_state(self, state: EngineState, reason: str = "") -> None:
         self.status = EngineStatus(state=state, reason=reason)

@@ -148,9 +148,9 @@ async def test_prompts_run_side_by_side() -> None:
         ("truncate_prompt_tokens", 0, "truncate_prompt_tokens"),
         ("stream_options", {"include_usage": True}, "stream_options"),
         ("suffix", "end", "suffix"),
-        ("response_format", {"type": "json_object"}, "response_format"),
-        ("structured_outputs", {"regex": "a"}, "structured_outputs"),
-        ("guided_json", {}, "guided_json"),
+        ("response_format", "json", "response_format"),
+        ("structured_outputs", {"regex": 1}, "structured_outputs"),
+        ("guided_json", [], "guided_json"),
     ],
 )
 async def test_what_cannot_be_done_is_refused_by_name(

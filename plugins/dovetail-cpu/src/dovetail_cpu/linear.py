@@ -19,14 +19,19 @@ def can_pack(weight: Tensor) -> bool:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if weight.dtype == torch.float16:
         return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return False
+    return weight.dtype == torch.float32 and _has_vectors()
+
+
+def _has_vectors() -> bool:
+    """Whether oneDNN compiles its kernels for this processor, as it does on x86 with AVX."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
 class PackedLinear:
     """``x @ W.T + b`` over a repacked copy of W; the original may be dropped.
 
     Args:
-        weight: (out, in), bfloat16 or float16.
+        weight: (out, in), of a dtype that ``can_pack`` admits.
         bias: (out,) or None.
     """
 

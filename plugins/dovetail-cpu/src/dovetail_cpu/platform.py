@@ -33,9 +33,18 @@ class CpuPlatform(TorchPlatform):
     capabilities = Capabilities(
         family="torch",
         dtypes=("bfloat16", "float32", "float16"),
-        kv_dtypes=("auto", "bfloat16", "float32", "float16"),
+        kv_dtypes=("auto", "bfloat16", "float32", "float16", "int8", "fp8_e4m3", "fp8_e5m2"),
         block_sizes=(32, 16, 64, 128, 8, 4, 2, 1),
-        features=frozenset({"prompt_logprobs", "transformers_models"}),
+        features=frozenset(
+            {
+                "deterministic",
+                "draft_model",
+                "prompt_logprobs",
+                "speculation",
+                "structured_output",
+                "transformers_models",
+            }
+        ),
         max_num_batched_tokens=2048,
         max_num_seqs=64,
     )

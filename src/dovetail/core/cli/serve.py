@@ -51,6 +51,11 @@ def _add_address_arguments(parser: Parser) -> None:
         "--port", type=int, default=8000, help="0 takes any free one. Default: 8000."
     )
     group.add_argument("--uds", metavar="PATH", help="Unix socket, in place of host and port.")
+    group.add_argument(
+        "--admin-socket",
+        metavar="PATH",
+        help="Unix socket, for the owner only, that answers GET /debug/state. Default: none.",
+    )
     group.add_argument("--ssl-certfile", metavar="FILE", help="Certificate, for HTTPS.")
     group.add_argument("--ssl-keyfile", metavar="FILE", help="The certificate's key.")
     group.add_argument("--ssl-ca-certs", metavar="FILE", help="Clients must be signed by these.")
@@ -99,6 +104,14 @@ def _add_api_arguments(parser: Parser) -> None:
         "--response-role", default="assistant", metavar="ROLE", help="Default: assistant."
     )
     group.add_argument(
+        "--request-timeout",
+        type=float,
+        default=None,
+        metavar="S",
+        help="Seconds after which a request that names no timeout is ended with status 504. "
+        "Default: never.",
+    )
+    group.add_argument(
         "--disable-access-log", action="store_true", help="Write no line per request."
     )
 
@@ -140,6 +153,7 @@ def server_settings(namespace: argparse.Namespace, config: EngineConfig) -> Serv
         trust_request_chat_template=namespace.trust_request_chat_template,
         response_role=namespace.response_role,
         root_path=namespace.root_path,
+        request_timeout_s=namespace.request_timeout,
         access_log=not namespace.disable_access_log,
     )
 
@@ -174,6 +188,7 @@ async def _serve(
             ssl_keyfile=namespace.ssl_keyfile,
             ssl_ca_certs=namespace.ssl_ca_certs,
             shutdown_timeout=namespace.shutdown_timeout,
+            admin_path=namespace.admin_socket,
             on_listening=on_listening,
         )
     finally:

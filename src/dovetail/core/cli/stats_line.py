@@ -38,4 +38,8 @@ def stats_line(before: EngineStats, now: EngineStats, seconds: float) -> str | N
     preempted = now.num_preemptions - before.num_preemptions
     if preempted > 0:
         parts.append(f"Preempted: {preempted}")
+    guessed = now.num_draft_tokens - before.num_draft_tokens
+    if guessed > 0:
+        right = now.num_accepted_tokens - before.num_accepted_tokens
+        parts.append(f"Drafts accepted: {100 * right / guessed:.1f}%")
     return ", ".join(parts)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dovetail.core.config.resolved import CachePlan, ResolvedConfig
 from dovetail.core.errors import OutOfMemoryError
+from dovetail.core.kv.extent import most_blocks
 
 if TYPE_CHECKING:
     from dovetail.core.contracts.runner import CacheSpec
@@ -20,7 +21,7 @@ def fit_cache(resolved: ResolvedConfig, spec: CacheSpec) -> CachePlan:
         OutOfMemoryError: Not even one sequence of ``max_model_len`` fits (one block, if the
             user did not set the length); gives the bytes needed and available.
     """
-    per_sequence = _blocks(resolved.max_model_len, resolved.block_size)
+    per_sequence = _per_sequence(resolved, spec)
     num_blocks, reason = _affordable(resolved, spec)
     if num_blocks >= per_sequence:
         return CachePlan(num_blocks=num_blocks, max_model_len=resolved.max_model_len, reason=reason)
@@ -50,19 +51,22 @@ def _affordable(resolved: ResolvedConfig, spec: CacheSpec) -> tuple[int, str]:
         share = f"{resolved.memory_utilization:g} of {readable_bytes(spec.bytes_available)}"
         reason = f"gpu_memory_utilization takes {share}"
     most = budget // spec.bytes_per_block
-    per_sequence = _blocks(resolved.max_model_len, resolved.block_size)
+    per_sequence = _per_sequence(resolved, spec)
     useful = resolved.max_num_seqs * per_sequence
     if useful < most:
         return useful, f"{resolved.max_num_seqs} requests of {resolved.max_model_len:,} tokens"
     return max(most, 0), reason
 
 
-def _blocks(num_tokens: int, block_size: int) -> int:
-    return -(-num_tokens // block_size)
+def _per_sequence(resolved: ResolvedConfig, spec: CacheSpec) -> int:
+    """The most blocks that one sequence holds."""
+    return most_blocks(
+        resolved.max_model_len, resolved.block_size, spec.window, resolved.max_num_batched_tokens
+    )
 
 
 def _too_little(resolved: ResolvedConfig, needed: int, spec: CacheSpec) -> OutOfMemoryError:
-    per_sequence = _blocks(resolved.max_model_len, resolved.block_size) * spec.bytes_per_block
+    per_sequence = _per_sequence(resolved, spec) * spec.bytes_per_block
     return OutOfMemoryError(
         f"the KV cache needs {readable_bytes(needed)} ({needed} bytes; one sequence of"
         f" {resolved.max_model_len:,} tokens takes {readable_bytes(per_sequence)}) and"

@@ -22,6 +22,7 @@ KNOWN_VARIABLES: dict[str, str] = {
     "DOVETAIL_PROBE_TIMEOUT": "Seconds that a platform may take to say whether it is usable.",
     "DOVETAIL_API_KEY": "Key that clients of the server must send, unless --api-key names some.",
     "DOVETAIL_ALLOW_LONG_MAX_MODEL_LEN": "1 allows max_model_len beyond the model's own limit.",
+    "DOVETAIL_FAULTS": "Faults to order at named points, for tests; see docs/proof.md.",
     "DOVETAIL_USE_MODELSCOPE": "Reserved.",
 }
 """Every variable with its meaning."""

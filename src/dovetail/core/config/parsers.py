@@ -6,6 +6,7 @@ Each parser raises ValueError whose text says what is allowed, to follow "must b
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ __all__ = [
     "mapping",
     "maybe",
     "names",
+    "seconds",
     "text",
 ]
 
@@ -89,6 +91,17 @@ def fraction(value: Any) -> float:
         number = 0.0
     if isinstance(value, bool) or not 0 < number <= 1:
         raise ValueError("a fraction above 0 and at most 1")
+    return number
+
+
+def seconds(value: Any) -> float:
+    """A time above 0."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if isinstance(value, bool) or not 0 < number < math.inf:
+        raise ValueError("a number of seconds above 0")
     return number
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dovetail.core.config.checkpoint import ModelFacts, weights_hint
-from dovetail.core.config.resolved import ResolvedConfig
+from dovetail.core.config.resolved import DraftModel, ResolvedConfig
 from dovetail.core.config.schema import EngineConfig
+from dovetail.core.config.speculative import SpeculativeConfig
 from dovetail.core.errors import CheckpointError, ConfigError, PluginError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def resolve(
     *,
     known: Collection[str] = (),
     allow_long: bool = False,
+    draft: ModelFacts | None = None,
 ) -> ResolvedConfig:
     """Decide every setting.
 
@@ -53,6 +55,7 @@ def resolve(
         native: Whether Dovetail has the checkpoint's architecture.
         known: The architectures that it has, for messages.
         allow_long: Let ``max_model_len`` exceed the checkpoint's limit.
+        draft: The draft model that ``speculative_config`` names.
 
     Raises:
         ConfigError: Two wishes contradict each other or the checkpoint.
@@ -64,6 +67,7 @@ def resolve(
     decided = _decide_model(intent, facts, platform, native, known, reasons)
     decided |= _decide_dtypes(intent, facts, platform, reasons)
     decided |= _decide_sizes(intent, facts, platform, allow_long, reasons)
+    decided |= _decide_speculation(intent, draft, platform, known)
     resolved = _assemble(intent, facts, platform, decided, reasons)
     resolved = _apply(platform, resolved)
     _check(resolved)
@@ -95,6 +99,7 @@ def _assemble(
         options=dict(intent.options),
         seed=intent.seed,
         max_num_queued_requests=intent.max_num_queued_requests,
+        max_num_queued_tokens=intent.max_num_queued_tokens,
         num_blocks=intent.num_gpu_blocks_override,
         kv_cache_memory_bytes=intent.kv_cache_memory_bytes,
         memory_utilization=intent.gpu_memory_utilization,
@@ -102,6 +107,7 @@ def _assemble(
         enable_chunked_prefill=intent.enable_chunked_prefill,
         mixed_batches=platform.capabilities.mixed_batches,
         scheduling_policy=intent.scheduling_policy,  # type: ignore[arg-type]
+        priority_ageing_seconds=intent.priority_ageing_seconds,
         disable_log_stats=intent.disable_log_stats,
         reasons=reasons,
         **decided,
@@ -123,9 +129,11 @@ def _decide_model(
             " load_format=dummy runs with random weights"
         )
     architecture = facts.architectures[0]
+    model_impl = _model_impl(intent, architecture, platform, native, known, reasons)
     return {
         "architecture": architecture,
-        "model_impl": _model_impl(intent, architecture, platform, native, known, reasons),
+        "model_impl": model_impl,
+        "deterministic": _deterministic(intent, architecture, model_impl, platform),
         "load_format": "dummy" if intent.load_format == "dummy" else "safetensors",
         "quantization": _quantization(intent, facts, platform, reasons),
     }
@@ -163,6 +171,22 @@ def _model_impl(
     return "transformers"
 
 
+def _deterministic(
+    intent: EngineConfig, architecture: str, model_impl: str, platform: PlatformView
+) -> bool:
+    if intent.deterministic and "deterministic" not in platform.capabilities.features:
+        raise UnsupportedError(
+            f"deterministic: on platform {platform.name} a request's logits depend on what else is"
+            " in the step; leave it out, or choose another platform"
+        )
+    if intent.deterministic and model_impl == "transformers":
+        raise UnsupportedError(
+            f"deterministic: the transformers library's code computes {architecture}, and nothing"
+            " is known about its order of summation; only native models can be deterministic"
+        )
+    return intent.deterministic
+
+
 def _quantization(
     intent: EngineConfig, facts: ModelFacts, platform: PlatformView, reasons: dict[str, str]
 ) -> str | None:
@@ -181,6 +205,39 @@ def _quantization(
     if not wish:
         reasons["quantization"] = "the checkpoint is stored so"
     return scheme
+
+
+def _decide_speculation(
+    intent: EngineConfig,
+    draft: ModelFacts | None,
+    platform: PlatformView,
+    known: Collection[str],
+) -> dict[str, Any]:
+    speculation = SpeculativeConfig.parse(intent.speculative_config)
+    if speculation is None:
+        return {}
+    features = platform.capabilities.features
+    if "speculation" not in features:
+        raise UnsupportedError(
+            f"speculative_config: platform {platform.name} does not check drafts; leave it out"
+        )
+    if draft is None:
+        return {"speculation": speculation}
+    if "draft_model" not in features:
+        raise UnsupportedError(
+            f"speculative_config: platform {platform.name} runs no draft model; the methods ngram"
+            " and suffix need none"
+        )
+    if not draft.has_weights and intent.load_format != "dummy":
+        raise CheckpointError(f"{draft.path} holds no *.safetensors files for a draft model")
+    native = any(name in known for name in draft.architectures)
+    if not native and "transformers_models" not in features:
+        raise UnsupportedError(
+            f"speculative_config: platform {platform.name} cannot run {draft.architectures[0]}"
+        )
+    impl: Literal["native", "transformers"] = "native" if native else "transformers"
+    model = DraftModel(path=draft.path, hf_config=draft.hf_config, model_impl=impl)
+    return {"speculation": speculation, "draft": model}
 
 
 def _decide_dtypes(

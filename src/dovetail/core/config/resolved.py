@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dovetail.core.config.speculative import SpeculativeConfig
 from dovetail.core.request import SamplingParams
 
 if TYPE_CHECKING:
     from dovetail.core.contracts.runner import RunnerConfig
 
-__all__ = ["CachePlan", "ResolvedConfig"]
+__all__ = ["CachePlan", "DraftModel", "ResolvedConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,15 @@ class CachePlan:
     """The most tokens in one sequence; smaller than resolved where the memory is short."""
     reason: str
     """How it was decided, in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftModel:
+    """The small model that guesses what the served one will say."""
+
+    path: Path
+    hf_config: dict[str, Any]
+    model_impl: Literal["native", "transformers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +66,8 @@ class ResolvedConfig:
     threads: int | None
     """Threads that compute; None leaves it to the platform."""
     options: dict[str, Any]
+    deterministic: bool
+    """Logits do not depend on what else is in a step, bit for bit."""
     seed: int
     max_model_len: int
     """The most tokens in one sequence, prompt and answer."""
@@ -65,6 +77,8 @@ class ResolvedConfig:
     max_num_batched_tokens: int
     max_num_queued_requests: int | None
     """Requests that may wait; None is no limit."""
+    max_num_queued_tokens: int | None
+    """Prompt tokens that may wait; None is no limit."""
     block_size: int
     """Positions per KV block."""
     num_blocks: int | None
@@ -80,7 +94,12 @@ class ResolvedConfig:
     async_scheduling: bool
     """Prepare each step while the one before it runs."""
     scheduling_policy: Literal["fcfs", "priority"]
+    priority_ageing_seconds: float | None
+    """Seconds of waiting that are worth one priority; None: waiting changes nothing."""
     disable_log_stats: bool
+    speculation: SpeculativeConfig | None = None
+    draft: DraftModel | None = None
+    """Set if ``speculation.method`` is ``draft_model``."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Why a field is not simply what the user wished, by field name."""
 
@@ -91,7 +110,7 @@ class ResolvedConfig:
         options = dict(self.options)
         if self.threads is not None:
             options.setdefault("threads", self.threads)
-        return RunnerConfig(
+        config = RunnerConfig(
             model_path=self.model_path,
             hf_config=self.hf_config,
             model_impl=self.model_impl,
@@ -104,10 +123,22 @@ class ResolvedConfig:
             max_num_batched_tokens=self.max_num_batched_tokens,
             attention_backend=self.attention_backend,
             quantization=self.quantization,
+            deterministic=self.deterministic,
             seed=self.seed,
             trust_remote_code=self.trust_remote_code,
             options=options,
+            max_drafts=self.speculation.num_speculative_tokens if self.speculation else 0,
         )
+        if self.draft is None:
+            return config
+        draft = replace(
+            config,
+            model_path=self.draft.path,
+            hf_config=self.draft.hf_config,
+            model_impl=self.draft.model_impl,
+            quantization=None,
+        )
+        return replace(config, draft=draft)
 
     def with_cache(self, plan: CachePlan) -> ResolvedConfig:
         """This configuration with the context length that fits the cache."""

@@ -12,6 +12,7 @@ from typing import Any
 from dovetail.core.config import parsers as p
 from dovetail.core.config.foreign import judge_foreign
 from dovetail.core.config.option import Option, option, options_of
+from dovetail.core.config.speculative import SpeculativeConfig
 from dovetail.core.errors import ConfigError
 
 __all__ = ["EngineConfig", "engine_options", "nearest"]
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 _MODEL, _PLATFORM, _MEMORY, _SCHEDULING = "Model", "Platform", "Memory", "Scheduling"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-_KV_DTYPES = (*_DTYPES, "fp8", "fp8_e4m3", "fp8_e5m2", "int8")
+_KV_DTYPES = (*_DTYPES, "fp8_e4m3", "fp8_e5m2", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,13 @@ class EngineConfig:
         group=_MODEL,
         help="Where random choices without a seed of their own start.",
     )
+    deterministic: bool = option(
+        False,
+        parse=p.flag,
+        group=_MODEL,
+        help="Give a request the same logits, bit for bit, whatever runs beside it, however its "
+        "prompt is cut into steps and whatever is cached. Needs a native model.",
+    )
     device: str = option(
         "auto",
         parse=p.text,
@@ -165,9 +173,10 @@ class EngineConfig:
         "auto",
         parse=p.text,
         choices=_KV_DTYPES,
-        synonyms={"half": "float16", "float": "float32"},
+        synonyms={"half": "float16", "float": "float32", "fp8": "fp8_e4m3"},
         group=_MEMORY,
-        help="Type of the KV cache. auto is the type of the activations.",
+        help="Type of the KV cache. auto is the type of the activations. int8 and fp8 hold twice "
+        "as many tokens as 16 bits, with a scale per head and token; fp8 is fp8_e4m3.",
     )
     kv_cache_memory_bytes: int | None = option(
         None,
@@ -232,6 +241,14 @@ class EngineConfig:
         group=_SCHEDULING,
         help="Requests that may wait; a further one is refused with status 429. Default: no limit.",
     )
+    max_num_queued_tokens: int | None = option(
+        None,
+        parse=p.maybe(p.count()),
+        metavar="TOKENS",
+        group=_SCHEDULING,
+        help="Prompt tokens that may wait for their first answer token; a request that would go "
+        "beyond is refused with status 429. Default: no limit.",
+    )
     enable_chunked_prefill: bool = option(
         True,
         parse=lambda value: True if value is None else p.flag(value),
@@ -252,6 +269,23 @@ class EngineConfig:
         help="fcfs serves in order of arrival; priority serves the request with the smallest "
         "priority first.",
     )
+    priority_ageing_seconds: float | None = option(
+        30.0,
+        parse=p.maybe(p.seconds, words=("none", "off", "0", "0.0")),
+        metavar="S",
+        group=_SCHEDULING,
+        help="Under the priority policy, seconds of waiting that are worth one priority, so that "
+        "nobody waits for ever; 0: waiting changes nothing. Default: 30.",
+    )
+    speculative_config: Mapping[str, Any] = option(
+        None,
+        parse=p.mapping,
+        metavar="JSON",
+        group=_SCHEDULING,
+        help="Guess tokens ahead and confirm several in one step, as a JSON object: "
+        '{"method": "ngram"}, {"method": "suffix"} or {"model": DRAFT_MODEL}, each with '
+        "num_speculative_tokens if need be. Answers stay the same. Default: no guesses.",
+    )
     disable_log_stats: bool = option(
         False,
         parse=p.flag,
@@ -267,6 +301,7 @@ class EngineConfig:
             except ValueError as error:
                 raise ConfigError(f"{name} must be {error}, not {value!r:.80}") from None
             object.__setattr__(self, name, value)
+        SpeculativeConfig.parse(self.speculative_config)
 
     @classmethod
     def from_kwargs(cls, **kwargs: Any) -> EngineConfig:

@@ -51,11 +51,20 @@ class AttentionNeed:
     dtype: str
     kv_dtype: str
     block_size: int
+    deterministic: bool = False
+    """What a token gets may depend on nothing but its own sequence, bit for bit: not on the other
+    rows, nor on how its sequence was cut into steps."""
 
     @property
     def features(self) -> frozenset[str]:
         """What the layers ask for beyond plain causal attention."""
         return frozenset[str]().union(*(spec.features for spec in self.specs))
+
+    @property
+    def window(self) -> int | None:
+        """The widest window of any layer; None if some layer attends to all positions."""
+        windows = [spec.window for spec in self.specs if spec.window is not None]
+        return max(windows) if windows and len(windows) == len(self.specs) else None
 
     @property
     def head_sizes(self) -> frozenset[int]:

@@ -50,7 +50,9 @@ class Capabilities:
     block_sizes: tuple[int, ...]
     """Positions per KV block, preferred first."""
     features: frozenset[str] = frozenset()
-    """Optional abilities: ``transformers_models``, ``prompt_logprobs``, ``deterministic``, ..."""
+    """Optional abilities: ``transformers_models``, ``prompt_logprobs``, ``deterministic``,
+    ``structured_output`` (``SamplingBatch.masks`` are honoured), ``speculation`` (steps check
+    drafts), ``draft_model`` (the runner can have one), ..."""
     quantization: tuple[str, ...] = ()
     """Names of quantization schemes that have a kernel here."""
     static_shapes: bool = False

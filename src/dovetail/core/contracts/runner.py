@@ -36,11 +36,18 @@ class RunnerConfig:
     attention_backend: str | None = None
     """The backend that the user insists on; None leaves the choice to the platform's order."""
     quantization: str | None = None
+    deterministic: bool = False
+    """Logits of a row are the same bits in every step that could compute them."""
     seed: int = 0
     """Seed for dummy weights."""
     trust_remote_code: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of the platform's own, by name."""
+    max_drafts: int = 0
+    """The most drafts of one row in a step (``Batch.num_drafts``)."""
+    draft: RunnerConfig | None = None
+    """The draft model, if the runner is to have one: it proposes what ``Batch.num_drafts_wanted``
+    asks for, and keeps its KV in blocks of the same numbers. Its logits may be of another width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,9 @@ class CacheSpec:
     """Of all layers together."""
     bytes_available: int
     """Free memory of the device, less what the largest step needs beside the cache."""
+    window: int | None = None
+    """No layer attends to more than this many positions, its own included: blocks before them are
+    given to others, and block 0 stands for them in the tables. None: some layer attends to all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -73,6 +73,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """``generation_config.json`` applied over Dovetail's defaults."""
     max_logprobs: int = 20
     """The most alternatives per token that a request may ask for."""
+    features: frozenset[str] = frozenset()
+    """What the platform can do: ``Capabilities.features``. Empty before the engine is ready."""
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +103,11 @@ class EngineStats(msgspec.Struct, kw_only=True, array_like=True):
     prefix_cache_hits: int = 0
     """Prompt tokens found."""
     num_restarts: int = 0
+    num_drafts: int = 0
+    """Times that tokens were guessed for a sequence."""
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    """Of the guessed tokens, those that were right."""
 
 
 class EngineClient(Protocol):
@@ -120,6 +127,15 @@ class EngineClient(Protocol):
         """The latest figures."""
         ...
 
+    def check_open(self, *, num_sequences: int = 1, num_tokens: int = 1) -> None:
+        """Raise what ``stream`` would raise now for a request of this size, before it is parsed.
+
+        Raises:
+            OverloadedError: Not now: loading, draining, or the queue is full.
+            EngineDeadError: The engine ended and could not be brought back.
+        """
+        ...
+
     def stream(
         self,
         prompt: PromptTokens,
@@ -128,13 +144,18 @@ class EngineClient(Protocol):
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        timeout: float | None = None,
     ) -> AsyncIterator[RequestDelta]:
         """Generate; yields what is new as it comes. Closing the iterator aborts the request.
+
+        ``timeout``: seconds from this call in which the request must end, wherever it is: in the
+        queue, running, or between two engine processes.
 
         Raises:
             RequestError: The request cannot be served (too long, token id out of range).
             OverloadedError: Not now: loading, draining, or the queue is full.
             RequestFailedError: The engine gave this request up; others go on.
+            RequestTimeoutError: ``timeout`` has passed; what was yielded before stands.
             EngineDeadError: The engine ended and could not be brought back.
         """
         ...
@@ -147,8 +168,13 @@ class EngineClient(Protocol):
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        timeout: float | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """As ``stream``, but each output holds everything so far."""
+        ...
+
+    async def debug_state(self) -> dict[str, Any]:
+        """All that the engine keeps, as plain data; for people, and without a fixed form."""
         ...
 
     async def drain(self, timeout: float) -> None:

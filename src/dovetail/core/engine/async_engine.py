@@ -7,66 +7,48 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
 from dovetail.core.config.checkpoint import ModelFacts, read_facts
 from dovetail.core.config.env import read_environment, with_environment
 from dovetail.core.config.schema import EngineConfig
-from dovetail.core.engine.api import (
-    EngineState,
-    EngineStats,
-    EngineStatus,
-    RequestDelta,
-)
+from dovetail.core.engine.api import EngineState, EngineStats, EngineStatus, RequestDelta
 from dovetail.core.engine.child import EngineChild
-from dovetail.core.engine.intake import Intake, model_info
+from dovetail.core.engine.debug import StateRequests
+from dovetail.core.engine.gate import Gate
+from dovetail.core.engine.intake import CacheRoom, Intake, model_info
+from dovetail.core.engine.listeners import Listeners
+from dovetail.core.engine.live import LiveRequest, LiveRequests
 from dovetail.core.engine.messages import (
     Abort,
     AddRequest,
     Control,
     Failed,
     FromEngine,
-    Heartbeat,
     Loading,
     Outputs,
     Ready,
+    State,
 )
 from dovetail.core.engine.outputs import OutputAccumulator, OutputProcessor
-from dovetail.core.errors import (
-    DovetailError,
-    EngineDeadError,
-    OverloadedError,
-    RequestFailedError,
-)
+from dovetail.core.engine.restarts import Restarts
+from dovetail.core.errors import EngineDeadError, OverloadedError, RequestTimeoutError
+from dovetail.core.faults import arm
+from dovetail.core.plugins.registry import describe_error
 from dovetail.core.plugins.selection import Selection, environment, select_platform
-from dovetail.core.request import PromptTokens, Request, RequestOutput, SamplingParams
+from dovetail.core.request import PromptTokens, RequestOutput, SamplingParams
 from dovetail.core.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["AsyncEngine"]
 
 _log = logging.getLogger(__name__)
 
-_CRASHES_ALLOWED = 3
-"""Engine processes that may end on their own within ``_CRASH_WINDOW_S`` before giving up."""
-_CRASH_WINDOW_S = 60.0
-_CRASHES_PER_REQUEST = 2
-"""A request that was running at this many crashes is not tried again."""
 _LAST_WORDS_S = 0.05
 """How long messages are still read after the process has ended."""
 _SILENCE_S = 30.0
 """Without a heartbeat for this long the process hangs, and is replaced."""
-
-
-@dataclass(eq=False)
-class _Live:
-    """A request on its way: what is needed to take it up again on another process."""
-
-    request_id: str
-    requests: dict[int, Request]
-    queue: asyncio.Queue[RequestDelta | Exception] = field(default_factory=asyncio.Queue)
-    crashes: int = 0
 
 
 class AsyncEngine:
@@ -90,13 +72,18 @@ class AsyncEngine:
         self.banner: dict[str, str] = {}
         self._intake = Intake(self.info, tokenizer)
         self._outputs = OutputProcessor(tokenizer)
-        self._live: dict[str, _Live] = {}
-        self._owner: dict[int, _Live] = {}
+        self._gate = Gate(
+            config.max_num_queued_requests, config.max_num_queued_tokens, time.monotonic
+        )
+        self._listeners = Listeners.installed(os.environ)
+        self._live = LiveRequests(self._outputs, self._gate, self._listeners)
+        self._states = StateRequests()
+        self._enders: set[asyncio.Task[None]] = set()
+        """Tasks that end requests whose deadline has passed."""
         self._status = EngineStatus(state="loading", reason="starting the engine process")
         self._stats = EngineStats()
         self._changed = asyncio.Condition()
-        self._crash_times: list[float] = []
-        self._num_restarts = 0
+        self._restarts = Restarts()
         self._failure: str | None = None
         self._last_heard = time.monotonic()
         self._child: EngineChild | None = None
@@ -111,11 +98,12 @@ class AsyncEngine:
         Raises:
             UserError: No such platform, model or tokenizer.
         """
+        arm()
         config = with_environment(config, read_environment(os.environ))
         selection = await asyncio.to_thread(select_platform, config.device, os.environ)
         facts = read_facts(config)
         extra = environment(selection.name, os.environ)
-        child = await EngineChild.start(config, selection.name, extra, _log_level())
+        child = await EngineChild.start(config, selection.name, extra)
         try:
             tokenizer = None
             if not config.skip_tokenizer_init:
@@ -151,6 +139,11 @@ class AsyncEngine:
         """Process id of the engine process, None between two of them."""
         return self._child.pid if self._child else None
 
+    async def debug_state(self) -> dict[str, Any]:
+        """See ``EngineClient.debug_state``."""
+        engine = await self._states.ask(self._child)
+        return {"status": self._status.state, "num_live": len(self._live), "engine": engine}
+
     async def wait_ready(self) -> None:
         """Wait until requests are served. Raises EngineDeadError if that will not happen."""
         async with self._changed:
@@ -166,9 +159,10 @@ class AsyncEngine:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        timeout: float | None = None,
     ) -> AsyncIterator[RequestDelta]:
         """See ``EngineClient.stream``."""
-        live = await self._submit(prompt, params, request_id, priority, cache_salt)
+        live = await self._submit(prompt, params, request_id, priority, cache_salt, timeout)
         finished = False
         try:
             while not finished:
@@ -180,7 +174,7 @@ class AsyncEngine:
                 yield item
         finally:
             if not finished:
-                await self._abort(live)
+                await self._end(live)
 
     async def generate(
         self,
@@ -190,11 +184,17 @@ class AsyncEngine:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        timeout: float | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """See ``EngineClient.generate``."""
         accumulator = OutputAccumulator(request_id or "", prompt)
         async for delta in self.stream(
-            prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt
+            prompt,
+            params,
+            request_id=request_id,
+            priority=priority,
+            cache_salt=cache_salt,
+            timeout=timeout,
         ):
             accumulator.add(delta)
             yield accumulator.output()
@@ -206,43 +206,53 @@ class AsyncEngine:
         request_id: str | None,
         priority: int,
         cache_salt: str,
-    ) -> _Live:
-        self._check_open()
-        requests = self._intake.requests(prompt, params, priority=priority, cache_salt=cache_salt)
+        timeout: float | None,
+    ) -> LiveRequest:
+        num_sequences, num_tokens = params.n, len(prompt.token_ids)
+        self.check_open(num_sequences=num_sequences, num_tokens=num_tokens)
+        grammar = await self._intake.grammar_async(params)
+        if grammar:
+            self.check_open(num_sequences=num_sequences, num_tokens=num_tokens)
+        requests = self._intake.requests(
+            prompt, params, priority=priority, cache_salt=cache_salt, grammar=grammar
+        )
         # The engine's own number keeps apart two requests whose clients chose the same id.
-        name = f"{request_id or 'request'}#{requests[0].id}"
-        live = _Live(name, {request.id: request for request in requests})
-        self._outputs.add(name, prompt, params, list(live.requests), requests[0].stop_token_ids)
-        self._live[name] = live
-        for request in requests:
-            self._owner[request.id] = live
+        live = LiveRequest(
+            name=f"{request_id or 'request'}#{requests[0].id}",
+            requests={request.id: request for request in requests},
+            num_prompt_tokens=len(prompt.token_ids),
+        )
+        self._outputs.add(
+            live.name, prompt, params, list(live.requests), requests[0].stop_token_ids
+        )
+        self._live.add(live)
+        if timeout is not None:
+            self._live.set_timer(live, timeout, lambda: self._on_deadline(live, timeout))
         if self._child is not None and self._status.state == "ready":
             for request in requests:
                 await self._child.send(AddRequest(request=request))
         return live
 
-    def _check_open(self) -> None:
+    def check_open(self, *, num_sequences: int = 1, num_tokens: int = 1) -> None:
+        """See ``EngineClient.check_open``."""
         status = self._status
         if status.state == "dead":
             raise EngineDeadError(status.reason)
         if status.state in ("loading", "draining"):
             raise OverloadedError(f"The engine is {status.state}: {status.reason}", status=503)
-        limit = self.config.max_num_queued_requests
-        if limit is not None and self._stats.num_waiting >= limit:
-            raise OverloadedError(f"The queue is full: {limit} requests wait already.")
+        self._gate.check(self._outputs.num_open, num_sequences, num_tokens)
 
-    async def _abort(self, live: _Live) -> None:
-        if self._live.pop(live.request_id, None) is None:
-            return
-        ids = self._outputs.abort(live.request_id)
-        self._forget(live)
-        if self._child is not None:
+    async def _end(self, live: LiveRequest, error: RequestTimeoutError | None = None) -> None:
+        """End a request early, here and in the engine."""
+        ids = self._live.end(live, error)
+        if ids and self._child is not None:
             await self._child.send(Abort(ids=ids))
 
-    def _forget(self, live: _Live) -> None:
-        self._live.pop(live.request_id, None)
-        for request_id in live.requests:
-            self._owner.pop(request_id, None)
+    def _on_deadline(self, live: LiveRequest, timeout: float) -> None:
+        error = RequestTimeoutError(f"The request was not finished within {timeout:g} s.")
+        task = asyncio.create_task(self._end(live, error))
+        self._enders.add(task)
+        task.add_done_callback(self._enders.discard)
 
     # The engine process.
 
@@ -272,18 +282,16 @@ class AsyncEngine:
             reason = self._failure or f"the engine process ended with status {code}"
             if not await self._may_restart(reason):
                 return
-            child = await EngineChild.start(self.config, self.selection.name, extra, _log_level())
+            child = await EngineChild.start(self.config, self.selection.name, extra)
 
     async def _may_restart(self, reason: str) -> bool:
         """Decide after the end of a process; tells everybody if there will be no other."""
         was_ready = self._status.state in ("ready", "draining")
-        now = time.monotonic()
-        self._crash_times = [t for t in self._crash_times if now - t < _CRASH_WINDOW_S] + [now]
-        if was_ready and len(self._crash_times) <= _CRASHES_ALLOWED:
+        if self._restarts.allow(time.monotonic()) and was_ready:
             _log.error("%s; starting another one for %d requests", reason, len(self._live))
-            self._num_restarts += 1
             await self._set_status("restarting", reason)
-            self._blame_running()
+            self._gate.report(EngineStats())
+            self._live.blame_running()
             return True
         await self._give_up(reason)
         return False
@@ -292,20 +300,8 @@ class AsyncEngine:
         # A start that fails is reported once, by whoever waits for it.
         _log.log(logging.ERROR if self._live else logging.DEBUG, "giving up: %s", reason)
         await self._set_status("dead", reason)
-        for live in list(self._live.values()):
-            self._finish(live, EngineDeadError(reason))
-
-    def _blame_running(self) -> None:
-        """Requests that were running at too many crashes are not tried again."""
-        for live in list(self._live.values()):
-            live.crashes += 1
-            if live.crashes >= _CRASHES_PER_REQUEST:
-                self._finish(live, RequestFailedError("the engine process ended while it ran"))
-
-    def _finish(self, live: _Live, error: DovetailError) -> None:
-        self._outputs.abort(live.request_id)
-        self._forget(live)
-        live.queue.put_nowait(error)
+        for live in self._live:
+            self._live.end(live, EngineDeadError(reason))
 
     async def _watch(self, child: EngineChild) -> None:
         """Replace a process that hangs."""
@@ -317,19 +313,27 @@ class AsyncEngine:
                 return
 
     async def _read(self, child: EngineChild) -> None:
-        while True:
-            message = await child.receive()
-            self._last_heard = time.monotonic()
-            await self._take(child, message)
+        """Take what the process says. If that goes wrong, another process is needed."""
+        try:
+            while True:
+                message = await child.receive()
+                self._last_heard = time.monotonic()
+                await self._take(child, message)
+        except Exception as error:
+            _log.exception("what the engine process says cannot be taken")
+            self._failure = f"what it said could not be taken: {describe_error(error)}"
+            await child.end(0)
 
     async def _take(self, child: EngineChild, message: FromEngine) -> None:
         match message:
             case Outputs():
-                message.stats.num_restarts = self._num_restarts
+                message.stats.num_restarts = self._restarts.count
                 self._stats = message.stats
+                self._gate.report(message.stats)
+                self._listeners.stepped(lambda: self._stats)
                 await self._deliver(child, message)
-            case Heartbeat():
-                pass
+            case State(state=state):
+                self._states.answer(state)
             case Loading(name=name, done=done, total=total):
                 share = f" {100 * done // total}%" if total else ""
                 await self._set_status(self._status.state, name + share)
@@ -340,22 +344,22 @@ class AsyncEngine:
 
     async def _deliver(self, child: EngineChild, outputs: Outputs) -> None:
         result = self._outputs.process(outputs.updates)
+        aborts = [*result.aborts]
         for name, item in result.deltas:
-            live = self._live.get(name)
-            if live is None:
-                continue
-            if isinstance(item, Exception) or item.finished:
-                self._forget(live)
-            live.queue.put_nowait(item)
-        if result.aborts:
-            await child.send(Abort(ids=result.aborts))
+            aborts += self._live.deliver(name, item)
+        if aborts:
+            await child.send(Abort(ids=aborts))
 
     async def _resume(self, child: EngineChild, ready: Ready) -> None:
         """The process is ready: give it what was running on the one before it."""
         self.banner = ready.banner
-        self.info = msgspec.structs.replace(self.info, max_model_len=ready.max_model_len)
+        self.info = msgspec.structs.replace(
+            self.info, max_model_len=ready.max_model_len, features=frozenset(ready.features)
+        )
         self._intake.info = self.info
-        for live in list(self._live.values()):
+        self._intake.room = CacheRoom(num_blocks=ready.num_blocks, block_size=ready.block_size)
+        self._gate.max_rows = ready.max_num_seqs
+        for live in self._live:
             for request_id, request in live.requests.items():
                 if self._outputs.is_open(request_id):
                     emitted = self._outputs.emitted(request_id)
@@ -383,16 +387,13 @@ class AsyncEngine:
         keeper, self._keeper = self._keeper, None
         if keeper is None:
             return
+        self._intake.close()
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
         await self._set_status("dead", "the engine was closed")
-        for live in list(self._live.values()):
-            self._finish(live, EngineDeadError("the engine was closed"))
+        for live in self._live:
+            self._live.end(live, EngineDeadError("the engine was closed"))
         child, self._child = self._child, None
         if child is not None:
             await child.send(Control(name="shutdown"))
             await child.end(2.0)
-
-
-def _log_level() -> str:
-    return logging.getLevelName(logging.getLogger().getEffectiveLevel())

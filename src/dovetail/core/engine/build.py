@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from dovetail.core.config.cache import fit_cache, readable_bytes
 from dovetail.core.config.checkpoint import ModelFacts, read_facts
@@ -12,11 +13,19 @@ from dovetail.core.config.env import read_environment
 from dovetail.core.config.resolve import resolve
 from dovetail.core.config.resolved import ResolvedConfig
 from dovetail.core.config.schema import EngineConfig
+from dovetail.core.config.speculative import SpeculativeConfig
 from dovetail.core.contracts.platform import Platform
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.models.registry import find_model, native_architectures
 from dovetail.core.plugins.selection import load_platform
 from dovetail.core.scheduler.scheduler import Scheduler, SchedulerConfig
+from dovetail.core.structured.base import Grammars, NoGrammars
+from dovetail.core.structured.grammars import EngineGrammars
+from dovetail.core.structured.vocabulary import encoder, read_vocabulary
+from dovetail.core.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from dovetail.core.structured.backend import Backend
 
 __all__ = ["BuiltEngine", "Progress", "build_engine", "ignore_progress"]
 
@@ -37,6 +46,8 @@ class BuiltEngine:
     num_blocks: int
     banner: dict[str, str]
     """Lines for the start-up message, by topic."""
+    features: frozenset[str]
+    """What the platform can do: ``Capabilities.features``."""
 
 
 def build_engine(config: EngineConfig, platform_name: str, progress: Progress) -> BuiltEngine:
@@ -62,28 +73,45 @@ def build_engine(config: EngineConfig, platform_name: str, progress: Progress) -
         find_model(facts.architectures) is not None,
         known=native_architectures(),
         allow_long=environment.allow_long_max_model_len,
+        draft=_draft_facts(config),
     )
-    return _load(resolved, facts, platform, progress)
+    return _load(config, resolved, facts, platform, progress)
+
+
+def _draft_facts(config: EngineConfig) -> ModelFacts | None:
+    """The facts of the draft model, if there is to be one."""
+    speculation = SpeculativeConfig.parse(config.speculative_config)
+    if speculation is None or speculation.model is None:
+        return None
+    return read_facts(replace(config, model=speculation.model, tokenizer=None))
 
 
 def _load(
-    resolved: ResolvedConfig, facts: ModelFacts, platform: Platform, progress: Progress
+    config: EngineConfig,
+    resolved: ResolvedConfig,
+    facts: ModelFacts,
+    platform: Platform,
+    progress: Progress,
 ) -> BuiltEngine:
     runner = platform.runner(resolved.runner_config())
     weight_bytes = 0
     for done, weight_bytes in runner.load():
         progress("loading weights", done, weight_bytes)
-    plan = fit_cache(resolved, runner.cache_spec())
+    spec = runner.cache_spec()
+    plan = fit_cache(resolved, spec)
     resolved = resolved.with_cache(plan)
     runner.allocate(plan.num_blocks)
     for count, part in enumerate(runner.warm_up()):
         progress(f"warming up: {part.name}", count + 1, 0)
     core = EngineCore(
-        Scheduler(scheduler_config(resolved, plan.num_blocks)),
+        Scheduler(
+            scheduler_config(resolved, plan.num_blocks, spec.window),
+            _grammars(config, resolved, facts),
+        ),
         runner,
         steps_ahead=int(resolved.async_scheduling),
     )
-    cache_bytes = plan.num_blocks * runner.cache_spec().bytes_per_block
+    cache_bytes = plan.num_blocks * spec.bytes_per_block
     num_tokens = plan.num_blocks * resolved.block_size
     banner = {
         "device": ", ".join(platform.device_names()),
@@ -92,12 +120,53 @@ def _load(
         "memory": f"weights {readable_bytes(weight_bytes)}, KV cache {readable_bytes(cache_bytes)}"
         f" = {num_tokens:,} tokens ({plan.reason})",
         **runner.describe(),
+        **_speculation(resolved),
     }
-    return BuiltEngine(core=core, config=resolved, num_blocks=plan.num_blocks, banner=banner)
+    return BuiltEngine(
+        core=core,
+        config=resolved,
+        num_blocks=plan.num_blocks,
+        banner=banner,
+        features=platform.capabilities.features,
+    )
 
 
-def scheduler_config(resolved: ResolvedConfig, num_blocks: int) -> SchedulerConfig:
-    """The scheduler's part of the settings, for ``num_blocks`` blocks besides block 0."""
+def _grammars(config: EngineConfig, resolved: ResolvedConfig, facts: ModelFacts) -> Grammars:
+    """Of requests that ask for a form; the tokenizer is read when the first of them comes."""
+    if config.skip_tokenizer_init:
+        return NoGrammars()
+
+    def make() -> Backend:
+        from dovetail.core.structured.backend import Backend
+
+        tokenizer = load_tokenizer(
+            facts.tokenizer_path,
+            mode=config.tokenizer_mode,
+            trust_remote_code=config.trust_remote_code,
+        )
+        vocabulary = read_vocabulary(tokenizer, resolved.vocab_size, facts.eos_token_ids)
+        return Backend(vocabulary, encoder(tokenizer))
+
+    return EngineGrammars(resolved.vocab_size, make)
+
+
+def _speculation(resolved: ResolvedConfig) -> dict[str, str]:
+    """A line on what guesses, if anything does."""
+    chosen = resolved.speculation
+    if chosen is None:
+        return {}
+    source = f"the draft model {chosen.model}" if chosen.model else chosen.method
+    length = f"at most {chosen.num_speculative_tokens} tokens ahead"
+    return {"speculation": f"{source}, {length}{', while it pays' if chosen.adaptive else ''}"}
+
+
+def scheduler_config(
+    resolved: ResolvedConfig, num_blocks: int, window: int | None
+) -> SchedulerConfig:
+    """The scheduler's part of the settings, for ``num_blocks`` blocks besides block 0.
+
+    ``window``: see ``CacheSpec.window``.
+    """
     return SchedulerConfig(
         num_blocks=num_blocks + 1,
         block_size=resolved.block_size,
@@ -105,8 +174,11 @@ def scheduler_config(resolved: ResolvedConfig, num_blocks: int) -> SchedulerConf
         max_num_seqs=resolved.max_num_seqs,
         max_num_batched_tokens=resolved.max_num_batched_tokens,
         vocab_size=resolved.vocab_size,
+        window=window,
         enable_prefix_caching=resolved.enable_prefix_caching,
         enable_chunked_prefill=resolved.enable_chunked_prefill,
         mixed_batches=resolved.mixed_batches,
         policy=resolved.scheduling_policy,
+        priority_ageing_seconds=resolved.priority_ageing_seconds,
+        speculation=resolved.speculation,
     )

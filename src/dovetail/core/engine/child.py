@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import sys
@@ -40,15 +41,14 @@ class EngineChild:
 
     @classmethod
     async def start(
-        cls, config: EngineConfig, platform: str, environment: Mapping[str, str], log_level: str
+        cls, config: EngineConfig, platform: str, environment: Mapping[str, str]
     ) -> EngineChild:
-        """Start the process; it begins to load at once.
+        """Start the process; it begins to load at once, and logs as this one to standard error.
 
         Args:
             config: The user's wishes.
             platform: The selected platform.
             environment: Variables that the platform needs.
-            log_level: Of the process's own log, which goes to standard error.
         """
         folder = Path(tempfile.mkdtemp(prefix="dovetail-"))
         process = await asyncio.create_subprocess_exec(
@@ -61,6 +61,7 @@ class EngineChild:
             stdin=asyncio.subprocess.DEVNULL,
         )
         child = cls(process, zmq.asyncio.Context(), folder)
+        log_level = logging.getLevelName(logging.getLogger().getEffectiveLevel())
         start = Start(config=config, platform=platform, log_level=log_level)
         await child._outbox.send(msgspec.msgpack.encode(start))
         return child

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dovetail.core.engine.api import CompletionDelta
 from dovetail.core.engine.stops import StopChecker
 from dovetail.core.errors import RequestError
+from dovetail.core.faults import fault
 from dovetail.core.request import Logprob, PromptTokens, SamplingParams, TokenLogprobs
 from dovetail.core.tokenizer import DecodeStream, Tokenizer
 from dovetail.core.update import TokenAlternatives, Update
@@ -126,6 +127,7 @@ class CompletionStream:
 
     def push(self, update: Update) -> CompletionDelta:
         """What ``update`` adds. If it has a finish reason then the completion has ended."""
+        fault("frontend.text", update.id)
         ids = update.token_ids
         self.token_ids += ids
         if self._stream is None:
@@ -142,6 +144,7 @@ class CompletionStream:
         self, update: Update, stream: DecodeStream, checker: StopChecker
     ) -> CompletionDelta:
         """As ``push``, one token at a time, so that the one that ends a stop string is known."""
+        fault("frontend.stop", update.id)
         num_before = len(self.token_ids) - len(update.token_ids)
         pieces = []
         for i, token_id in enumerate(self._shown(update), 1):
@@ -167,23 +170,28 @@ class CompletionStream:
 
     def _stopped(self, update: Update, text: str, stop: str, num_tokens: int) -> CompletionDelta:
         """The end of the completion, in the middle of what the engine sent."""
-        logprobs = update.logprobs
         return CompletionDelta(
             index=self.index,
             text=text,
             token_ids=update.token_ids[:num_tokens],
-            logprobs=None if logprobs is None else self._namer.name(logprobs[:num_tokens]),
+            logprobs=self._named(update, num_tokens),
             finish_reason="stop",
             stop_reason=stop,
         )
 
     def _delta(self, update: Update, text: str) -> CompletionDelta:
-        logprobs = update.logprobs
         return CompletionDelta(
             index=self.index,
             text=text,
             token_ids=update.token_ids,
-            logprobs=None if logprobs is None else self._namer.name(logprobs),
+            logprobs=self._named(update, len(update.token_ids)),
             finish_reason=update.finish_reason,
             stop_reason=update.stop_reason,
         )
+
+    def _named(self, update: Update, num_tokens: int) -> list[TokenLogprobs] | None:
+        """Log-probabilities of the first tokens; None if there are none."""
+        if update.logprobs is None:
+            return None
+        fault("frontend.logprobs", update.id)
+        return self._namer.name(update.logprobs[:num_tokens])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import count
 
 import msgspec
@@ -13,11 +14,15 @@ from dovetail.core.config.checkpoint import ModelFacts
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.engine.api import ModelInfo
 from dovetail.core.errors import ContextLengthError, RequestError
+from dovetail.core.faults import fault
+from dovetail.core.kv.extent import blocks_for
 from dovetail.core.plugins.logits import LogitsProcessors
 from dovetail.core.request import PromptTokens, Request, SamplingParams
+from dovetail.core.structured.examiner import Examiner
+from dovetail.core.structured.vocabulary import read_vocabulary
 from dovetail.core.tokenizer import Tokenizer
 
-__all__ = ["Intake", "model_info", "num_logprobs"]
+__all__ = ["CacheRoom", "Intake", "model_info", "num_logprobs"]
 
 _SEED_STEP = 0x9E3779B97F4A7C15
 """Apart the seeds of the completions of one prompt: an odd number, so that they all differ."""
@@ -55,12 +60,30 @@ def num_logprobs(name: str, asked: int | None, info: ModelInfo) -> int | None:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheRoom:
+    """The KV cache of the engine, for messages."""
+
+    num_blocks: int
+    block_size: int
+
+    def lack(self, num_tokens: int) -> str:
+        """What ``num_tokens`` need and there is, as a sentence; empty if they fit."""
+        needed = blocks_for(num_tokens, self.block_size)
+        if needed <= self.num_blocks:
+            return ""
+        return (
+            f" They need {needed} KV cache blocks of {self.block_size} tokens, and there are"
+            f" {self.num_blocks}."
+        )
+
+
 class Intake:
     """Turns a prompt and its parameters into one request per completion.
 
     Args:
         info: Facts about the model; read at each call, for the context may shrink at start-up.
-        tokenizer: For ``bad_words``; None refuses them.
+        tokenizer: For ``bad_words`` and for answers of a given form; None refuses them.
         seed: Where seeds of requests without one come from; None draws from the system.
     """
 
@@ -68,8 +91,11 @@ class Intake:
         self, info: ModelInfo, tokenizer: Tokenizer | None, *, seed: int | None = None
     ) -> None:
         self.info = info
+        self.room: CacheRoom | None = None
+        """The cache, once it is known."""
         self._tokenizer = tokenizer
         self._processors = LogitsProcessors()
+        self._examiner: Examiner | None = None
         self._ids = count(1)
         self._random = np.random.default_rng(seed)
 
@@ -81,6 +107,7 @@ class Intake:
         priority: int = 0,
         cache_salt: str = "",
         cap_max_tokens: bool = False,
+        grammar: str = "",
     ) -> list[Request]:
         """Validate, and make one request for each completion; they share their prefill.
 
@@ -93,6 +120,7 @@ class Intake:
             cache_salt: Whom to share cached prefixes with.
             cap_max_tokens: End at the model's context instead of refusing a larger
                 ``max_tokens``.
+            grammar: What ``grammar`` said of ``params``.
 
         Raises:
             ContextLengthError: Prompt and answer are longer than the context.
@@ -112,6 +140,7 @@ class Intake:
             seed = int(self._random.integers(1 << 63))
         count = 1 if params.use_beam_search else params.best_of or params.n
         first = next(self._ids)
+        fault("frontend.intake", first)
         ids = [first, *(next(self._ids) for _ in range(count - 1))]
         return [
             Request(
@@ -124,6 +153,7 @@ class Intake:
                 priority=priority,
                 cache_salt=cache_salt,
                 parent=first if index else None,
+                grammar=grammar,
             )
             for index, request_id in enumerate(ids)
         ]
@@ -138,6 +168,7 @@ class Intake:
             prompt_logprobs=num_logprobs("prompt_logprobs", params.prompt_logprobs, self.info),
             bad_words=[],
             bad_words_token_ids=self._bad_words(params),
+            structured_outputs=None,
         )
         if params.use_beam_search:
             return one
@@ -159,6 +190,41 @@ class Intake:
                 found.append(self._tokenizer.encode(text, add_special_tokens=False))
         unique = dict.fromkeys(tuple(ids) for ids in found if ids)
         return [list(ids) for ids in unique]
+
+    def grammar(self, params: SamplingParams) -> str:
+        """The form that the answer must have, examined; empty if it may have any. Waits.
+
+        Raises:
+            RequestError: The form is wrong or costs too much, or forms are not possible here.
+            OverloadedError: Too many forms wait to be examined.
+        """
+        form = params.structured_outputs
+        return "" if form is None else self._examine().grammar(form)
+
+    async def grammar_async(self, params: SamplingParams) -> str:
+        """As ``grammar``, without holding up the event loop."""
+        form = params.structured_outputs
+        return "" if form is None else await self._examine().grammar_async(form)
+
+    def close(self) -> None:
+        """End the processes that examine forms."""
+        if self._examiner is not None:
+            self._examiner.close()
+
+    def _examine(self) -> Examiner:
+        tokenizer, info = self._tokenizer, self.info
+        if tokenizer is None or "structured_output" not in info.features:
+            lacks = "a tokenizer" if tokenizer is None else "a platform that can mask tokens"
+            raise RequestError(
+                f"structured_outputs needs {lacks}, and this engine runs without.",
+                param="structured_outputs",
+                code="unsupported",
+            )
+        if self._examiner is None:
+            self._examiner = Examiner(
+                lambda: read_vocabulary(tokenizer, info.vocab_size, info.eos_token_ids)
+            )
+        return self._examiner
 
     def _check_tokens(self, token_ids: list[int], params: SamplingParams) -> None:
         if not token_ids:
@@ -186,10 +252,12 @@ class Intake:
         wanted = left if params.max_tokens is None else params.max_tokens
         if left < 1 or (wanted > left and not cap):
             asked = "" if params.max_tokens is None else f" and {params.max_tokens} for the answer"
+            total = num_prompt_tokens + (params.max_tokens or 1)
+            lack = self.room.lack(total) if self.room is not None else ""
             raise ContextLengthError(
                 f"This model's maximum context length is {self.info.max_model_len} tokens, but"
-                f" the request has {num_prompt_tokens} tokens in the prompt{asked}. Shorten the"
-                " prompt or lower max_tokens.",
+                f" the request has {num_prompt_tokens} tokens in the prompt{asked}.{lack} Shorten"
+                " the prompt or lower max_tokens.",
                 param="prompt" if left < 1 else "max_tokens",
             )
         return min(wanted, left)

@@ -24,6 +24,7 @@ __all__ = [
     "Loading",
     "Outputs",
     "Ready",
+    "State",
     "ToEngine",
     "Update",
     "decode_from_engine",
@@ -45,7 +46,7 @@ class Abort(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Control(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Anything rare, by name: ``drain``, ``shutdown``, ``reset_prefix_cache``, ..."""
+    """Anything rare, by name: ``drain``, ``shutdown``, ``dump``, ``reset_prefix_cache``, ..."""
 
     name: str
     argument: Any = None
@@ -79,6 +80,10 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Tokens per block."""
     banner: dict[str, str]
     """Facts to show to the user, in this order."""
+    max_num_seqs: int
+    """Sequences that run at a time."""
+    features: list[str]
+    """Of the platform: ``Capabilities.features``."""
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -97,8 +102,14 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=True):
     has_work: bool
 
 
+class State(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The answer to the command ``dump``: see ``engine.debug``."""
+
+    state: dict[str, Any]
+
+
 ToEngine: TypeAlias = AddRequest | Abort | Control
-FromEngine: TypeAlias = Outputs | Loading | Ready | Failed | Heartbeat
+FromEngine: TypeAlias = Outputs | Loading | Ready | Failed | Heartbeat | State
 
 _ENCODER = msgspec.msgpack.Encoder()
 _TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

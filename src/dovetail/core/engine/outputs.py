@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -9,8 +10,11 @@ from dovetail.core.engine.api import CompletionDelta, RequestDelta
 from dovetail.core.engine.chosen import BestOf, beam_deltas
 from dovetail.core.engine.completion import CompletionStream, LogprobNamer
 from dovetail.core.errors import DovetailError, RequestFailedError
+from dovetail.core.faults import fault
+from dovetail.core.plugins.registry import describe_error
 from dovetail.core.request import (
     CompletionOutput,
+    FinishReason,
     PromptTokens,
     RequestOutput,
     SamplingParams,
@@ -20,6 +24,8 @@ from dovetail.core.tokenizer import Tokenizer
 from dovetail.core.update import TokenAlternatives, Update
 
 __all__ = ["OutputAccumulator", "OutputProcessor", "ProcessResult"]
+
+_log = logging.getLogger(__name__)
 
 
 class ProcessResult(NamedTuple):
@@ -137,35 +143,51 @@ class OutputProcessor:
             request = owners.get(update.id)
             if request is None:
                 continue
-            if update.error is not None:
-                ids = self.abort(request.id)
-                aborts += [sequence_id for sequence_id in ids if sequence_id != update.id]
-                deltas[request.id] = RequestFailedError(update.error)
-                continue
-            completion = request.completions[update.id]
-            if update.prompt_logprobs is not None:
-                self._add_prompt_logprobs(request, update.id, update.prompt_logprobs)
-            if update.num_cached_tokens is not None and completion.index == 0:
-                request.num_cached_tokens = update.num_cached_tokens
-            if update.beams is not None:
-                news = beam_deltas(update.beams, request.n, request.start)
-                self._close(request, update.id)
-                _collect(deltas, request, *news)
-                continue
-            if not update.token_ids and update.finish_reason is None:
-                continue
-            new = completion.push(update)
-            if new.finish_reason is not None:
-                self._close(request, update.id)
-                if update.finish_reason is None:
-                    aborts.append(update.id)
-            if request.best_of is None:
-                _collect(deltas, request, new)
-                continue
-            request.best_of.add(new)
-            if not request.completions:
-                _collect(deltas, request, *request.best_of.best())
+            error = update.error
+            if error is None:
+                try:
+                    self._take(request, update, deltas, aborts)
+                except Exception as raised:
+                    _log.exception("the output of request %s cannot be shown", request.id)
+                    error = f"its output cannot be shown: {describe_error(raised)}"
+            if error is not None:
+                over = update.error is not None or update.finish_reason is not None
+                ended = update.id if over else None
+                aborts += [number for number in self.abort(request.id) if number != ended]
+                deltas[request.id] = RequestFailedError(error)
         return ProcessResult(list(deltas.items()), aborts)
+
+    def _take(
+        self,
+        request: _OpenRequest,
+        update: Update,
+        deltas: dict[str, RequestDelta | DovetailError],
+        aborts: list[int],
+    ) -> None:
+        """Add what an update of a request means to the deltas, and whom it ends to the aborts."""
+        completion = request.completions[update.id]
+        if update.prompt_logprobs is not None:
+            self._add_prompt_logprobs(request, update.id, update.prompt_logprobs)
+        if update.num_cached_tokens is not None and completion.index == 0:
+            request.num_cached_tokens = update.num_cached_tokens
+        if update.beams is not None:
+            news = beam_deltas(update.beams, request.n, request.start)
+            self._close(request, update.id)
+            _collect(deltas, request, *news)
+            return
+        if not update.token_ids and update.finish_reason is None:
+            return
+        new = completion.push(update)
+        if new.finish_reason is not None:
+            self._close(request, update.id)
+            if update.finish_reason is None:
+                aborts.append(update.id)
+        if request.best_of is None:
+            _collect(deltas, request, new)
+            return
+        request.best_of.add(new)
+        if not request.completions:
+            _collect(deltas, request, *request.best_of.best())
 
     def abort(self, request_id: str) -> list[int]:
         """Forget a request; returns its sequences that run, which the engine has to give up."""
@@ -176,6 +198,11 @@ class OutputProcessor:
         for sequence_id in ids:
             del self._owners[sequence_id]
         return ids
+
+    @property
+    def num_open(self) -> int:
+        """Sequences that have not ended."""
+        return len(self._owners)
 
     def is_open(self, sequence_id: int) -> bool:
         """Whether the sequence has not ended yet."""
@@ -195,6 +222,7 @@ class OutputProcessor:
         self, request: _OpenRequest, sequence_id: int, positions: list[TokenAlternatives]
     ) -> None:
         if request.prompt_logprobs is not None:
+            fault("frontend.logprobs", sequence_id)
             so_far = request.prompt_logprobs.setdefault(sequence_id, [None])
             so_far += self._namer.name(positions)
 
@@ -300,12 +328,12 @@ class OutputAccumulator:
         if delta.prompt_logprobs is not None:
             self._prompt_logprobs = delta.prompt_logprobs
 
-    def fail(self) -> None:
-        """End what has not ended with ``finish_reason`` ``error``."""
+    def end(self, reason: FinishReason) -> None:
+        """End what has not ended, with this ``finish_reason``: ``error`` or ``timeout``."""
         self._finished = True
         self._completions.setdefault(0, _Completion(0))
         for completion in self._completions.values():
-            completion.finish_reason = completion.finish_reason or "error"
+            completion.finish_reason = completion.finish_reason or reason
 
     def output(self) -> RequestOutput:
         """All there is so far, in lists of its own. Takes time linear in its size."""

@@ -22,19 +22,23 @@ import zmq
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.engine.build import BuiltEngine, build_engine
 from dovetail.core.engine.core import EngineCore
+from dovetail.core.engine.debug import describe_scheduler
 from dovetail.core.engine.messages import (
     Abort,
     AddRequest,
     Control,
     Failed,
+    FromEngine,
     Heartbeat,
     Loading,
     Outputs,
     Ready,
+    State,
     decode_to_engine,
     encode,
 )
 from dovetail.core.errors import DovetailError
+from dovetail.core.faults import arm, fault, message_faults
 
 __all__ = ["EXIT_FAILED", "Start", "addresses", "main"]
 
@@ -42,6 +46,9 @@ EXIT_FAILED = 3
 """Exit status after a failure that was reported."""
 _HEARTBEAT_S = 0.5
 _STATS_S = 0.05
+_QUIET_MS = 1000
+_SWEEP_S = 60.0
+"""After a quiet second the engine looks at its whole state, but no oftener than this."""
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +82,10 @@ class _Channel:
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.connect(addresses(self.folder)[1])
         return socket
+
+    def send(self, message: FromEngine) -> None:
+        for data in message_faults("engine.outbox", encode(message)):
+            self.outbox.send(data)
 
     def close(self) -> None:
         self.inbox.close(0)
@@ -136,6 +147,7 @@ def _serve(channel: _Channel, heart: _Heart, start: Start) -> None:
     def progress(name: str, done: int, total: int) -> None:
         channel.outbox.send(encode(Loading(name=name, done=done, total=total)))
 
+    arm()
     built = build_engine(start.config, start.platform, progress)
     heart.core = built.core
     channel.outbox.send(encode(_ready(built)))
@@ -153,35 +165,52 @@ def _ready(built: BuiltEngine) -> Ready:
         num_blocks=built.num_blocks,
         block_size=built.config.block_size,
         banner=built.banner,
+        max_num_seqs=built.config.max_num_seqs,
+        features=sorted(built.features),
     )
 
 
 def _loop(channel: _Channel, core: EngineCore) -> None:
     """Take what has come, do a step, say what it gave. Sleeps while there is nothing to do."""
-    last_sent = 0.0
+    last_sent = last_sweep = 0.0
     while True:
+        fault("engine.loop")
         if not core.has_work():
-            channel.outbox.send(encode(Outputs(updates=[], stats=core.stats())))
+            channel.send(Outputs(updates=[], stats=core.stats()))
+            if time.monotonic() - last_sweep > _SWEEP_S and not channel.inbox.poll(_QUIET_MS):
+                core.sweep()
+                last_sweep = time.monotonic()
             channel.inbox.poll()
         while channel.inbox.poll(0):
-            if not _take(core, channel.inbox.recv()):
-                return
+            for data in message_faults("engine.inbox", channel.inbox.recv()):
+                if not _take(channel, core, data):
+                    return
         if core.has_work():
             updates, now = core.step(), time.monotonic()
             if updates or now - last_sent > _STATS_S:
-                channel.outbox.send(encode(Outputs(updates=updates, stats=core.stats())))
+                channel.send(Outputs(updates=updates, stats=core.stats()))
                 last_sent = now
 
 
-def _take(core: EngineCore, data: bytes) -> bool:
-    """Act on one message; False: the process is to end."""
-    match decode_to_engine(data):
+def _take(channel: _Channel, core: EngineCore, data: bytes) -> bool:
+    """Act on one message; False: the process is to end.
+
+    A message that cannot be read is dropped: the front end is another version, or the line is bad.
+    """
+    try:
+        message = decode_to_engine(data)
+    except msgspec.DecodeError as error:
+        _log.error("a message of %d bytes cannot be read: %s", len(data), error)
+        return True
+    match message:
         case AddRequest(request=request):
             core.add(request)
         case Abort(ids=ids):
             core.abort(ids)
         case Control(name="reset_prefix_cache"):
             core.scheduler.pool.forget_cached()
+        case Control(name="dump"):
+            channel.send(State(state=describe_scheduler(core.scheduler)))
         case Control(name="shutdown"):
             return False
         case Control(name=name):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
 from dovetail.core.errors import InvariantError
+from dovetail.core.faults import fault
 
 __all__ = ["BlockPool"]
 
@@ -40,6 +41,11 @@ class BlockPool:
         """Blocks that can be given out now, cached ones included."""
         return len(self._free) + len(self._cached)
 
+    @property
+    def num_cached(self) -> int:
+        """Blocks that nobody refers to and whose content may be found again."""
+        return len(self._cached)
+
     def references(self, block: int) -> int:
         """How many sequences refer to the block."""
         return self._references[block]
@@ -50,17 +56,21 @@ class BlockPool:
         Raises:
             InvariantError: Fewer than ``count`` are free; ask ``num_free`` first.
         """
+        fault("pool.allocate")
         if count > self.num_free:
-            raise InvariantError("pool", f"{count} blocks asked for, {self.num_free} free")
-        taken = [self._take() for _ in range(count)]
+            raise InvariantError("pool", f"I7: {count} blocks asked for, {self.num_free} free")
+        from_cache = max(0, count - len(self._free))
+        taken = self._free[len(self._free) - count + from_cache :]
+        del self._free[len(self._free) - count + from_cache :]
+        taken += [self._evict() for _ in range(from_cache)]
         for block in taken:
             self._references[block] = 1
         return taken
 
-    def _take(self) -> int:
-        if self._free:
-            return self._free.pop()
+    def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)
+        if self._references[block]:
+            raise InvariantError("pool", f"I5: block {block} is evicted while it is referenced")
         del self._block_of_hash[self._hash_of_block.pop(block)]
         return block
 
@@ -69,7 +79,7 @@ class BlockPool:
         for block in blocks:
             if self._references[block] == 0:
                 if block not in self._cached:
-                    raise InvariantError("pool", f"block {block} is shared but nobody holds it")
+                    raise InvariantError("pool", f"I4: block {block} is shared but nobody holds it")
                 del self._cached[block]
             self._references[block] += 1
 
@@ -82,7 +92,7 @@ class BlockPool:
         for block in reversed(blocks):
             left = self._references[block] - 1
             if left < 0:
-                raise InvariantError("pool", f"block {block} is released twice")
+                raise InvariantError("pool", f"I3: block {block} is released twice")
             self._references[block] = left
             if left == 0 and block in self._hash_of_block:
                 self._cached[block] = None
@@ -92,6 +102,14 @@ class BlockPool:
     def find(self, digest: bytes) -> int | None:
         """The block that holds the prefix with this hash, or None."""
         return self._block_of_hash.get(digest)
+
+    def name_of(self, block: int) -> bytes | None:
+        """The hash under which the block is in the prefix index, if it is."""
+        return self._hash_of_block.get(block)
+
+    def reference_counts(self) -> dict[int, int]:
+        """How many blocks have how many references, block 0 left out. Linear in the pool."""
+        return dict(sorted(Counter(self._references[1:]).items()))
 
     def is_cached(self, block: int) -> bool:
         """Whether it is in the index and nobody refers to it: sharing it uses up a free one."""
@@ -103,7 +121,7 @@ class BlockPool:
         A second block with the same content is left out: the first one stays.
         """
         if self._references[block] == 0:
-            raise InvariantError("pool", f"block {block} is registered but nobody refers to it")
+            raise InvariantError("pool", f"I5: block {block} is registered but nobody refers to it")
         if digest in self._block_of_hash or block in self._hash_of_block:
             return
         self._block_of_hash[digest] = block
@@ -136,11 +154,11 @@ class BlockPool:
                 counted[block] += 1
         if counted != self._references:
             wrong = [b for b in range(self.num_blocks) if counted[b] != self._references[b]]
-            raise InvariantError("pool", f"reference counts of blocks {wrong[:8]} are wrong")
+            raise InvariantError("pool", f"I2: reference counts of blocks {wrong[:8]} are wrong")
         idle = [*self._free, *self._cached]
         if len(set(idle)) != len(idle) or any(counted[b] for b in idle) or 0 in idle:
-            raise InvariantError("pool", "a block is free twice, or free and referenced")
+            raise InvariantError("pool", "I4: a block is free twice, or free and referenced")
         if len(idle) + sum(1 for c in counted[1:] if c) != self.num_usable:
-            raise InvariantError("pool", "a block is neither free, cached nor referenced")
+            raise InvariantError("pool", "I1: a block is neither free, cached nor referenced")
         if {h: b for b, h in self._hash_of_block.items()} != self._block_of_hash:
-            raise InvariantError("pool", "the prefix index does not match the blocks")
+            raise InvariantError("pool", "I6: the prefix index does not match the blocks")

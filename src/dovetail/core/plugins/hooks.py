@@ -26,6 +26,7 @@ from typing import Any
 import pluggy
 
 from dovetail.core.errors import PluginError
+from dovetail.core.faults import fault
 from dovetail.core.plugins.entries import AllowList, Entry
 from dovetail.core.plugins.registry import Registry
 from dovetail.core.request import FinishReason, Request
@@ -58,7 +59,7 @@ class DovetailHooks:
 
         Args:
             request: As it was when it started.
-            finish_reason: ``stop``, ``length``, ``abort`` or ``error``.
+            finish_reason: ``stop``, ``length``, ``abort``, ``timeout`` or ``error``.
             num_generated: Tokens that it generated.
             seconds: From its arrival to its end.
         """
@@ -128,6 +129,7 @@ def _guard(function: Callable[..., Any], entry: Entry) -> Callable[..., Any]:
     @functools.wraps(function)
     def guarded(*arguments: object) -> None:
         try:
+            fault("hooks", next((a.id for a in arguments if isinstance(a, Request)), None))
             function(*arguments)
         except Exception:
             logger.exception(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from dovetail.core.types import FloatArray
 
-__all__ = ["uniform"]
+__all__ = ["mix", "uniform"]
 
 _MASK = (1 << 64) - 1
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -38,16 +38,16 @@ def uniform(
         (S,) float32.
     """
     state = seeds + np.uint64(stream * 0xD1342543DE82EF95 & _MASK)
-    _mix(state)
+    mix(state)
     state += (positions.astype(np.uint64) + np.uint64(1)) * _GAMMA
-    _mix(state)
+    mix(state)
     state >>= _40
     numbers = state.astype(np.float32)
     numbers *= np.float32(2.0**-24)
     return numbers
 
 
-def _mix(state: npt.NDArray[np.uint64]) -> None:
+def mix(state: npt.NDArray[np.uint64]) -> None:
     """The finaliser of SplitMix64, in place: a bijection in which every bit reaches every other."""
     state ^= state >> _30
     state *= _FIRST

@@ -6,32 +6,50 @@ import numpy as np
 
 from dovetail.core.batch import Batch, JoinedRow, PromptLogprobNeed, SamplingBatch
 from dovetail.core.sampling.noise import uniform
+from dovetail.core.scheduler.masking import token_masks
 from dovetail.core.scheduler.rows import RowTable
-from dovetail.core.types import IntArray
+from dovetail.core.structured.base import Grammars
+from dovetail.core.types import IndexArray, IntArray
 
 __all__ = ["assemble_batch"]
 
-_NO_ROWS = np.zeros(0, np.int32)
+_NONE = np.zeros(0, np.intp)
 _NO_COPIES = np.zeros((0, 2), np.int32)
 
 
 def assemble_batch(
     table: RowTable,
     step: int,
-    rows: IntArray,
+    rows: IndexArray,
     query_lens: IntArray,
     joined: tuple[JoinedRow, ...],
     copies: list[tuple[int, int]],
+    grammars: Grammars,
+    drafts: IntArray | None = None,
+    ahead: IntArray | None = None,
 ) -> Batch:
     """The batch in which each of ``rows`` computes its next ``query_lens`` tokens.
 
-    Reads the table and changes nothing in it. All arrays of the batch are copies, so that the
-    table may go on changing while the step runs.
+    Reads the table and changes nothing in it; asks the grammars of the rows that get a token. All
+    arrays of the batch are copies, so that the table may go on changing while the step runs.
+
+    Args:
+        table: The rows.
+        step: Number of the step.
+        rows: (R,)
+        query_lens: (R,)
+        joined: Rows that are taken over.
+        copies: Blocks to copy first.
+        grammars: Of those rows that have one.
+        drafts: (R,) how many of the row's tokens are drafts; None: none of any row.
+        ahead: (R,) drafts wanted from the draft model; None: none.
     """
     context = table.num_computed[rows]
-    ends = context + query_lens
-    token_ids, carried, carried_rows = _tokens(table, rows, query_lens, context)
-    sampled = np.flatnonzero(ends == table.num_tokens[rows]).astype(np.int32)
+    ends = table.num_tokens[rows] if drafts is None else table.num_tokens[rows] + drafts
+    known = table.num_known[rows] if drafts is None else table.num_known[rows] + drafts
+    token_ids, carried, carried_rows = _tokens(table, rows, query_lens, context, known)
+    sampled = (context + query_lens == ends).nonzero()[0]
+    num_drafts = None if drafts is None else drafts[sampled]
     width = max(1, int(table.num_blocks[rows].max()))
     return Batch(
         step=step,
@@ -43,7 +61,9 @@ def assemble_batch(
         carried=carried,
         carried_rows=carried_rows,
         sampled=sampled,
-        sampling=_sampling(table, rows[sampled]),
+        num_drafts=num_drafts,
+        num_drafts_wanted=None if ahead is None else ahead[sampled],
+        sampling=_sampling(table, rows[sampled], num_drafts, grammars),
         joined=joined,
         copies=np.array(copies, np.int32) if copies else _NO_COPIES,
         prompt_logprobs=_prompt_logprobs(table, rows, query_lens, context),
@@ -51,28 +71,42 @@ def assemble_batch(
 
 
 def _tokens(
-    table: RowTable, rows: IntArray, query_lens: IntArray, context: IntArray
-) -> tuple[IntArray, IntArray, IntArray]:
-    """Token ids (T,), and the entries that the device fills in: their indices and their rows."""
+    table: RowTable, rows: IndexArray, query_lens: IntArray, context: IntArray, known: IntArray
+) -> tuple[IntArray, IndexArray, IndexArray]:
+    """Token ids (T,), and the entries that the device fills in: their indices and their rows.
+
+    Those are the ones from position ``known`` (R,) of their row.
+    """
     num_tokens = int(query_lens.sum())
     if num_tokens == len(rows):
         token_rows, positions = rows, context
     else:
-        token_rows = rows.repeat(query_lens)
+        token_rows, known = rows.repeat(query_lens), known.repeat(query_lens)
         starts = np.cumsum(query_lens) - query_lens
         positions = np.arange(num_tokens, dtype=np.int32) + (context - starts).repeat(query_lens)
     token_ids = table.tokens[token_rows, positions]
-    unknown = positions >= table.num_known[token_rows]
+    unknown = positions >= known
     if not unknown.any():
-        return token_ids, _NO_ROWS, _NO_ROWS
+        return token_ids, _NONE, _NONE
     token_ids[unknown] = 0
-    carried = np.flatnonzero(unknown).astype(np.int32)
+    carried = unknown.nonzero()[0]
     return token_ids, carried, token_rows[carried]
 
 
-def _sampling(table: RowTable, rows: IntArray) -> SamplingBatch:
+def _sampling(
+    table: RowTable, rows: IndexArray, num_drafts: IntArray | None, grammars: Grammars
+) -> SamplingBatch:
+    """How the G places choose: a row's parameters for each, and noise by position."""
+    masks = token_masks(table, grammars, rows, num_drafts)
+    if num_drafts is None:
+        num_tokens = table.num_tokens[rows]
+    else:
+        places = num_drafts + 1
+        starts = np.cumsum(places) - places
+        within = np.arange(int(places.sum()), dtype=np.int32) - starts.repeat(places)
+        rows = rows.repeat(places)
+        num_tokens = table.num_tokens[rows] + within
     fixed = table.sampling_of(rows)
-    num_tokens = table.num_tokens[rows]
     return SamplingBatch(
         temperature=fixed.temperature,
         top_k=fixed.top_k,
@@ -84,11 +118,12 @@ def _sampling(table: RowTable, rows: IntArray) -> SamplingBatch:
         restricts=fixed.restricts,
         shapes_logits=fixed.shapes_logits,
         num_logprobs=fixed.num_logprobs,
+        masks=masks,
     )
 
 
 def _prompt_logprobs(
-    table: RowTable, rows: IntArray, query_lens: IntArray, context: IntArray
+    table: RowTable, rows: IndexArray, query_lens: IntArray, context: IntArray
 ) -> PromptLogprobNeed | None:
     """Positions of this step whose successor is a prompt token and was not reported before."""
     wanted = np.flatnonzero(table.wants_prompt_logprobs[rows])

@@ -18,8 +18,10 @@ from dovetail.core.errors import InvariantError
 from dovetail.core.request import Request
 from dovetail.core.scheduler.blocks import SequenceBlocks
 from dovetail.core.scheduler.hypotheses import Beam, BeamGroup, Continuation
+from dovetail.core.scheduler.prepared import PreparedQueue
 from dovetail.core.scheduler.rows import RowTable
-from dovetail.core.scheduler.sequence import Sequence, WaitingQueue
+from dovetail.core.scheduler.sequence import Sequence
+from dovetail.core.scheduler.settings import SchedulerStats
 from dovetail.core.types import IntArray
 from dovetail.core.update import Update
 
@@ -43,6 +45,7 @@ class BeamSearches:
         blocks: For forking.
         waiting: Gets the sequences that need a row.
         sequences: All sequences by id; the beams are entered there.
+        stats: Searches that end are counted there.
         end: Takes a sequence out of all of these.
     """
 
@@ -50,8 +53,9 @@ class BeamSearches:
         self,
         table: RowTable,
         blocks: SequenceBlocks,
-        waiting: WaitingQueue,
+        waiting: PreparedQueue,
         sequences: dict[int, Sequence],
+        stats: SchedulerStats,
         *,
         end: _End,
     ) -> None:
@@ -59,6 +63,7 @@ class BeamSearches:
         self._blocks = blocks
         self._waiting = waiting
         self._sequences = sequences
+        self._stats = stats
         self._forget = end
         self._groups: dict[int, BeamGroup] = {}
         self._next_id: Callable[[], int] = count(-1, -1).__next__
@@ -80,11 +85,20 @@ class BeamSearches:
         self._sequences[own.id] = root
         self._waiting.push(root)
 
-    def abort(self, request_id: int) -> None:
-        """End a search without an outcome; nothing if there is none of this id."""
+    def has(self, request_id: int) -> bool:
+        """Whether there is a search of this id."""
+        return request_id in self._groups
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def abort(self, request_id: int) -> bool:
+        """End a search without an outcome; False if there is none of this id."""
         group = self._groups.get(request_id)
-        if group is not None:
-            self._end(group)
+        if group is None:
+            return False
+        self._end(group)
+        return True
 
     def take(self, sequence: Sequence, update: Update, updates: list[Update]) -> None:
         """Take in what a step or a failure says of a beam.
@@ -101,6 +115,7 @@ class BeamSearches:
         group = beam.group
         if update.error is not None:
             self._end(group, is_bad=True)
+            self._stats.num_failed += 1
             updates.append(msgspec.structs.replace(update, id=group.request.id))
             return
         if sequence.row is None or not update.logprobs:
@@ -133,6 +148,7 @@ class BeamSearches:
         chosen = group.advance()
         if not chosen:
             self._end(group)
+            self._stats.num_finished += 1
             outcome = group.outcome()
             updates.append(
                 Update(
@@ -162,7 +178,7 @@ class BeamSearches:
             self._table.append_token(sequence.row, step.token_id)
         else:
             sequence.token_ids = _followed(sequence.token_ids, step.token_id)
-            self._waiting.push_front(sequence)
+            self._waiting.push(sequence)
         return sequence.beam
 
     def _fork(self, parent: Sequence, step: Continuation) -> Beam:
@@ -178,7 +194,7 @@ class BeamSearches:
         if row is not None:
             self._blocks.fork(parent, child, int(self._table.num_computed[row]))
         self._sequences[request.id] = child
-        self._waiting.push_front(child)
+        self._waiting.push(child)
         return child.beam
 
 

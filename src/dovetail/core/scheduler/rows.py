@@ -10,11 +10,10 @@ import numpy.typing as npt
 from dovetail.core.batch import JoinedRow
 from dovetail.core.errors import InvariantError
 from dovetail.core.scheduler.sequence import Sequence
-from dovetail.core.types import FloatArray, IntArray
+from dovetail.core.scheduler.stops import StopTokens
+from dovetail.core.types import FloatArray, IndexArray, IntArray
 
 __all__ = ["FixedSampling", "RowTable"]
-
-_NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,9 @@ class RowTable:
     Counters of a row: ``num_computed <= num_tokens``, ``num_known <= num_tokens <= total``.
     ``num_tokens`` counts the tokens that are known plus those being sampled in steps under way;
     ``num_computed`` counts the tokens whose KV is written, or will be by steps under way.
+
+    Behind its known tokens a row's ``tokens`` may hold drafts. While a step with drafts is under
+    way ``num_computed`` counts them all; when it comes in, those that were wrong are taken back.
     """
 
     def __init__(self, num_rows: int, max_len: int, block_size: int, vocab_size: int) -> None:
@@ -48,6 +50,8 @@ class RowTable:
         self.tokens = np.zeros((num_rows, max_len), np.int32)
         self.blocks = np.zeros((num_rows, max_blocks), np.int32)
         self.num_blocks = np.zeros(num_rows, np.int32)
+        self.num_released = np.zeros(num_rows, np.int32)
+        """Blocks at the start that were given back: see ``Sequence.num_released``."""
         self.num_known = np.zeros(num_rows, np.int32)
         self.num_tokens = np.zeros(num_rows, np.int32)
         self.num_computed = np.zeros(num_rows, np.int32)
@@ -60,6 +64,10 @@ class RowTable:
         """The block that is written next may be shared and then has to be copied first."""
         self.needs_known = np.zeros(num_rows, np.bool_)
         """The next token is prepared on the host from those before it: no step ahead of them."""
+        self.may_draft = np.zeros(num_rows, np.bool_)
+        """Several tokens of the row may be chosen in one step."""
+        self.has_grammar = np.zeros(num_rows, np.bool_)
+        """Only tokens that the sequence's grammar allows may be chosen."""
         self.temperature = np.zeros(num_rows, np.float32)
         self.top_k = np.zeros(num_rows, np.int32)
         self.top_p = np.zeros(num_rows, np.float32)
@@ -70,12 +78,14 @@ class RowTable:
         self.wants_logprobs = np.zeros(num_rows, np.int32)
         """1 + number of alternatives; 0: none wanted."""
         self.wants_prompt_logprobs = np.zeros(num_rows, np.bool_)
-        self.stop_ids = np.full((num_rows, 4), _NO_TOKEN, np.int32)
+        self.stops = StopTokens(num_rows)
         self.sequences: list[Sequence | None] = [None] * num_rows
-        self.order: IntArray = np.zeros(0, np.int32)
+        self._block_lists: list[list[int]] = [[] for _ in range(num_rows)]
+        """``Sequence.blocks`` of each occupied row."""
+        self.order: IndexArray = np.zeros(0, np.intp)
         """The occupied rows, in the order in which they were taken."""
         self._vacant = list(range(num_rows - 1, -1, -1))
-        self._last_sampling: tuple[IntArray, FixedSampling] | None = None
+        self._last_sampling: tuple[IndexArray, FixedSampling] | None = None
         """The rows of the last step, and how they sample; None once a row has changed hands."""
 
     @property
@@ -97,6 +107,7 @@ class RowTable:
         known = len(sequence.token_ids)
         sequence.row = row
         self.sequences[row] = sequence
+        self._block_lists[row] = sequence.blocks
         self.request_id[row] = sequence.request.id
         self.epoch[row] += 1
         self.tokens[row, :known] = sequence.token_ids
@@ -105,18 +116,22 @@ class RowTable:
         self.num_prompt[row] = sequence.num_prompt_tokens
         self.total[row] = sequence.total
         self.num_blocks[row] = len(sequence.blocks)
+        self.num_released[row] = sequence.num_released
         self.blocks[row, : len(sequence.blocks)] = sequence.blocks
         self.blocks[row, len(sequence.blocks) :] = 0
         self.shares_tail[row] = bool(sequence.num_shared_tokens)
-        self.needs_known[row] = sequence.needs_known
+        self.has_grammar[row] = bool(sequence.request.grammar)
+        self.needs_known[row] = sequence.needs_known or self.has_grammar[row]
+        self.may_draft[row] = not sequence.needs_known
         self._join_sampling(row, sequence)
-        self.order = np.append(self.order, np.int32(row))
+        self.order = np.append(self.order, row)
         return JoinedRow(
             row=row,
             token_ids=sequence.token_ids,
             num_prompt_tokens=sequence.num_prompt_tokens,
             params=sequence.request.params,
             stop_token_ids=tuple(sequence.request.stop_token_ids),
+            request_id=sequence.request.id,
         )
 
     def _join_sampling(self, row: int, sequence: Sequence) -> None:
@@ -132,15 +147,9 @@ class RowTable:
         self.shapes_logits[row] = params.shapes_logits
         self.wants_logprobs[row] = 0 if params.logprobs is None else params.logprobs + 1
         self.wants_prompt_logprobs[row] = params.prompt_logprobs is not None
-        stops = sequence.request.stop_token_ids
-        if len(stops) > self.stop_ids.shape[1]:
-            wider = np.full((len(self.stop_ids), 2 * len(stops)), _NO_TOKEN, np.int32)
-            wider[:, : self.stop_ids.shape[1]] = self.stop_ids
-            self.stop_ids = wider
-        self.stop_ids[row] = _NO_TOKEN
-        self.stop_ids[row, : len(stops)] = stops
+        self.stops.set(row, sequence.request.stop_token_ids)
 
-    def sampling_of(self, rows: IntArray) -> FixedSampling:
+    def sampling_of(self, rows: IndexArray) -> FixedSampling:
         """How these rows sample. Kept from step to step while the rows are the same."""
         if self._last_sampling is not None and np.array_equal(self._last_sampling[0], rows):
             return self._last_sampling[1]
@@ -192,10 +201,11 @@ class RowTable:
         self.blocks[row, start : start + len(blocks)] = blocks
         self.num_blocks[row] = start + len(blocks)
 
-    def add_one_block_each(self, rows: IntArray, blocks: list[int]) -> None:
+    def add_one_block_each(self, rows: IndexArray, blocks: list[int]) -> None:
         """Append one block to each of several rows and their sequences."""
+        lists = self._block_lists
         for row, block in zip(rows.tolist(), blocks, strict=True):
-            self.at(row).blocks.append(block)
+            lists[row].append(block)
         self.blocks[rows, self.num_blocks[rows]] = blocks
         self.num_blocks[rows] += 1
 
@@ -203,3 +213,9 @@ class RowTable:
         """Point one entry of the row's block table to another block."""
         sequence.blocks[index] = block
         self.blocks[row, index] = block
+
+    def release_blocks(self, row: int, sequence: Sequence, count: int) -> None:
+        """Put block 0 in the place of the row's first ``count`` blocks."""
+        sequence.blocks[:count] = [0] * count
+        self.blocks[row, :count] = 0
+        self.num_released[row] = sequence.num_released = count

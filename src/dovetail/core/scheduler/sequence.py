@@ -1,11 +1,8 @@
-"""One sequence on its way through the engine, and the queue in front of the rows."""
+"""One sequence on its way through the engine."""
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +13,7 @@ from dovetail.core.types import IntArray
 if TYPE_CHECKING:
     from dovetail.core.scheduler.hypotheses import Beam
 
-__all__ = ["FirstComeQueue", "PriorityQueue", "Sequence", "WaitingQueue"]
+__all__ = ["Sequence"]
 
 
 class Sequence:
@@ -38,7 +35,10 @@ class Sequence:
         self.num_prompt_tokens = len(request.prompt_token_ids)
         self.row: int | None = None
         self.blocks: list[int] = []
-        """KV blocks held, in order of position. Not empty while waiting only after a fork."""
+        """KV blocks in order of position. Not empty while waiting only after a fork."""
+        self.num_released = 0
+        """The first of ``blocks`` that were given back, for they lie before the model's window; 0
+        stands in their place."""
         self.num_shared_tokens = 0
         """Tokens computed in ``blocks`` when it was forked from its parent."""
         self.root = root(request.cache_salt)
@@ -54,8 +54,17 @@ class Sequence:
         """Sequences that wait for this one's prefill, to share it."""
         self.has_started = bool(request.emitted)
         """It has its first token: nobody can share its prefill any more."""
+        self.num_preemptions = 0
+        """Times that it lost its row and its blocks to others."""
+        self.num_bypasses = 0
+        """Sequences that started before it although they came after it."""
         self.beam: Beam | None = None
         """What it stands for in a beam search."""
+
+    @property
+    def held(self) -> list[int]:
+        """The KV blocks that it refers to."""
+        return self.blocks[self.num_released :] if self.num_released else self.blocks
 
     @property
     def needs_known(self) -> bool:
@@ -72,85 +81,3 @@ class Sequence:
         """Length, prompt included, at which it ends."""
         max_tokens = self.request.params.max_tokens or 0
         return self.num_prompt_tokens + max_tokens
-
-
-class WaitingQueue(Protocol):
-    """Sequences that wait for a row, in the order of a policy."""
-
-    def push(self, sequence: Sequence) -> None:
-        """Add a sequence that arrives."""
-        ...
-
-    def push_front(self, sequence: Sequence) -> None:
-        """Put back a sequence that had a row, ahead of its equals."""
-        ...
-
-    def peek(self) -> Sequence | None:
-        """Whose turn it is; None if nobody waits."""
-        ...
-
-    def pop(self) -> Sequence:
-        """Take out whose turn it is."""
-        ...
-
-    def remove(self, sequence: Sequence) -> None:
-        """Take out a sequence that is here."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Sequence]: ...
-
-
-class FirstComeQueue:
-    """First come, first served."""
-
-    def __init__(self) -> None:
-        self._items: deque[Sequence] = deque()
-        self.push = self._items.append
-        self.push_front = self._items.appendleft
-        self.pop = self._items.popleft
-        self.remove = self._items.remove
-
-    def peek(self) -> Sequence | None:
-        """See ``WaitingQueue``."""
-        return self._items[0] if self._items else None
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __iter__(self) -> Iterator[Sequence]:
-        return iter(self._items)
-
-
-class PriorityQueue:
-    """Smallest ``Request.priority`` first; equals by arrival."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, float, int, Sequence]] = []
-
-    def push(self, sequence: Sequence) -> None:
-        """See ``WaitingQueue``."""
-        request = sequence.request
-        heapq.heappush(self._heap, (request.priority, request.arrival_time, request.id, sequence))
-
-    push_front = push
-
-    def peek(self) -> Sequence | None:
-        """See ``WaitingQueue``."""
-        return self._heap[0][3] if self._heap else None
-
-    def pop(self) -> Sequence:
-        """See ``WaitingQueue``."""
-        return heapq.heappop(self._heap)[3]
-
-    def remove(self, sequence: Sequence) -> None:
-        """See ``WaitingQueue``."""
-        self._heap = [entry for entry in self._heap if entry[3] is not sequence]
-        heapq.heapify(self._heap)
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    def __iter__(self) -> Iterator[Sequence]:
-        return (entry[3] for entry in sorted(self._heap, key=lambda entry: entry[:3]))

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from dovetail.core.engine.api import EngineStatus
+from dovetail.core.engine.api import EngineClient, EngineStatus
 from dovetail.core.server.errors import ClientGoneError, HttpError
 
 __all__ = ["Admission", "attended", "unavailable"]
@@ -48,11 +48,15 @@ class Admission:
     def __len__(self) -> int:
         return len(self._running)
 
-    def check(self, status: EngineStatus) -> None:
-        """Let a new request in, or raise why not. The engine itself queues while it restarts."""
-        refusal = unavailable(status, draining=self.draining)
+    def check(self, client: EngineClient) -> None:
+        """Let a new request in, or raise why not. The engine itself queues while it restarts.
+
+        A full queue refuses here, before the request is read, so that a flood costs little.
+        """
+        refusal = unavailable(client.status, draining=self.draining)
         if refusal is not None and refusal.code != "restarting":
             raise refusal
+        client.check_open()
 
     def enter(self, task: asyncio.Task[Any]) -> None:
         """Count ``task`` as running until it is done."""

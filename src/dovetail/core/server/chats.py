@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from dovetail.core.engine.api import CompletionDelta, RequestDelta
-from dovetail.core.request import TokenLogprobs
+from dovetail.core.request import FinishReason, TokenLogprobs
 from dovetail.core.server.answers import Gathered, Identity, Tally, gather
 from dovetail.core.server.jobs import Deltas, Job
 from dovetail.core.server.logprobs import LogprobWriter, prompt_logprobs
@@ -18,8 +18,11 @@ from dovetail.core.server.replies import (
     ChatDelta,
     ChatLogprobs,
     ChatReplyMessage,
+    ReplyFunction,
+    ReplyToolCall,
 )
 from dovetail.core.server.sse import SLOT, frame, text_frame
+from dovetail.core.server.tools import CallText, ForcedCall
 from dovetail.core.tokenizer import Tokenizer
 
 __all__ = ["ChatAnswer", "ChatStream"]
@@ -35,8 +38,10 @@ class ChatAnswer:
         identity: Identity,
         jobs: list[Job],
         role: str,
+        call: ForcedCall | None = None,
     ) -> None:
         self.request = request
+        self.call = call
         self.jobs = jobs
         self.n = jobs[0].params.n
         self.tally = Tally(request, jobs)
@@ -65,14 +70,30 @@ class ChatAnswer:
     def _choice(self, index: int, gathered: Gathered) -> ChatChoice:
         choice = ChatChoice(
             index=index,
-            message=ChatReplyMessage(role=self.role, content=gathered.text),
+            message=self._message(gathered.text),
             logprobs=self.logprobs(gathered.token_ids, gathered.logprobs),
-            finish_reason=gathered.finish_reason,
+            finish_reason=self.finish_reason(gathered.finish_reason),
             stop_reason=gathered.stop_reason,
         )
         if self.request.return_token_ids:
             choice.token_ids = gathered.token_ids
         return choice
+
+    def _message(self, text: str) -> ChatReplyMessage:
+        """The text as it is, or as the call that it makes."""
+        if self.call is None:
+            return ChatReplyMessage(role=self.role, content=text)
+        parts = CallText(self.call)
+        arguments = parts.feed(text, last=True)
+        if parts.name is None:
+            return ChatReplyMessage(role=self.role, content=text)
+        function = ReplyFunction(name=parts.name, arguments=arguments)
+        made = ReplyToolCall(id=parts.id, type="function", function=function)
+        return ChatReplyMessage(role=self.role, content=None, tool_calls=[made])
+
+    def finish_reason(self, reason: FinishReason | None) -> FinishReason | None:
+        """The engine's reason as OpenAI has it."""
+        return reason if self.call is None else self.call.reason(reason)
 
     def logprobs(
         self, token_ids: list[int], rows: list[TokenLogprobs] | None
@@ -90,7 +111,8 @@ class ChatStream:
         request = answer.request
         self._answer = answer
         self._shows_tokens = bool(request.logprobs or request.return_token_ids)
-        self._plain = not self._shows_tokens and not answer.tally.continuous
+        self._calls: dict[int, CallText] = {}
+        self._plain = not (self._shows_tokens or answer.tally.continuous or answer.call)
         self._frames: dict[int, tuple[bytes, bytes]] = {}
 
     def start(self) -> bytes:
@@ -127,22 +149,39 @@ class ChatStream:
         return parts
 
     def _detailed(self, completion: CompletionDelta) -> bytes:
-        if not completion.text and not (self._shows_tokens and completion.token_ids):
+        delta = ChatDelta(content=completion.text)
+        if self._answer.call is not None:
+            delta = self._call_delta(self._answer.call, completion)
+        shows_tokens = self._shows_tokens and completion.token_ids
+        if not (delta.content or delta.tool_calls or shows_tokens):
             return b""
         choice = ChatChunkChoice(
             index=completion.index,
-            delta=ChatDelta(content=completion.text),
+            delta=delta,
             logprobs=self._answer.logprobs(completion.token_ids, completion.logprobs),
         )
         if self._answer.request.return_token_ids:
             choice.token_ids = completion.token_ids
         return frame(self._chunk([choice]))
 
+    def _call_delta(self, call: ForcedCall, completion: CompletionDelta) -> ChatDelta:
+        """What is new of a call: first its name, then its arguments piece by piece."""
+        parts = self._calls.setdefault(completion.index, CallText(call))
+        was_known = parts.name is not None
+        last = completion.finish_reason is not None
+        arguments = parts.feed(completion.text, last=last)
+        if parts.name is None or (was_known and not arguments):
+            return ChatDelta()
+        made = ReplyToolCall(index=0, function=ReplyFunction(arguments=arguments))
+        if not was_known:
+            made.id, made.type, made.function.name = parts.id, "function", parts.name
+        return ChatDelta(tool_calls=[made])
+
     def _finish(self, completion: CompletionDelta) -> bytes:
         choice = ChatChunkChoice(
             index=completion.index,
             delta=ChatDelta(),
-            finish_reason=completion.finish_reason,
+            finish_reason=self._answer.finish_reason(completion.finish_reason),
             stop_reason=completion.stop_reason,
         )
         return frame(self._chunk([choice]))

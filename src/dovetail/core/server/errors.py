@@ -15,6 +15,7 @@ from dovetail.core.errors import (
     OverloadedError,
     RequestError,
     RequestFailedError,
+    RequestTimeoutError,
     UnsupportedError,
 )
 
@@ -124,6 +125,10 @@ def to_failure(exc: BaseException, request_id: str = "") -> Failure:
                 message=str(exc),
                 code="overloaded" if exc.status == 429 else "unavailable",
                 headers={"retry-after": str(exc.retry_after)},
+            )
+        case RequestTimeoutError():
+            return Failure(
+                status=504, message=str(exc), code="timeout", headers={"x-should-retry": "false"}
             )
         case EngineDeadError():
             return Failure(

@@ -96,6 +96,9 @@ class MetricsCollector(Collector):
             ("prefix_cache_hits", "Prompt tokens found.", hits),
             ("gpu_prefix_cache_queries", "Prompt tokens looked up; older name.", queries),
             ("gpu_prefix_cache_hits", "Prompt tokens found; older name.", hits),
+            ("spec_decode_num_drafts", "Times that tokens were guessed.", stats.num_drafts),
+            ("spec_decode_num_draft_tokens", "Tokens guessed.", stats.num_draft_tokens),
+            ("spec_decode_num_accepted_tokens", "Right guesses.", stats.num_accepted_tokens),
             ("engine_steps", "Steps of the engine.", stats.num_steps),
             ("engine_restarts", "Times the engine was brought back.", stats.num_restarts),
         ):

@@ -16,6 +16,8 @@ from dovetail.core.server.auth import TENANT
 from dovetail.core.server.chats import ChatAnswer, ChatStream
 from dovetail.core.server.completions import CompletionAnswer, CompletionStream
 from dovetail.core.server.context import Context
+from dovetail.core.server.deadline import timeout_of
+from dovetail.core.server.forms import Form, requested_form, with_form
 from dovetail.core.server.jobs import Deltas, Job, run_jobs
 from dovetail.core.server.metrics import ARRIVAL
 from dovetail.core.server.parse import read_json
@@ -28,6 +30,7 @@ from dovetail.core.server.protocol import (
 from dovetail.core.server.requestid import request_id
 from dovetail.core.server.sampling import fit_to_context, for_chat, for_completion
 from dovetail.core.server.sse import EventStream, Renderer
+from dovetail.core.server.tools import forced_call
 from dovetail.core.server.unsupported import refuse_unsupported
 
 __all__ = ["create_chat_completion", "create_completion"]
@@ -38,18 +41,19 @@ DEFAULT_MAX_TOKENS = 16
 
 async def create_completion(context: Context, http: Request) -> Response:
     """Complete one prompt or several."""
-    context.admission.check(context.client.status)
+    context.admission.check(context.client)
     request = await read_json(http, CompletionRequest, context.limits, context.unknown_fields)
     identity = new_identity(context, "cmpl", context.model_name(request.model))
     refuse_unsupported(request)
-    params = for_completion(request, context.client.info)
+    form = requested_form(request, context.limits.json_depth)
+    params = with_form(for_completion(request, context.client.info), form)
     prompts = await text_prompts(
         context,
         request.prompt,
         add_special_tokens=request.add_special_tokens is not False,
         truncate=request.truncate_prompt_tokens,
     )
-    jobs = _jobs(context, http, request, prompts, params, identity.id, DEFAULT_MAX_TOKENS)
+    jobs = _jobs(context, http, request, prompts, params, identity.id, DEFAULT_MAX_TOKENS, form)
     answer = CompletionAnswer(context.client.tokenizer, request, identity, jobs)
     if request.stream:
         return _streamed(context, http, jobs, CompletionStream(answer))
@@ -58,11 +62,14 @@ async def create_completion(context: Context, http: Request) -> Response:
 
 async def create_chat_completion(context: Context, http: Request) -> Response:
     """Answer a conversation."""
-    context.admission.check(context.client.status)
+    context.admission.check(context.client)
     request = await read_json(http, ChatCompletionRequest, context.limits, context.unknown_fields)
     identity = new_identity(context, "chatcmpl", context.model_name(request.model))
     refuse_unsupported(request)
-    params = for_chat(request, context.client.info)
+    depth = context.limits.json_depth
+    call = forced_call(request, depth)
+    form = requested_form(request, depth, call.form if call else None)
+    params = with_form(for_chat(request, context.client.info), form)
     prompt = await chat_prompt(
         context,
         request.messages,
@@ -70,9 +77,9 @@ async def create_chat_completion(context: Context, http: Request) -> Response:
         add_special_tokens=bool(request.add_special_tokens),
         truncate=request.truncate_prompt_tokens,
     )
-    jobs = _jobs(context, http, request, [prompt], params, identity.id, None)
+    jobs = _jobs(context, http, request, [prompt], params, identity.id, None, form)
     role = context.settings.response_role
-    answer = ChatAnswer(context.client.tokenizer, request, identity, jobs, role)
+    answer = ChatAnswer(context.client.tokenizer, request, identity, jobs, role, call)
     if request.stream:
         return _streamed(context, http, jobs, ChatStream(answer))
     return await _whole(context, http, jobs, answer.whole)
@@ -86,11 +93,13 @@ def _jobs(
     params: SamplingParams,
     answer_id: str,
     default_max_tokens: int | None,
+    form: Form | None,
 ) -> list[Job]:
     """One job per prompt, after the request's cost as a whole was found bearable."""
     _check_cost(context, prompts, params)
     param = "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
     info, salt = context.client.info, _cache_salt(http, request)
+    timeout = timeout_of(http, request, context.settings)
     return [
         Job(
             prompt=prompt,
@@ -101,6 +110,8 @@ def _jobs(
             arrival=http.scope[ARRIVAL],
             priority=request.priority or 0,
             cache_salt=salt,
+            timeout=timeout,
+            form_field=form.field if form else "",
         )
         for i, prompt in enumerate(prompts)
     ]

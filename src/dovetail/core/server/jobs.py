@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 from dovetail.core.engine.api import EngineClient, RequestDelta
-from dovetail.core.errors import OverloadedError, RequestFailedError
+from dovetail.core.errors import (
+    OverloadedError,
+    RequestError,
+    RequestFailedError,
+    RequestTimeoutError,
+)
 from dovetail.core.request import PromptTokens, SamplingParams
+from dovetail.core.server.forms import in_clients_words
 from dovetail.core.server.metrics import Metrics, RequestRecord
 
 __all__ = ["Deltas", "Job", "run_jobs"]
@@ -30,6 +37,16 @@ class Job:
     """When the client's request came, on ``time.perf_counter``."""
     priority: int = 0
     cache_salt: str = ""
+    form_field: str = ""
+    """The field of the client's request that asked for the form of the answer, if any did."""
+    timeout: float | None = None
+    """Seconds from arrival in which it must end."""
+
+    def time_left(self) -> float | None:
+        """Seconds of ``timeout`` that are left, perhaps none."""
+        if self.timeout is None:
+            return None
+        return max(0.0, self.timeout - (time.perf_counter() - self.arrival))
 
 
 async def run_jobs(client: EngineClient, jobs: list[Job], metrics: Metrics) -> Deltas:
@@ -61,6 +78,7 @@ async def _run(client: EngineClient, index: int, job: Job, metrics: Metrics) -> 
         request_id=job.request_id,
         priority=job.priority,
         cache_salt=job.cache_salt,
+        timeout=job.time_left(),
     )
     try:
         async for delta in stream:
@@ -68,6 +86,12 @@ async def _run(client: EngineClient, index: int, job: Job, metrics: Metrics) -> 
             record.delta(delta)
             yield index, delta
         outcome = "done"
+    except RequestTimeoutError:
+        outcome = "timeout"
+        raise
+    except RequestError as error:
+        outcome = "error"
+        raise in_clients_words(error, job.form_field) from None
     except Exception:
         outcome = "error"
         raise

@@ -14,7 +14,7 @@ from dovetail.core.engine.api import RequestDelta
 
 __all__ = ["ARRIVAL", "FINISH_REASONS", "Histogram", "Metrics", "RequestRecord"]
 
-FINISH_REASONS = ("stop", "length", "abort", "error")
+FINISH_REASONS = ("stop", "length", "abort", "error", "timeout")
 ARRIVAL = "dovetail.arrival"
 """Scope key of when a request came, on ``time.perf_counter``."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
@@ -123,7 +123,7 @@ class RequestRecord:
         self._metrics.finished[reason if reason in FINISH_REASONS else "error"] += 1
 
     def end(self, outcome: str) -> None:
-        """Close the books: ``outcome`` is ``done``, ``abort`` or ``error``."""
+        """Close the books: ``outcome`` is ``done``, ``abort``, ``error`` or ``timeout``."""
         metrics = self._metrics
         metrics.observe("request_generation_tokens", self._num_tokens)
         if outcome != "done":

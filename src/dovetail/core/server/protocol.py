@@ -104,6 +104,9 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     """Smaller goes first, if the server schedules by priority."""
     cache_salt: str | None = None
     """Share cached prefixes only with requests of the same salt."""
+    timeout: float | None = None
+    """Seconds from arrival in which the answer must be complete; else the request ends with status
+    504. The header ``X-Request-Timeout`` means the same, and this field goes before it."""
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     """Write tokens in log-probabilities as ``token_id:N``."""

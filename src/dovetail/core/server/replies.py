@@ -24,6 +24,8 @@ __all__ = [
     "ModelCard",
     "ModelList",
     "PromptTokenDetails",
+    "ReplyFunction",
+    "ReplyToolCall",
     "Tokenized",
     "TokenizerInfo",
     "TopLogprob",
@@ -107,12 +109,32 @@ class ChatLogprobs(msgspec.Struct, kw_only=True):
     refusal: None = None
 
 
+class ReplyFunction(msgspec.Struct, kw_only=True):
+    """Which function to call, and with what; in a chunk, what is new of it."""
+
+    name: str | UnsetType = UNSET
+    arguments: str
+    """JSON text."""
+
+
+class ReplyToolCall(msgspec.Struct, kw_only=True):
+    """A call that the model makes."""
+
+    index: int | UnsetType = UNSET
+    """In chunks only."""
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: ReplyFunction
+
+
 class ChatReplyMessage(msgspec.Struct, kw_only=True):
     """What the model said."""
 
     role: str
-    content: str
+    content: str | None
+    """null if it calls a tool instead."""
     refusal: str | None = None
+    tool_calls: list[ReplyToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):
@@ -144,7 +166,8 @@ class ChatDelta(msgspec.Struct, kw_only=True):
     """What is new in one answer."""
 
     role: str | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    tool_calls: list[ReplyToolCall] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, kw_only=True):

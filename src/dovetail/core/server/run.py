@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 
 from dovetail.core.engine.api import EngineClient
 from dovetail.core.errors import EngineDeadError, OverloadedError
+from dovetail.core.server.admin import admin_socket
 from dovetail.core.server.admission import Admission
 from dovetail.core.server.app import create_app
 from dovetail.core.server.listen import BACKLOG, bind, url_of
@@ -63,6 +64,7 @@ async def serve(
     ssl_keyfile_password: str | None = None,
     ssl_ca_certs: str | None = None,
     shutdown_timeout: float = 30.0,
+    admin_path: str | None = None,
     on_listening: Callable[[str], None] | None = None,
 ) -> int:
     """Serve ``client`` until SIGTERM or SIGINT, or until the engine dies; then close it.
@@ -82,6 +84,7 @@ async def serve(
         ssl_keyfile_password: What the key is encrypted with.
         ssl_ca_certs: Authorities, one of which must have signed the client's certificate.
         shutdown_timeout: Seconds for running requests, once asked to stop.
+        admin_path: Path of a Unix socket for ``/debug/state``; None: there is none.
         on_listening: Called with the URL when connections are answered.
 
     Returns:
@@ -102,7 +105,10 @@ async def serve(
     with contextlib.closing(listener or bind(host, port, uds=uds)) as sock:
         url = url_of(sock, tls=config.is_ssl)
         run = _Run(client, app.state.context.admission, config, shutdown_timeout)
-        return await run.until_stopped(sock, lambda: on_listening(url) if on_listening else None)
+        async with admin_socket(client, admin_path):
+            return await run.until_stopped(
+                sock, lambda: on_listening(url) if on_listening else None
+            )
 
 
 def _loaded_config(

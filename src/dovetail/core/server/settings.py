@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field, fields
 
@@ -82,6 +83,8 @@ class ServerSettings:
     """Path under which a proxy mounts the server, and which it strips from requests."""
     keep_alive_s: float = 15.0
     """Seconds of silence in a stream after which a comment is sent, so that proxies hold it."""
+    request_timeout_s: float | None = None
+    """Seconds that a request may take which names no ``timeout`` of its own; None: any number."""
     access_log: bool = True
     """Log one line for each request, on the logger ``dovetail.server.access``."""
     limits: Limits = field(default_factory=Limits)
@@ -96,6 +99,8 @@ class ServerSettings:
                 raise ConfigError(f"Public path {path!r} must start with '/'.")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
             raise ConfigError(f"root_path {self.root_path!r} must look like '/prefix'.")
+        if self.request_timeout_s is not None and not 0 < self.request_timeout_s < math.inf:
+            raise ConfigError("request_timeout_s must be a number greater than 0.")
         if self.keep_alive_s <= 0:
             raise ConfigError("keep_alive_s must be greater than 0.")
 

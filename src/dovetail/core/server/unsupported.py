@@ -11,14 +11,6 @@ from dovetail.core.server.protocol import ChatCompletionRequest, GenerationReque
 __all__ = ["refuse_unsupported"]
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("type") == "text"
-
-
-def _is_default_tool_choice(value: Any) -> bool:
-    return value in ("auto", "none")
-
-
 def _never(value: Any) -> bool:
     return False
 
@@ -27,23 +19,9 @@ def _empty(value: Any) -> bool:
     return not value
 
 
-_GRAMMAR = "structured output is not available yet; leave it out, or ask for JSON in the prompt"
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("suffix", lambda text: text == "", "filling in the middle needs a model that is made for it"),
-    ("response_format", _is_text, f'only {{"type": "text"}} is possible: {_GRAMMAR}'),
-    ("structured_outputs", _empty, _GRAMMAR),
-    ("guided_json", _never, _GRAMMAR),
-    ("guided_regex", _never, _GRAMMAR),
-    ("guided_choice", _never, _GRAMMAR),
-    ("guided_grammar", _never, _GRAMMAR),
-    ("json_schema", _never, _GRAMMAR),
-    ("grammar", _never, _GRAMMAR),
     ("thinking_token_budget", _never, "a budget for reasoning is not available yet"),
-    (
-        "tool_choice",
-        _is_default_tool_choice,
-        'only "auto" and "none" are possible: a call cannot be forced without structured output',
-    ),
     ("functions", _empty, "functions were replaced by tools"),
     ("function_call", lambda v: v in ("none", "auto"), "functions were replaced by tools"),
     ("audio", _never, "this model makes text, not audio"),

@@ -46,9 +46,10 @@ class TorchPlatform(Platform):
 
     def runner(self, config: RunnerConfig) -> Runner:
         """The runner that all torch platforms share."""
+        from dovetail.platforms.torch.invariant import InvariantPlatform
         from dovetail.platforms.torch.runner import TorchRunner
 
-        return TorchRunner(self, config)
+        return TorchRunner(InvariantPlatform(self) if config.deterministic else self, config)
 
 
 def attention_registry() -> Registry[Callable[[torch.device], AttentionBackend]]:

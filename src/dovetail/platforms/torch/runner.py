@@ -17,7 +17,8 @@ from dovetail.core.contracts.model import StepInputs
 from dovetail.core.contracts.runner import CacheSpec, Pending, RunnerConfig, WarmUp
 from dovetail.core.errors import OutOfMemoryError
 from dovetail.core.plugins.attention import choose_attention
-from dovetail.core.types import ITEM_SIZE
+from dovetail.core.types import ITEM_SIZE, IntArray
+from dovetail.platforms.torch.draft import DraftModel
 from dovetail.platforms.torch.loading import RunnableModel, load_model
 from dovetail.platforms.torch.platform import TorchPlatform
 from dovetail.platforms.torch.sampler import LogprobTensors, Sampler, SampleResult
@@ -41,6 +42,7 @@ class TorchRunner:
         self._config = config
         self._device = platform.device
         self._caches: list[Any] = []
+        self._draft = None if config.draft is None else DraftModel(platform, config.draft)
 
     def load(self) -> Iterator[tuple[int, int]]:
         """Read the weights and choose the attention backend."""
@@ -50,6 +52,7 @@ class TorchRunner:
             dtype=self._config.dtype,
             kv_dtype=self._config.kv_dtype,
             block_size=self._config.block_size,
+            deterministic=self._config.deterministic,
         )
         self._choice = choose_attention(
             self._platform.attention_backends(),
@@ -59,6 +62,8 @@ class TorchRunner:
         self._attention = self._choice.backend
         model.bind_attention(self._attention)
         self._model: RunnableModel = model
+        if self._draft is not None:
+            yield from self._draft.load()
         rows, vocab = self._config.max_num_seqs, model.vocab_size
         self._sampler = Sampler(vocab, rows, self._device)
         self._last_token = torch.zeros(rows, dtype=torch.long, device=self._device)
@@ -66,12 +71,24 @@ class TorchRunner:
     def cache_spec(self) -> CacheSpec:
         """Cost of a block; the device's free memory less what the largest step needs."""
         free = self._platform.memory(self._device.index or 0).free
-        return CacheSpec(
-            bytes_per_block=sum(
-                self._attention.bytes_per_block(spec, self._need) for spec in self._need.specs
-            ),
-            bytes_available=max(0, free - self._step_bytes()),
+        per_block = sum(
+            self._attention.bytes_per_block(spec, self._need) for spec in self._need.specs
         )
+        if self._draft is not None:
+            per_block += self._draft.bytes_per_block
+        return CacheSpec(
+            bytes_per_block=per_block,
+            bytes_available=max(0, free - self._step_bytes()),
+            window=self._window(),
+        )
+
+    def _window(self) -> int | None:
+        """As ``CacheSpec.window``, of both models together."""
+        mine = self._need.window
+        if self._draft is None or mine is None:
+            return mine
+        other = self._draft.window
+        return None if other is None else max(mine, other)
 
     def _step_bytes(self) -> int:
         """An upper bound of the arrays that a step holds at once, without the cache."""
@@ -79,7 +96,8 @@ class TorchRunner:
         widths = [v for k, v in config.hf_config.items() if k.endswith("_size") and _is_count(v)]
         hidden = max((w for w in widths if w != self._model.vocab_size), default=4096)
         activations = config.max_num_batched_tokens * hidden * item * 6
-        logits = max(config.max_num_seqs, _LOGIT_ROWS) * self._model.vocab_size * (item + 8)
+        rows = max(config.max_num_seqs * (1 + config.max_drafts), _LOGIT_ROWS)
+        logits = rows * self._model.vocab_size * (item + 8)
         return activations + logits
 
     def allocate(self, num_blocks: int) -> None:
@@ -89,6 +107,8 @@ class TorchRunner:
                 self._attention.allocate(spec, self._need, num_blocks + 1)
                 for spec in self._need.specs
             ]
+            if self._draft is not None:
+                self._draft.allocate(num_blocks + 1)
         except (RuntimeError, MemoryError) as error:
             raise OutOfMemoryError(
                 f"{num_blocks} KV blocks do not fit in the device's memory: {error}."
@@ -108,6 +128,8 @@ class TorchRunner:
         self._sampler.join(batch.joined)
         if len(batch.copies):
             self._caches = list(self._attention.copy_blocks(self._caches, batch.copies))
+            if self._draft is not None:
+                self._draft.copy_blocks(batch.copies)
         tokens = self._tensor(batch.token_ids)
         if len(batch.carried):
             tokens[self._tensor(batch.carried)] = self._last_token[self._tensor(batch.carried_rows)]
@@ -117,15 +139,17 @@ class TorchRunner:
             plan=self._attention.plan(batch, self._need),
         )
         hidden, self._caches = self._model.forward(inputs, self._caches)
-        result = None
+        result = drafts = None
         if len(batch.sampled):
-            logits = self._model.logits(hidden[self._tensor(batch.last_token_index)])
+            logits = self._model.logits(hidden[self._tensor(batch.logit_index)])
             result = self._sampler.sample(logits, batch)
             self._last_token[self._tensor(batch.rows[batch.sampled])] = result.token_ids
+        if self._draft is not None:
+            drafts = self._draft.step(batch, result)
         prompt = None
         if batch.prompt_logprobs is not None:
             prompt = self._prompt_logprobs(hidden, batch.prompt_logprobs)
-        return _Step(result, prompt)
+        return _Step(result, prompt, drafts)
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(array).to(self._device, torch.long)
@@ -147,15 +171,19 @@ class TorchRunner:
     def close(self) -> None:
         """Drop weights and cache."""
         self._caches = []
+        self._draft = None
         del self._model
 
 
 class _Step:
     """A step's tensors, turned into numpy when they are asked for."""
 
-    def __init__(self, result: SampleResult | None, prompt: LogprobTensors | None) -> None:
+    def __init__(
+        self, result: SampleResult | None, prompt: LogprobTensors | None, drafts: IntArray | None
+    ) -> None:
         self._result = result
         self._prompt = prompt
+        self._drafts = drafts
 
     def result(self) -> StepOutput:
         prompt = None if self._prompt is None else _arrays(self._prompt)
@@ -167,11 +195,11 @@ class _Step:
                 finite=np.zeros(0, np.bool_),
                 prompt_logprobs=prompt,
             )
-        token_ids = self._result.token_ids.to("cpu", torch.int32).numpy()
         return StepOutput(
-            token_ids=token_ids[:, None],
-            num_tokens=np.ones(len(token_ids), np.int32),
+            token_ids=self._result.chosen.to("cpu", torch.int32).numpy(),
+            num_tokens=self._result.num_tokens.to("cpu", torch.int32).numpy(),
             finite=self._result.finite.cpu().numpy(),
+            drafts=self._drafts,
             failures=self._result.failures,
             logprobs=None if self._result.logprobs is None else _arrays(self._result.logprobs),
             prompt_logprobs=prompt,
@@ -180,17 +208,17 @@ class _Step:
 
 def _rehearsal(num_context: int, num_tokens: int) -> Batch:
     """A step of one row in block 1, which nobody has yet."""
-    one, zero = np.ones(1, np.float32), np.zeros(1, np.int32)
+    one, zero, row = np.ones(1, np.float32), np.zeros(1, np.int32), np.zeros(1, np.intp)
     return Batch(
         step=0,
-        rows=zero,
+        rows=row,
         query_lens=np.array([num_tokens], np.int32),
         context_lens=np.array([num_context], np.int32),
         block_tables=np.ones((1, num_context + num_tokens), np.int32),
         token_ids=np.zeros(num_tokens, np.int32),
-        carried=zero[:0],
-        carried_rows=zero[:0],
-        sampled=zero,
+        carried=row[:0],
+        carried_rows=row[:0],
+        sampled=row,
         sampling=SamplingBatch(
             temperature=one * 0,
             top_k=zero,

@@ -1,0 +1,139 @@
+"""The clients' side: what each request must be given, held against what it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from dovetail.core.errors import InvariantError
+from dovetail.core.request import Request
+from dovetail.core.sampling.oracle import Answer, TokenRule
+from dovetail.core.update import Update
+
+__all__ = ["Ledger"]
+
+
+@dataclass
+class _Entry:
+    """One request that was submitted."""
+
+    request: Request
+    answer: Answer
+    num_tokens: int = 0
+    num_prompt_logprobs: int = 0
+    end: str = ""
+    """How it ended; empty while it lives."""
+    may_fail: bool = False
+    """A fault was meant for it."""
+
+
+class Ledger:
+    """Takes every update, and raises InvariantError at the first that must not be."""
+
+    def __init__(self, rule: TokenRule) -> None:
+        self._rule = rule
+        self._entries: dict[int, _Entry] = {}
+
+    def submit(self, request: Request) -> None:
+        """A request is on its way to the engine."""
+        params = request.params
+        answer = Answer(
+            self._rule,
+            request.prompt_token_ids,
+            seed=None if params.is_greedy else request.seed,
+            most=params.max_tokens or 0,
+        )
+        self._entries[request.id] = _Entry(request, answer)
+
+    def abort(self, request_id: int) -> None:
+        """The client has gone: nothing may come any more."""
+        entry = self._entries.get(request_id)
+        if entry is not None and not entry.end:
+            entry.end = "abort"
+
+    def blame(self, request_id: int) -> None:
+        """A fault was meant for this request: it may end with an error."""
+        self._entries[request_id].may_fail = True
+
+    def take(self, update: Update) -> None:
+        """Check one update."""
+        entry = self._entries.get(update.id)
+        if entry is None:
+            raise InvariantError("engine", f"I14: request {update.id} was never submitted")
+        if entry.end:
+            raise InvariantError("engine", f"I12: request {update.id} goes on after {entry.end}")
+        if update.finish_reason == "error":
+            if not entry.may_fail or update.token_ids:
+                raise InvariantError("request", f"I21: {update.id} failed: {update.error}")
+            entry.end = "error"
+            return
+        self._take_tokens(entry, update)
+        self._take_logprobs(entry, update)
+        if update.finish_reason is not None:
+            entry.end = update.finish_reason
+
+    def _take_tokens(self, entry: _Entry, update: Update) -> None:
+        request = entry.request
+        for token in update.token_ids:
+            if entry.num_tokens >= (request.params.max_tokens or 0) or self._is_over(entry):
+                raise InvariantError("request", f"I11: {request.id} has too many tokens")
+            wanted = entry.answer.at(entry.num_tokens)
+            if token != wanted:
+                what = f"token {entry.num_tokens} of {request.id} is {token}, not {wanted}"
+                raise InvariantError("request", f"I19: {what}")
+            entry.num_tokens += 1
+        due = self._due(entry)
+        if update.finish_reason != due:
+            what = f"{request.id} ends with {update.finish_reason}, not {due}"
+            raise InvariantError("request", f"I12: {what}")
+
+    def _is_over(self, entry: _Entry) -> bool:
+        last = entry.answer.token_ids[entry.num_tokens - 1] if entry.num_tokens else None
+        return last in entry.request.stop_token_ids
+
+    def _due(self, entry: _Entry) -> str | None:
+        """How the request has to end with the tokens that it has; None if it has to go on."""
+        if self._is_over(entry):
+            return "stop"
+        return "length" if entry.num_tokens == entry.request.params.max_tokens else None
+
+    def _take_logprobs(self, entry: _Entry, update: Update) -> None:
+        params, given = entry.request.params, update.logprobs
+        if (given is None) != (params.logprobs is None or not update.token_ids):
+            raise InvariantError("request", f"I27: log-probabilities of {update.id}: {given}")
+        if given is not None and [g.token_ids[0] for g in given] != update.token_ids:
+            raise InvariantError("request", f"I27: {update.id} has those of other tokens")
+        entry.num_prompt_logprobs += len(update.prompt_logprobs or ())
+        is_first = entry.request.parent is None
+        if is_first and params.prompt_logprobs is not None and update.finish_reason is not None:
+            wanted = len(entry.request.prompt_token_ids) - 1
+            if entry.num_prompt_logprobs != wanted:
+                what = f"{entry.num_prompt_logprobs} prompt log-probabilities, not {wanted}"
+                raise InvariantError("request", f"I27: {update.id} has {what}")
+
+    def survivors(self) -> list[Request]:
+        """The live requests as another engine has to take them up, in order of arrival."""
+        requests = []
+        for entry in self._entries.values():
+            if not entry.end:
+                entry.num_prompt_logprobs = 0
+                emitted = entry.answer.token_ids[: entry.num_tokens]
+                requests.append(msgspec.structs.replace(entry.request, emitted=emitted))
+        return requests
+
+    def work(self) -> int:
+        """Tokens that live requests may still need, their prompts included."""
+        live = [entry.request for entry in self._entries.values() if not entry.end]
+        return sum(len(r.prompt_token_ids) + (r.params.max_tokens or 0) for r in live)
+
+    def check_over(self) -> None:
+        """Every request that was submitted has its one end."""
+        open_ids = [number for number, entry in self._entries.items() if not entry.end]
+        if open_ids:
+            raise InvariantError("engine", f"I13: requests {open_ids} have no end")
+
+    def counts(self) -> dict[str, int]:
+        """How many ended in which way."""
+        ends = [entry.end or "live" for entry in self._entries.values()]
+        return {end: ends.count(end) for end in sorted(set(ends))}

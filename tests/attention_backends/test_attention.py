@@ -1,0 +1,67 @@
+"""The portable backends: against the readable one, and each against itself on other paths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dovetail.attention_backends.invariant import InvariantAttention
+from dovetail.attention_backends.reference import ReferenceAttention
+from dovetail.attention_backends.sdpa import SdpaAttention
+from tests.attention_backends.sequences import Sequences, make_need, make_spec
+
+CPU = torch.device("cpu")
+LENGTHS = (1, 5, 16, 17, 100, 129, 260)
+SPECS: dict[str, dict[str, Any]] = {
+    "grouped": {},
+    "one KV head": {"heads": 7, "kv_heads": 1, "size": 20},
+    "as many KV heads": {"heads": 3, "kv_heads": 3, "size": 24},
+    "window": {"window": 20},
+    "soft cap": {"soft_cap": 2.0},
+    "window and soft cap": {"window": 150, "soft_cap": 5.0},
+    "alibi": {"alibi_slopes": (0.5, 0.25, 0.125, 0.0625)},
+}
+
+
+@pytest.mark.parametrize("backend", [SdpaAttention, InvariantAttention])
+@pytest.mark.parametrize("path", ["whole", "one_by_one", "mixed"])
+@pytest.mark.parametrize("name", SPECS)
+def test_values_are_those_of_the_reference(name: str, path: str, backend: Any) -> None:
+    spec = make_spec(**SPECS[name])
+    need = make_need(spec)
+    if backend(CPU).refuses(need):
+        assert backend is SdpaAttention and name == "alibi"
+        return
+    work = Sequences(spec, need, LENGTHS)
+    want = work.run(ReferenceAttention(CPU), work.whole())
+    got = work.run(backend(CPU), getattr(work, path)())
+    for a, b in zip(got, want, strict=True):
+        assert torch.allclose(a, b, atol=3e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", SPECS)
+def test_bits_are_those_of_the_sequence_alone(name: str, dtype: str, threads: int) -> None:
+    spec = make_spec(**SPECS[name])
+    work = Sequences(spec, make_need(spec, dtype=dtype, kv_dtype=dtype), LENGTHS)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        want = work.run(InvariantAttention(CPU), [[(i, 0, n)] for i, n in enumerate(LENGTHS)])
+        for steps in (work.whole(), work.one_by_one(), work.mixed()):
+            got = work.run(InvariantAttention(CPU), steps)
+            assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_only_the_invariant_backend_serves_deterministic_mode() -> None:
+    need = make_need(make_spec(), deterministic=True)
+    assert "keys" in str(ReferenceAttention(CPU).refuses(need))
+    assert "kernels" in str(SdpaAttention(CPU).refuses(need))
+    assert InvariantAttention(CPU).refuses(need) is None
+    odd = make_need(make_spec(), deterministic=True, block_size=48)
+    assert "48" in str(InvariantAttention(CPU).refuses(odd))
