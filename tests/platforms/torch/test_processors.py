@@ -49,6 +49,11 @@ class Broken(LogitsProcessor):
             case "none": return None
         return logits_V
 
+class Revive(LogitsProcessor):
+    "Wants the forbidden."
+    def apply(self, logits_V, output_token_ids, argument):
+        return torch.where(torch.isneginf(logits_V), 50.0, logits_V)
+
 class Foreign(LogitsProcessor):
     family = "jax"
     def apply(self, logits_V, output_token_ids, argument):
@@ -76,7 +81,7 @@ NEUTRAL = {"temperature": 1.0, "seed": 4, "max_tokens": 12, "ignore_eos": True}
 
 @pytest.fixture(scope="module", autouse=True)
 def installed(tmp_path_factory):
-    names = ("Force", "Parrot", "Broken", "Foreign", "Unmade")
+    names = ("Force", "Parrot", "Broken", "Revive", "Foreign", "Unmade")
     with processors.installed(tmp_path_factory.mktemp("plugins"), SOURCE, *names):
         yield
 
@@ -105,6 +110,15 @@ def test_it_sees_what_was_said(llm):
     said = answer.token_ids
     (plain,) = answers(llm, [SamplingParams(**NEUTRAL)])
     assert said == [plain.token_ids[0]] * 12
+
+
+@pytest.mark.parametrize(
+    "rule", [{"allowed_token_ids": [70, 71]}, {"structured_outputs": {"choice": ["yes", "no"]}}]
+)
+def test_what_is_forbidden_stays_so(llm, rule):
+    revived = SamplingParams(**NEUTRAL, **rule, logits_processors={"revive": None})
+    plain, same = answers(llm, [SamplingParams(**NEUTRAL, **rule), revived], ["Hello"] * 2)
+    assert same.token_ids == plain.token_ids and same.finish_reason == plain.finish_reason
 
 
 def test_several_are_applied_in_order(llm):
