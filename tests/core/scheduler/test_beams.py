@@ -231,12 +231,12 @@ def test_a_search_that_always_fails_ends_alone() -> None:
 @pytest.mark.parametrize("seed", range(30))
 def test_arrivals_aborts_and_failures_at_random(seed: int) -> None:
     rng = random.Random(1000 + seed)
-    budget = rng.choice([5, 9, 64])
+    num_blocks, num_rows = rng.choice([13, 18, 30, 80]), rng.choice([1, 2, 4, 16])
     engine = beam_engine(
         steps_ahead=seed % 2,
-        num_blocks=rng.choice([13, 18, 30, 80]),
-        max_num_seqs=min(budget, rng.choice([1, 2, 4, 16])),
-        max_num_batched_tokens=budget,
+        num_blocks=num_blocks,
+        max_num_seqs=num_rows,
+        max_num_batched_tokens=max(num_rows, rng.choice([5, 9, 64])),
         enable_prefix_caching=rng.random() < 0.6,
         mixed_batches=rng.random() < 0.7,
         policy=rng.choice(["fcfs", "priority"]),

@@ -126,9 +126,9 @@ def _prompt_logprobs(
     table: RowTable, rows: IndexArray, query_lens: IntArray, context: IntArray
 ) -> PromptLogprobNeed | None:
     """Positions of this step whose successor is a prompt token and was not reported before."""
-    wanted = np.flatnonzero(table.wants_prompt_logprobs[rows])
-    if not len(wanted):
+    if not np.count_nonzero(table.wants_prompt_logprobs):
         return None
+    wanted = np.flatnonzero(table.wants_prompt_logprobs[rows])
     starts = np.cumsum(query_lens) - query_lens
     indices, targets, alternatives = [], [], 0
     for i in wanted.tolist():

@@ -52,7 +52,7 @@ def sequence_updates(
     special = ended | (table.wants_logprobs[rows] > 0) | (known == table.num_prompt[rows])
     updates = list(map(Update, table.request_id[rows].tolist(), tokens))
     notable = []
-    for k in np.flatnonzero(special).tolist():
+    for k in special.nonzero()[0].tolist():
         sequence, i = table.at(int(rows[k])), int(indices[k])
         try:
             fault("scheduler.result", updates[k].id)
