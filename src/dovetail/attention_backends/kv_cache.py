@@ -6,6 +6,7 @@ see them, so that neither chunks nor cached prefixes change a result.
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -17,6 +18,9 @@ from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
 from dovetail.core.types import ITEM_SIZE
 
 __all__ = ["KvCache", "bytes_per_block", "make_cache", "refuses_kv_dtype"]
+
+_MOST_DECODED = 1 << 18
+"""Entries that are decoded at a time: few enough to stay in a processor's cache."""
 
 
 class KvCache(Protocol):
@@ -81,9 +85,15 @@ class _Coded:
         self._scales[:, :, block, offset].copy_(scales)
 
     def gather(self, blocks_X: Tensor, dtype: torch.dtype) -> Tensor:
-        codes = self._codes.index_select(2, blocks_X)
-        scales = self._scales.index_select(2, blocks_X)
-        return self._codec.decode(codes, scales).flatten(2, 3).to(dtype)
+        num_sides, num_heads, _, *block = self._codes.shape
+        out = self._codes.new_empty(num_sides, num_heads, len(blocks_X), *block, dtype=dtype)
+        size = max(1, _MOST_DECODED // (num_sides * num_heads * math.prod(block)))
+        for part, chosen in zip(
+            torch.split(out, size, 2), torch.split(blocks_X, size), strict=True
+        ):
+            codes = self._codes.index_select(2, chosen)
+            part.copy_(self._codec.decode(codes, self._scales.index_select(2, chosen)))
+        return out.flatten(2, 3)
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         for part in (self._codes, self._scales):

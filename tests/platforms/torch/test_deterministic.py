@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from dovetail.core.errors import SelectionError, UnsupportedError
 from dovetail.core.request import SamplingParams
@@ -18,7 +19,7 @@ from tests.engines import Answer, answer, make_core
 PARAMS = SamplingParams(temperature=0.0, max_tokens=16, logprobs=3)
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=16, logprobs=3)
 OVERRIDES: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": 32}}
-WIDE = {"hidden_size": 896, "intermediate_size": 1200, "num_hidden_layers": 1, "vocab_size": 32000}
+WIDE = {"hidden_size": 896, "intermediate_size": 1200, "num_hidden_layers": 1, "vocab_size": 8192}
 WIDE_HEADS = {"num_attention_heads": 14, "num_key_value_heads": 2}
 
 
@@ -100,8 +101,24 @@ def test_float16(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_wide_model(dtype: str, tmp_path: Path) -> None:
     case = make_case("qwen2", dtype, tmp_path, **WIDE, **WIDE_HEADS)
-    short = [replace(params, max_tokens=5) for params in case.params]
-    check(replace(case, prompts=case.prompts[4:], params=short[4:]))
+    short = [structs.replace(params, max_tokens=5) for params in case.params[6:]]
+    check(replace(case, prompts=case.prompts[6:], params=short))
+
+
+def test_log_probabilities_of_prompts(tmp_path: Path) -> None:
+    case = make_case("llama", "bfloat16", tmp_path)
+    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=2)
+
+    def read(**settings: Any) -> list[list[list[float]]]:
+        answers = answer(case.core(**settings), case.prompts, params)
+        return [
+            [entry.logprobs for u in a.updates for entry in u.prompt_logprobs or ()]
+            for a in answers
+        ]
+
+    whole = read(max_num_seqs=1)
+    assert [len(entries) for entries in whole] == [len(prompt) - 1 for prompt in case.prompts]
+    assert read(max_num_batched_tokens=16, max_num_seqs=8) == whole
 
 
 def test_what_cannot_be_deterministic_says_why(tmp_path: Path) -> None:
