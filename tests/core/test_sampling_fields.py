@@ -96,6 +96,11 @@ def choosing() -> dict[str, Case]:
         "logits_processors": Case(
             GREEDY, {"force": [50, 60, 70]}, lambda a, b: tokens(b) == [50, 60, 70] * 4
         ),
+        "structured_outputs": Case(
+            {"temperature": 0.0, "max_tokens": 30},
+            {"choice": ["yes", "never"]},
+            lambda a, b: text(b) in ("yes", "never"),
+        ),
     }
 
 

@@ -61,6 +61,12 @@ class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, omit_de
         """Which of the forms it is: the field's name."""
         return next(name for name in _KINDS if getattr(self, name) not in (None, False))
 
+    @property
+    def num_chars(self) -> int:
+        """Its length, as the limit counts it."""
+        value = getattr(self, self.kind)
+        return sum(map(len, value)) if isinstance(value, list) else len(str(value))
+
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> StructuredOutputsParams:
         """From a mapping with the same names, as clients send it.

@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
-from msgspec import structs
 from tqdm import tqdm
 
 from dovetail.core.config.checkpoint import read_facts
@@ -72,15 +71,9 @@ class LLM:
         self._core = built.core
         self._outputs = OutputProcessor(self._tokenizer)
         self._listeners = Listeners.installed(os.environ)
-        info = structs.replace(
-            model_info(facts, config),
-            max_model_len=built.config.max_model_len,
-            features=built.features,
-        )
-        self._intake = Intake(info, self._tokenizer, seed=built.config.seed)
-        self._intake.room = CacheRoom(
-            num_blocks=built.num_blocks, block_size=built.config.block_size
-        )
+        self._intake = Intake(model_info(facts, config), self._tokenizer, seed=built.config.seed)
+        room = CacheRoom(num_blocks=built.num_blocks, block_size=built.config.block_size)
+        self._intake.settle(built.config.max_model_len, built.features, room)
         self._next_name = 0
         _log.info("device %s: %s", selection.name, selection.reason)
         for topic, line in built.banner.items():

@@ -16,6 +16,7 @@ import pytest_asyncio
 
 from dovetail import AsyncEngine, EngineConfig, PromptTokens, SamplingParams
 from dovetail.core.errors import OverloadedError, RequestTimeoutError
+from dovetail.core.request import Request
 from tests.checkpoints import make_checkpoint
 
 PROMPT = PromptTokens(text=None, token_ids=[5, 6, 7, 8, 9])
@@ -187,3 +188,15 @@ async def test_prompt_tokens_that_wait_are_limited(model: Path) -> None:
         )
         assert sum(result == 5 for result in results) == 5
         await idle(engine)
+
+
+async def test_a_deadline_holds_while_a_grammar_is_examined(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def admit(*arguments: object) -> list[Request]:
+        await asyncio.sleep(30)
+        return []
+
+    monkeypatch.setattr(engine._intake, "admit", admit)
+    assert await run(engine, SHORT, timeout=0.3) == 0
+    await idle(engine)

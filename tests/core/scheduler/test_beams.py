@@ -64,11 +64,12 @@ def _fields(request: object) -> dict[str, object]:
 def test_any_pool_rows_budget_and_neighbours_give_the_same(seed: int) -> None:
     """Pools from barely one sequence up: preemption, forks without blocks, beams without rows."""
     rng = random.Random(seed)
+    budget = rng.choice([5, 8, 17, 64])
     engine = beam_engine(
         steps_ahead=seed % 2,
         num_blocks=rng.choice([13, 16, 20, 30, 60]),
-        max_num_seqs=rng.choice([1, 2, 3, 5, 16]),
-        max_num_batched_tokens=rng.choice([5, 8, 17, 64]),
+        max_num_seqs=min(budget, rng.choice([1, 2, 3, 5, 16])),
+        max_num_batched_tokens=budget,
         enable_prefix_caching=rng.random() < 0.5,
         mixed_batches=rng.random() < 0.7,
         policy=rng.choice(["fcfs", "priority"]),
@@ -230,11 +231,12 @@ def test_a_search_that_always_fails_ends_alone() -> None:
 @pytest.mark.parametrize("seed", range(30))
 def test_arrivals_aborts_and_failures_at_random(seed: int) -> None:
     rng = random.Random(1000 + seed)
+    budget = rng.choice([5, 9, 64])
     engine = beam_engine(
         steps_ahead=seed % 2,
         num_blocks=rng.choice([13, 18, 30, 80]),
-        max_num_seqs=rng.choice([1, 2, 4, 16]),
-        max_num_batched_tokens=rng.choice([5, 9, 64]),
+        max_num_seqs=min(budget, rng.choice([1, 2, 4, 16])),
+        max_num_batched_tokens=budget,
         enable_prefix_caching=rng.random() < 0.6,
         mixed_batches=rng.random() < 0.7,
         policy=rng.choice(["fcfs", "priority"]),

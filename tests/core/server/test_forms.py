@@ -138,6 +138,13 @@ async def test_what_the_engine_says_of_a_form_is_put_in_the_clients_words(
     assert error["param"] == "tools"
 
 
+async def test_a_long_form_for_many_choices_is_refused(engine: FakeEngine) -> None:
+    wish = {"regex": "a" * 400_000}
+    await complete(engine, structured_outputs=wish, n=4, max_tokens=1)
+    error = await refused(engine, COMPLETIONS, structured_outputs=wish, n=50)
+    assert error["param"] == "n" and "400000 characters" in error["message"]
+
+
 # Forced calls
 
 

@@ -196,6 +196,22 @@ def test_a_vocabulary_that_cannot_be_read_fails_the_requests() -> None:
     assert "no tokenizer" in str(grammars.accept(1, [A]).error)
 
 
+def test_a_failure_to_compile_is_not_remembered() -> None:
+    outcomes: list[Backend | None] = [None, backend()]
+
+    def sometimes() -> Backend:
+        outcome = outcomes.pop(0)
+        if outcome is None:
+            raise RequestFailedError("not now")
+        return outcome
+
+    grammars, source = EngineGrammars(WIDTH, sometimes), grammar(regex="ab")
+    ready(grammars, request(1, source))
+    assert "not now" in str(grammars.accept(1, [A]).error)
+    ready(grammars, request(2, source))
+    assert grammars.accept(2, [A]).error is None
+
+
 def test_what_has_ended_is_forgotten(grammars: EngineGrammars) -> None:
     source = grammar(regex="ab")
     ready(grammars, request(1, source), request(2, source))

@@ -49,6 +49,11 @@ class Broken(LogitsProcessor):
             case "none": return None
         return logits_V
 
+class Revive(LogitsProcessor):
+    "Wants the forbidden."
+    def apply(self, logits_V, output_token_ids, argument):
+        return torch.where(torch.isneginf(logits_V), 50.0, logits_V)
+
 class Foreign(LogitsProcessor):
     family = "jax"
     def apply(self, logits_V, output_token_ids, argument):
@@ -76,7 +81,7 @@ NEUTRAL = {"temperature": 1.0, "seed": 4, "max_tokens": 12, "ignore_eos": True}
 
 @pytest.fixture(scope="module", autouse=True)
 def installed(tmp_path_factory):
-    names = ("Force", "Parrot", "Broken", "Foreign", "Unmade")
+    names = ("Force", "Parrot", "Broken", "Revive", "Foreign", "Unmade")
     with processors.installed(tmp_path_factory.mktemp("plugins"), SOURCE, *names):
         yield
 
@@ -107,10 +112,51 @@ def test_it_sees_what_was_said(llm):
     assert said == [plain.token_ids[0]] * 12
 
 
+@pytest.mark.parametrize(
+    "rule", [{"allowed_token_ids": [70, 71]}, {"structured_outputs": {"choice": ["yes", "no"]}}]
+)
+def test_what_is_forbidden_stays_so(llm, rule):
+    revived = SamplingParams(**NEUTRAL, **rule, logits_processors={"revive": None})
+    plain, same = answers(llm, [SamplingParams(**NEUTRAL, **rule), revived], ["Hello"] * 2)
+    assert same.token_ids == plain.token_ids and same.finish_reason == plain.finish_reason
+
+
 def test_several_are_applied_in_order(llm):
     both = {"force": [50], "broken": {"after": 99, "how": "raise"}}
     (answer,) = answers(llm, [SamplingParams(**NEUTRAL, logits_processors=both)])
     assert set(answer.token_ids) == {50}
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_what_was_said_is_known_after_preemption(tmp_path, ahead):
+    path = make_checkpoint("llama", tmp_path)
+    llm = LLM(
+        model=str(path),
+        device="reference",
+        dtype="float32",
+        block_size=4,
+        num_gpu_blocks_override=24,
+        max_model_len=64,
+        async_scheduling=ahead,
+    )
+    scripts = [[40 + i, 50 + i, 60 + i] for i in range(6)]
+    words = [[[7, 7], [8, 8]], [[9]]]
+    params = [
+        SamplingParams(**NEUTRAL | {"max_tokens": 30}, logits_processors={"force": script})
+        for script in scripts
+    ] + [
+        SamplingParams(
+            **NEUTRAL | {"max_tokens": 30, "temperature": 0.0},
+            logit_bias={7: 100, 8: 90, 9: 95},
+            bad_words_token_ids=banned,
+        )
+        for banned in words
+    ]
+    outputs = answers(llm, params, ["Once upon a time"] * 8)
+    assert llm.stats.num_preemptions > 0
+    assert [o.token_ids for o in outputs[:6]] == [script * 10 for script in scripts]
+    assert outputs[6].token_ids == [7, 9] * 15
+    assert outputs[7].token_ids == [7] * 30
 
 
 @pytest.mark.parametrize("after", [0, 3])

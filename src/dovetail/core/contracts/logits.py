@@ -40,7 +40,8 @@ class LogitsProcessor(ABC):
 
         Args:
             logits_V: (V,) float32, after allowed tokens, biases, bad words and min_tokens, before
-                penalties, temperature and the rest. May be changed in place.
+                penalties, temperature and the rest. May be changed in place. Tokens at minus
+                infinity are forbidden already, and stay so whatever comes back.
             output_token_ids: What the request has generated so far. Not to be changed.
             argument: As it was validated.
 

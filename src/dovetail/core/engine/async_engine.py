@@ -20,7 +20,7 @@ from dovetail.core.engine.debug import StateRequests
 from dovetail.core.engine.gate import Gate
 from dovetail.core.engine.intake import CacheRoom, Intake, model_info
 from dovetail.core.engine.listeners import Listeners
-from dovetail.core.engine.live import LiveRequest, LiveRequests
+from dovetail.core.engine.live import LiveRequest, LiveRequests, late
 from dovetail.core.engine.messages import (
     Abort,
     AddRequest,
@@ -78,8 +78,6 @@ class AsyncEngine:
         self._listeners = Listeners.installed(os.environ)
         self._live = LiveRequests(self._outputs, self._gate, self._listeners)
         self._states = StateRequests()
-        self._enders: set[asyncio.Task[None]] = set()
-        """Tasks that end requests whose deadline has passed."""
         self._status = EngineStatus(state="loading", reason="starting the engine process")
         self._stats = EngineStats()
         self._changed = asyncio.Condition()
@@ -208,26 +206,20 @@ class AsyncEngine:
         cache_salt: str,
         timeout: float | None,
     ) -> LiveRequest:
-        num_sequences, num_tokens = params.n, len(prompt.token_ids)
-        self.check_open(num_sequences=num_sequences, num_tokens=num_tokens)
-        grammar = await self._intake.grammar_async(params)
-        if grammar:
-            self.check_open(num_sequences=num_sequences, num_tokens=num_tokens)
-        requests = self._intake.requests(
-            prompt, params, priority=priority, cache_salt=cache_salt, grammar=grammar
-        )
-        # The engine's own number keeps apart two requests whose clients chose the same id.
-        live = LiveRequest(
-            name=f"{request_id or 'request'}#{requests[0].id}",
-            requests={request.id: request for request in requests},
-            num_prompt_tokens=len(prompt.token_ids),
-        )
-        self._outputs.add(
-            live.name, prompt, params, list(live.requests), requests[0].stop_token_ids
-        )
-        self._live.add(live)
-        if timeout is not None:
-            self._live.set_timer(live, timeout, lambda: self._on_deadline(live, timeout))
+        end = None if timeout is None else time.monotonic() + timeout
+        self.check_open()
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                requests = await self._intake.admit(prompt, params, priority, cache_salt)
+        except TimeoutError:
+            if limit.expired():
+                raise late(timeout) from None
+            raise
+        self.check_open(num_sequences=len(requests), num_tokens=len(prompt.token_ids))
+        live = self._live.add(request_id or "request", prompt, params, requests)
+        if end is not None:
+            left = end - time.monotonic()
+            self._live.set_deadline(live, left, lambda: self._end(live, late(timeout)))
         if self._child is not None and self._status.state == "ready":
             for request in requests:
                 await self._child.send(AddRequest(request=request))
@@ -247,12 +239,6 @@ class AsyncEngine:
         ids = self._live.end(live, error)
         if ids and self._child is not None:
             await self._child.send(Abort(ids=ids))
-
-    def _on_deadline(self, live: LiveRequest, timeout: float) -> None:
-        error = RequestTimeoutError(f"The request was not finished within {timeout:g} s.")
-        task = asyncio.create_task(self._end(live, error))
-        self._enders.add(task)
-        task.add_done_callback(self._enders.discard)
 
     # The engine process.
 
@@ -353,11 +339,8 @@ class AsyncEngine:
     async def _resume(self, child: EngineChild, ready: Ready) -> None:
         """The process is ready: give it what was running on the one before it."""
         self.banner = ready.banner
-        self.info = msgspec.structs.replace(
-            self.info, max_model_len=ready.max_model_len, features=frozenset(ready.features)
-        )
-        self._intake.info = self.info
-        self._intake.room = CacheRoom(num_blocks=ready.num_blocks, block_size=ready.block_size)
+        room = CacheRoom(num_blocks=ready.num_blocks, block_size=ready.block_size)
+        self.info = self._intake.settle(ready.max_model_len, frozenset(ready.features), room)
         self._gate.max_rows = ready.max_num_seqs
         for live in self._live:
             for request_id, request in live.requests.items():

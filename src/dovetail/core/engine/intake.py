@@ -201,10 +201,23 @@ class Intake:
         form = params.structured_outputs
         return "" if form is None else self._examine().grammar(form)
 
-    async def grammar_async(self, params: SamplingParams) -> str:
-        """As ``grammar``, without holding up the event loop."""
+    async def admit(
+        self, prompt: PromptTokens, params: SamplingParams, priority: int, cache_salt: str
+    ) -> list[Request]:
+        """As ``requests``, with the form of the answer examined beside the event loop."""
         form = params.structured_outputs
-        return "" if form is None else await self._examine().grammar_async(form)
+        grammar = "" if form is None else await self._examine().grammar_async(form)
+        return self.requests(
+            prompt, params, priority=priority, cache_salt=cache_salt, grammar=grammar
+        )
+
+    def settle(self, max_model_len: int, features: frozenset[str], room: CacheRoom) -> ModelInfo:
+        """The engine is ready: what only it could say. Returns the facts with that in them."""
+        self.room = room
+        self.info = msgspec.structs.replace(
+            self.info, max_model_len=max_model_len, features=features
+        )
+        return self.info
 
     def close(self) -> None:
         """End the processes that examine forms."""

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from dovetail.core.engine.api import RequestDelta
 from dovetail.core.engine.gate import Gate
 from dovetail.core.engine.listeners import Listeners
 from dovetail.core.engine.outputs import OutputProcessor
-from dovetail.core.errors import DovetailError, RequestFailedError, RequestTimeoutError
+from dovetail.core.errors import (
+    DovetailError,
+    RequestFailedError,
+    RequestTimeoutError,
+)
 from dovetail.core.faults import fault
 from dovetail.core.plugins.registry import describe_error
-from dovetail.core.request import FinishReason, Request
+from dovetail.core.request import FinishReason, PromptTokens, Request, SamplingParams
 
-__all__ = ["LiveRequest", "LiveRequests"]
+__all__ = ["LiveRequest", "LiveRequests", "late"]
 
 _log = logging.getLogger(__name__)
 
 _CRASHES_PER_REQUEST = 2
 """A request that was running at this many crashes is not tried again."""
+
+
+def late(timeout: float | None) -> RequestTimeoutError:
+    """What a request is told that had ``timeout`` seconds."""
+    return RequestTimeoutError(f"The request was not finished within {timeout or 0:g} s.")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -48,6 +58,8 @@ class LiveRequests:
         self._gate = gate
         self._listeners = listeners
         self._by_name: dict[str, LiveRequest] = {}
+        self._enders: set[asyncio.Task[None]] = set()
+        """Tasks that end requests whose deadline has passed."""
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -59,15 +71,41 @@ class LiveRequests:
     def __contains__(self, live: LiveRequest) -> bool:
         return live.name in self._by_name
 
-    def add(self, live: LiveRequest) -> None:
-        """Let a request in."""
+    def add(
+        self, label: str, prompt: PromptTokens, params: SamplingParams, requests: list[Request]
+    ) -> LiveRequest:
+        """Let a request in.
+
+        Args:
+            label: The client's name for it.
+            prompt: Its prompt.
+            params: As the client gave them.
+            requests: Its sequences, made of these.
+        """
+        # The engine's own number keeps apart two requests whose clients chose the same id.
+        live = LiveRequest(
+            name=f"{label}#{requests[0].id}",
+            requests={request.id: request for request in requests},
+            num_prompt_tokens=len(prompt.token_ids),
+        )
+        stops = requests[0].stop_token_ids
+        self._outputs.add(live.name, prompt, params, list(live.requests), stops)
         self._by_name[live.name] = live
         self._gate.enter(live.num_prompt_tokens)
-        self._listeners.started(live.name, list(live.requests.values()))
+        self._listeners.started(live.name, requests)
+        return live
 
-    def set_timer(self, live: LiveRequest, seconds: float, end: Callable[[], object]) -> None:
-        """Call ``end`` in ``seconds``, on the monotonic clock, unless the request ends before."""
-        live.timer = asyncio.get_running_loop().call_later(max(0.0, seconds), end)
+    def set_deadline(
+        self, live: LiveRequest, seconds: float, end: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Run ``end`` in ``seconds``, on the monotonic clock, unless the request ends before."""
+
+        def begin() -> None:
+            task = asyncio.create_task(end())
+            self._enders.add(task)
+            task.add_done_callback(self._enders.discard)
+
+        live.timer = asyncio.get_running_loop().call_later(max(0.0, seconds), begin)
 
     def deliver(self, name: str, item: RequestDelta | DovetailError) -> list[int]:
         """Hand over what the engine produced; of a request that has ended, drop it.

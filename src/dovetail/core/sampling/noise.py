@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from dovetail.core.types import FloatArray
 
-__all__ = ["mix", "uniform"]
+__all__ = ["drawn", "hashed", "mix", "uniform"]
 
 _MASK = (1 << 64) - 1
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
+_ONE = np.uint64(1)
 _30, _27, _31, _40 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(40)
 
 
@@ -37,9 +38,22 @@ def uniform(
     Returns:
         (S,) float32.
     """
-    state = seeds + np.uint64(stream * 0xD1342543DE82EF95 & _MASK)
+    return drawn(hashed(seeds, stream), positions)
+
+
+def hashed(seeds: npt.NDArray[np.uint64], stream: int = 0) -> npt.NDArray[np.uint64]:
+    """Where the generators of seeds start: the part of ``uniform`` that positions do not change."""
+    state: npt.NDArray[np.uint64] = seeds + np.uint64(stream * 0xD1342543DE82EF95 & _MASK)
     mix(state)
-    state += (positions.astype(np.uint64) + np.uint64(1)) * _GAMMA
+    return state
+
+
+def drawn(starts: npt.NDArray[np.uint64], positions: npt.NDArray[np.integer[Any]]) -> FloatArray:
+    """``uniform`` from generators that were ``hashed`` before."""
+    state = positions.astype(np.uint64)
+    state += _ONE
+    state *= _GAMMA
+    state += starts
     mix(state)
     state >>= _40
     numbers = state.astype(np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 
 from dovetail.core.errors import RequestFailedError
 from dovetail.core.request import Request
-from dovetail.core.scheduler.blocks import Prefix, SequenceBlocks
+from dovetail.core.scheduler.blocks import SequenceBlocks
 from dovetail.core.scheduler.plan import Plan, chunk
 from dovetail.core.scheduler.prepared import PreparedQueue
 from dovetail.core.scheduler.sequence import Sequence
@@ -34,6 +34,8 @@ class Admission:
         self.table = blocks.table
         self.pool = blocks.pool
         self.stats = stats
+        self._stuck: tuple[int, int] | None = None
+        """What ``_state`` was when nobody had the blocks to join; None if somebody had."""
 
     def check_fit(self, request: Request) -> None:
         """Raise RequestFailedError if a request can never be served, however long it waits."""
@@ -54,12 +56,21 @@ class Admission:
         ``config.max_bypasses`` others in all, if it never ran.
         """
         left = self.config.max_num_batched_tokens - int(plan.grants.sum())
+        if left > 0 and self.table.num_vacant and len(self.waiting) and not self._is_stuck():
+            return self._admit(plan, left)
+        return left
+
+    def _admit(self, plan: Plan, left: int) -> int:
         passed: list[Sequence] = []
+        self._stuck = self._state()
         while left > 0 and self.table.num_vacant and (sequence := self.waiting.peek()):
             prefix = self.blocks.find_prefix(sequence)
             wanted = len(sequence.token_ids) - prefix.num_computed
             grant = chunk(wanted, left, may_split=self.config.enable_chunked_prefill)
-            if grant and self._fits(sequence, prefix):
+            has_blocks = prefix.num_needed <= self._state()[0]
+            if has_blocks:
+                self._stuck = None
+            if grant and has_blocks and self._may_stay(sequence):
                 self.join(plan, sequence, grant)
                 left -= grant
                 for other in passed:
@@ -77,14 +88,26 @@ class Admission:
             self.waiting.push(sequence)
         return left
 
-    def _fits(self, sequence: Sequence, prefix: Prefix) -> bool:
-        """Whether there are blocks for what is known of it; if it is pinned, for all it can need.
+    def _is_stuck(self) -> bool:
+        """Whether at the last look nobody had the blocks to join, and nobody can have them now.
+
+        What was cached meanwhile is not looked at: it counts once a block is free or one arrives.
+        """
+        if self._stuck is None or not len(self.table.order):
+            return False
+        num_free, num_waiting = self._state()
+        return num_free <= self._stuck[0] and num_waiting == self._stuck[1]
+
+    def _state(self) -> tuple[int, int]:
+        """Free blocks that nobody was promised, and how many wait."""
+        return self.pool.num_free - self.blocks.promised(), len(self.waiting)
+
+    def _may_stay(self, sequence: Sequence) -> bool:
+        """Whether a pinned sequence can have all the blocks that it will ever need.
 
         Pinned sequences that run never need more than the pool together, so that there is always
         somebody else to send back.
         """
-        if prefix.num_needed + self.blocks.promised() > self.pool.num_free:
-            return False
         if not self.is_pinned(sequence):
             return True
         running = (self.table.at(row) for row in self.table.order.tolist())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dovetail.core.batch import Batch, JoinedRow, PromptLogprobNeed, SamplingBatch
-from dovetail.core.sampling.noise import uniform
+from dovetail.core.sampling.noise import drawn
 from dovetail.core.scheduler.masking import token_masks
 from dovetail.core.scheduler.rows import RowTable
 from dovetail.core.structured.base import Grammars
@@ -112,7 +112,7 @@ def _sampling(
         top_k=fixed.top_k,
         top_p=fixed.top_p,
         min_p=fixed.min_p,
-        uniform=fixed.no_noise if fixed.all_greedy else uniform(fixed.seed, num_tokens),
+        uniform=fixed.no_noise if fixed.all_greedy else drawn(fixed.noise, num_tokens),
         num_generated=num_tokens - table.num_prompt[rows],
         all_greedy=fixed.all_greedy,
         restricts=fixed.restricts,

@@ -26,6 +26,8 @@ def token_masks(
         rows: (S,) the rows that get a token.
         num_drafts: (S,) drafts of each row; they take places behind the row's first.
     """
+    if not table.num_grammars:
+        return None
     which = np.flatnonzero(table.has_grammar[rows])
     if not len(which):
         return None

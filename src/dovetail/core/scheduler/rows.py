@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from dovetail.core.batch import JoinedRow
 from dovetail.core.errors import InvariantError
+from dovetail.core.sampling.noise import hashed
 from dovetail.core.scheduler.sequence import Sequence
 from dovetail.core.scheduler.stops import StopTokens
 from dovetail.core.types import FloatArray, IndexArray, IntArray
@@ -24,7 +25,8 @@ class FixedSampling:
     top_k: IntArray
     top_p: FloatArray
     min_p: FloatArray
-    seed: npt.NDArray[np.uint64]
+    noise: npt.NDArray[np.uint64]
+    """Where the noise of each starts: see ``sampling.noise.hashed``."""
     no_noise: FloatArray
     all_greedy: bool
     restricts: bool
@@ -68,6 +70,8 @@ class RowTable:
         """Several tokens of the row may be chosen in one step."""
         self.has_grammar = np.zeros(num_rows, np.bool_)
         """Only tokens that the sequence's grammar allows may be chosen."""
+        self.num_grammars = 0
+        """Rows of which that is true."""
         self.temperature = np.zeros(num_rows, np.float32)
         self.top_k = np.zeros(num_rows, np.int32)
         self.top_p = np.zeros(num_rows, np.float32)
@@ -121,6 +125,7 @@ class RowTable:
         self.blocks[row, len(sequence.blocks) :] = 0
         self.shares_tail[row] = bool(sequence.num_shared_tokens)
         self.has_grammar[row] = bool(sequence.request.grammar)
+        self.num_grammars += bool(sequence.request.grammar)
         self.needs_known[row] = sequence.needs_known or self.has_grammar[row]
         self.may_draft[row] = not sequence.needs_known
         self._join_sampling(row, sequence)
@@ -160,7 +165,7 @@ class RowTable:
             top_k=self.top_k[rows],
             top_p=self.top_p[rows],
             min_p=self.min_p[rows],
-            seed=self.seed[rows],
+            noise=hashed(self.seed[rows]),
             no_noise=np.zeros(len(rows), np.float32),
             all_greedy=not temperature.any(),
             restricts=bool(self.restricts[rows].any()),
@@ -189,6 +194,8 @@ class RowTable:
         sequence.token_ids = self.tokens[row, : self.num_known[row]].copy()
         sequence.row = None
         self.sequences[row] = None
+        self.num_grammars -= bool(sequence.request.grammar)
+        self.has_grammar[row] = False
         self.epoch[row] += 1
         self.order = self.order[self.order != row]
         self._vacant.append(row)

@@ -277,7 +277,7 @@ class Scheduler:
             self.speculation.finished(batch, output, live, seconds)
         self.blocks.register_prompts(batch, live)
         updates, notable = sequence_updates(self.table, batch, output, live)
-        if self.table.has_grammar[batch.rows].any():
+        if self.table.num_grammars:
             advance_grammars(self.table, self.grammars, batch, live, updates, notable)
         for update, sequence in notable:
             if not sequence.has_started and update.error is None:

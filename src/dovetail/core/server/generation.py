@@ -123,8 +123,16 @@ def _check_cost(context: Context, prompts: list[PromptTokens], params: SamplingP
     if params.use_beam_search and count > limits.num_beams:
         message = f"A beam search may have at most {limits.num_beams} beams here, not {count}."
         raise RequestError(message, param=name)
-    if len(prompts) * count > limits.num_choices:
+    num_choices = len(prompts) * count
+    if num_choices > limits.num_choices:
         message = f"{name} times the number of prompts must not be above {limits.num_choices}."
+        raise RequestError(message, param=name)
+    form = params.structured_outputs
+    if form and form.num_chars * num_choices > limits.num_form_chars:
+        message = (
+            f"A form of {form.num_chars} characters is too long for so many choices: characters"
+            f" times {name} times the number of prompts must not be above {limits.num_form_chars}."
+        )
         raise RequestError(message, param=name)
     if params.prompt_logprobs is not None:
         rows = sum(len(prompt.token_ids) for prompt in prompts)

@@ -48,6 +48,8 @@ class Limits:
     """Beams of one search; each is computed like a request of its own."""
     num_prompt_logprobs: int = 1 << 20
     """Prompt tokens times alternatives asked for, over all prompts of one request."""
+    num_form_chars: int = 1 << 24
+    """Characters of a schema or grammar times prompts times ``n``: each sequence has its own."""
     tokenize_chars: int = 4 * 1024 * 1024
     """Characters of a text for ``/tokenize``, which the model's context does not bound."""
     json_depth: int = 64

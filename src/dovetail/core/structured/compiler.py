@@ -45,7 +45,7 @@ class GrammarCompiler:
         """
         key = grammar.encode()
         known = self._compiled.get(key)
-        if known is not None:
+        if known is not None and not (known.done() and known.exception()):
             return known
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")

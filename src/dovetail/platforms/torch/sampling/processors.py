@@ -73,9 +73,7 @@ class Processors:
                 state.sampled = None
             for name, argument in state.wanted.items():
                 try:
-                    logits_NV[place] = self._process(
-                        name, logits_NV[place].clone(), state.output, argument
-                    )
+                    logits_NV[place] = self._process(name, logits_NV[place], state.output, argument)
                 except _Failed as error:
                     failures[place] = f"the logits processor {name!r} {error}"
                     break
@@ -93,7 +91,7 @@ class Processors:
         shape, device = logits_V.shape, logits_V.device
         processor = self._find(name)
         try:
-            result = processor.apply(logits_V, tuple(output), argument)
+            result = processor.apply(logits_V.clone(), tuple(output), argument)
         except (Exception, SystemExit) as error:
             raise _Failed(f"failed: {describe_error(error)}") from error
         if not isinstance(result, Tensor):
@@ -104,6 +102,7 @@ class Processors:
                 f"gave {given[1]} of shape {given[0]} on {given[2]}, not torch.float32 of shape"
                 f" {tuple(shape)} on {device}"
             )
+        result = torch.where(torch.isneginf(logits_V), logits_V, result)
         most = result.amax()
         if not bool(torch.isfinite(most)):
             what = "left no token to choose" if bool(torch.isneginf(most)) else "gave NaN or +inf"
