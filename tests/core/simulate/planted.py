@@ -12,7 +12,8 @@ import pytest
 
 from dovetail.core.kv import prefix
 from dovetail.core.kv.pool import BlockPool
-from dovetail.core.scheduler import results
+from dovetail.core.scheduler import masking, results
+from dovetail.core.scheduler.beams import BeamSearches
 from dovetail.core.scheduler.blocks import SequenceBlocks
 from dovetail.core.scheduler.policy import WaitingQueue
 from dovetail.core.scheduler.rows import RowTable
@@ -106,6 +107,19 @@ SLIPS = [
         SequenceBlocks, "release_behind",
         "first = np.maximum(done - self.window, 0) // self.size",
         "first = np.maximum(done - self.window, 0) // self.size + (done > self.window)",
+    ),
+    Slip(
+        "tokens behind the end of a grammar are given out",
+        masking, "advance_grammars",
+        "update.token_ids = update.token_ids[: accepted.num_tokens]", "pass",
+    ),
+    Slip(
+        "a row with a grammar runs ahead of its own tokens",
+        RowTable, "join", "sequence.needs_known or self.has_grammar[row]", "sequence.needs_known",
+    ),
+    Slip(
+        "a beam that is not chosen is not forgotten",
+        BeamSearches, "_advance", "self._forget(beam.sequence)", "pass",
     ),
     Slip(
         "the row table misses a replaced block",

@@ -9,7 +9,7 @@ and a wrong seed or position shows too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,12 +74,20 @@ class Answer:
         prompt: The request's.
         seed: Of a request that samples; None if it is greedy.
         most: No more tokens than this are asked for.
+        allow: The tokens that may follow those so far, ascending; None: all of them, always.
     """
 
     def __init__(
-        self, rule: TokenRule, prompt: Sequence[int], *, seed: int | None = None, most: int = 0
+        self,
+        rule: TokenRule,
+        prompt: Sequence[int],
+        *,
+        seed: int | None = None,
+        most: int = 0,
+        allow: Callable[[list[int]], list[int]] | None = None,
     ) -> None:
         self._rule = rule
+        self._allow = allow
         self._length = len(prompt)
         self._sum = sum(_part(token, position) for position, token in enumerate(prompt)) & _MASK
         self._noise = [0] * most
@@ -94,6 +102,9 @@ class Answer:
         """The token with this index, from 0; below ``most``."""
         while len(self.token_ids) <= index:
             token = self._next(self._noise[len(self.token_ids)])
+            if self._allow is not None:
+                allowed = self._allow(self.token_ids)
+                token = token if token in allowed else allowed[self._sum % len(allowed)]
             self._sum = (self._sum + _part(token, self._length)) & _MASK
             self._length += 1
             self.token_ids.append(token)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
 from dovetail.core.errors import InvariantError
 from dovetail.core.request import Request
 from dovetail.core.sampling.oracle import Answer, TokenRule
+from dovetail.core.simulate.grammar import allowed
 from dovetail.core.update import Hypothesis, Update
 
 __all__ = ["Ledger"]
@@ -52,6 +54,7 @@ class Ledger:
             request.prompt_token_ids,
             seed=None if params.is_greedy else request.seed,
             most=params.max_tokens or 0,
+            allow=partial(allowed, vocab_size=self._rule.vocab_size) if request.grammar else None,
         )
         beams = self._search(request) if params.use_beam_search else None
         self._entries[request.id] = _Entry(request, answer, beams=beams)
@@ -89,7 +92,7 @@ class Ledger:
     def _take_tokens(self, entry: _Entry, update: Update) -> None:
         request = entry.request
         for token in update.token_ids:
-            if entry.num_tokens >= (request.params.max_tokens or 0) or self._is_over(entry):
+            if self._due(entry) is not None:
                 raise InvariantError("request", f"I11: {request.id} has too many tokens")
             wanted = entry.answer.at(entry.num_tokens)
             if token != wanted:
@@ -105,9 +108,13 @@ class Ledger:
         last = entry.answer.token_ids[entry.num_tokens - 1] if entry.num_tokens else None
         return last in entry.request.stop_token_ids
 
+    def _is_complete(self, entry: _Entry) -> bool:
+        """Whether nothing can follow in the request's grammar."""
+        return str(entry.num_tokens) == entry.request.grammar
+
     def _due(self, entry: _Entry) -> str | None:
         """How the request has to end with the tokens that it has; None if it has to go on."""
-        if self._is_over(entry):
+        if self._is_over(entry) or self._is_complete(entry):
             return "stop"
         return "length" if entry.num_tokens == entry.request.params.max_tokens else None
 

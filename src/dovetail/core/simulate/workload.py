@@ -70,8 +70,7 @@ def draw(seed: int) -> Scenario:
     knobs = _knobs(rng)
     events = _requests(rng, knobs)
     num_ticks = 1 + max(event.tick for event in events)
-    last_id = events[-1].requests[-1].id
-    events += _aborts(rng, num_ticks, last_id)
+    events += _aborts(rng, events)
     events += _faults(rng, num_ticks, [event.tick for event in events])
     events.sort(key=lambda event: event.tick)
     return Scenario(seed=seed, knobs=knobs, events=tuple(events))
@@ -154,7 +153,8 @@ def _group(
     stops = rng.choice([[], [END_TOKEN], [END_TOKEN, 5, 9]])
     priority, salt = rng.randrange(3), rng.choice(["", "", "a", "b"])
     num_sequences = rng.choice([1, 1, 1, 2, 4])
-    if num_sequences > 1 and rng.random() < 0.3:
+    grammar = rng.choice(["", "", "", "3", "20"])
+    if num_sequences > 1 and not grammar and rng.random() < 0.3:
         params = SamplingParams(
             n=num_sequences, use_beam_search=True, temperature=0.0, max_tokens=params.max_tokens
         )
@@ -170,17 +170,22 @@ def _group(
             priority=priority,
             cache_salt=salt,
             parent=first if index else None,
+            grammar=grammar,
         )
         for index in range(num_sequences)
     )
 
 
-def _aborts(rng: random.Random, num_ticks: int, last_id: int) -> list[Event]:
-    count = rng.choice([0, 2, 6])
-    return [
-        Event(rng.randrange(num_ticks + 20), "abort", target=rng.randrange(1, last_id + 1))
-        for _ in range(count)
-    ]
+def _aborts(rng: random.Random, submits: list[Event]) -> list[Event]:
+    """Some time after the request came; sometimes a step fails at that moment too."""
+    events = []
+    for _ in range(rng.choice([0, 2, 6])):
+        submit = rng.choice(submits)
+        tick, request = submit.tick + rng.randrange(15), rng.choice(submit.requests)
+        events.append(Event(tick, "abort", target=request.id))
+        if rng.random() < 0.3:
+            events.append(Event(tick, "raise_in_result"))
+    return events
 
 
 def _faults(rng: random.Random, num_ticks: int, busy: list[int]) -> list[Event]:

@@ -21,6 +21,7 @@ from dovetail.core.sampling.oracle import TokenRule
 from dovetail.core.scheduler.invariants import check_scheduler
 from dovetail.core.scheduler.scheduler import Scheduler
 from dovetail.core.simulate.device import Device
+from dovetail.core.simulate.grammar import PlainGrammars
 from dovetail.core.simulate.ledger import Ledger
 from dovetail.core.simulate.workload import END_TOKEN, VOCAB_SIZE, Event, Knobs, Scenario
 from dovetail.core.update import Hypothesis, Update
@@ -89,7 +90,7 @@ class _World:
 
     def _start(self) -> None:
         """A new engine, as after the death of the one before."""
-        self._scheduler = Scheduler(self._knobs.scheduler)
+        self._scheduler = Scheduler(self._knobs.scheduler, PlainGrammars(VOCAB_SIZE))
         self._device = Device(
             _make_runner(self._knobs), self._scheduler, self._ledger.blame, self.log
         )
