@@ -96,14 +96,22 @@ def test_several_choices(client: openai.OpenAI) -> None:
     [
         ({"regex": "[a-z]{3}-[0-9]{2}"}, "[a-z]{3}-[0-9]{2}"),
         ({"choice": ["left", "right"]}, "left|right"),
-        ({"grammar": 'root ::= "<" root ">" | "o"'}, "<*o>*"),
+        (
+            {"grammar": 'root ::= "<" item ">"\nitem ::= [a-z]+ | "(" [0-9] ")"'},
+            r"<([a-z]+|\(\d\))>",
+        ),
     ],
 )
 def test_the_other_forms_on_completions(
     client: openai.OpenAI, form: dict[str, Any], pattern: str
 ) -> None:
     answer = client.completions.create(
-        model=MODEL, prompt="def ", max_tokens=60, n=3, extra_body={"structured_outputs": form}
+        model=MODEL,
+        prompt="def ",
+        max_tokens=300,
+        n=3,
+        seed=1,
+        extra_body={"structured_outputs": form},
     )
     assert all(re.fullmatch(pattern, choice.text) for choice in answer.choices)
 
