@@ -19,8 +19,8 @@ LIMIT_S = 60.0
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> None:
-    logging.getLogger("dovetail.core.engine.core").setLevel(logging.CRITICAL)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "dovetail.core.engine.core")
 
 
 def simulate(seeds: int) -> tuple[int, Failure] | None:

@@ -21,8 +21,8 @@ SEEDS = 500
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> None:
-    logging.getLogger("dovetail.core.engine.core").setLevel(logging.CRITICAL)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "dovetail.core.engine.core")
 
 
 def test_500_seeds_go_well() -> None:

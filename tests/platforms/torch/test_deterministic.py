@@ -77,7 +77,7 @@ def check(case: Case) -> None:
     assert bits(turned)[::-1] == alone, "on other rows"
     chunked = case.core(max_num_batched_tokens=16, max_num_seqs=8, async_scheduling=True)
     assert case.run(chunked) == alone, "in chunks of 16, one step ahead"
-    tight = case.core(num_gpu_blocks_override=33)
+    tight = case.core(num_gpu_blocks_override=14, max_model_len=224)
     assert case.run(tight) == alone, "with preemption"
     assert tight.scheduler.stats.num_preemptions > 0
 

@@ -19,7 +19,6 @@ _PROGRESS_S = 5.0
 def main(arguments: list[str] | None = None) -> int:
     """Run seeds one after another; 1 if one of them goes wrong."""
     options = _parser().parse_args(arguments)
-    logging.disable(logging.CRITICAL)
     begin = last = time.monotonic()
     num_steps = 0
     for seed in range(options.start, options.start + options.seeds):
@@ -65,4 +64,5 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.CRITICAL)
     sys.exit(main())
