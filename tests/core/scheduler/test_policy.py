@@ -120,6 +120,16 @@ def flood(ageing: float | None) -> float:
     return trace(engine, sorted(arrivals))[1] - 5.0
 
 
+def test_an_id_that_is_used_again_does_not_bring_the_old_sequence_back() -> None:
+    queue = WaitingQueue(rank_of(config()))
+    old, new = (Sequence(make_request(7, [1, 2], 3)) for _ in range(2))
+    queue.push(old)
+    queue.remove(old)
+    queue.push(new)
+    assert queue.peek() is new
+    assert list(queue) == [new]
+
+
 def test_without_ageing_a_flood_of_urgent_requests_starves_the_others() -> None:
     assert flood(None) > 390
 

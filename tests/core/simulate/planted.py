@@ -71,8 +71,8 @@ SLIPS = [
     Slip(
         "wrong order after preemption",
         WaitingQueue, "push",
-        "(self._rank(sequence.request), sequence)",
-        "((len(self._heap), *self._rank(sequence.request)), sequence)",
+        "self._rank(sequence.request), ",
+        "(len(self._heap), *self._rank(sequence.request)), ",
     ),
     Slip(
         "leak on preemption during prefill",

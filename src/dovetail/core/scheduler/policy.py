@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from typing import TypeAlias
 
 from dovetail.core.request import Request
@@ -55,35 +56,36 @@ class WaitingQueue:
 
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
-        self._heap: list[tuple[tuple[float, ...], Sequence]] = []
-        self._here: dict[int, Sequence] = {}
-        """Those that wait, by id. The heap also holds some that were removed since."""
-        self._in_heap: set[int] = set()
+        self._heap: list[tuple[tuple[float, ...], int, Sequence]] = []
+        self._here: dict[Sequence, None] = {}
+        """Those that wait. The heap also holds some that were removed since."""
+        self._in_heap: set[Sequence] = set()
+        self._pushes = count()
 
     def push(self, sequence: Sequence) -> None:
         """Add a sequence."""
-        number = sequence.request.id
-        self._here[number] = sequence
-        if number not in self._in_heap:
-            self._in_heap.add(number)
-            heapq.heappush(self._heap, (self._rank(sequence.request), sequence))
+        self._here[sequence] = None
+        if sequence not in self._in_heap:
+            self._in_heap.add(sequence)
+            entry = (self._rank(sequence.request), next(self._pushes), sequence)
+            heapq.heappush(self._heap, entry)
 
     def peek(self) -> Sequence | None:
         """Whose turn it is; None if nobody waits."""
-        while self._heap and self._heap[0][1].request.id not in self._here:
-            self._in_heap.remove(heapq.heappop(self._heap)[1].request.id)
-        return self._heap[0][1] if self._heap else None
+        while self._heap and self._heap[0][2] not in self._here:
+            self._in_heap.remove(heapq.heappop(self._heap)[2])
+        return self._heap[0][2] if self._heap else None
 
     def remove(self, sequence: Sequence) -> None:
         """Take out a sequence that is here."""
-        del self._here[sequence.request.id]
+        del self._here[sequence]
 
     def __len__(self) -> int:
         return len(self._here)
 
     def __iter__(self) -> Iterator[Sequence]:
         """In no order."""
-        return iter(self._here.values())
+        return iter(self._here)
 
 
 def victim(rows: Iterable[int], table: RowTable, rank: Rank, most_preemptions: int) -> Sequence:
