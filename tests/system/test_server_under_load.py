@@ -16,6 +16,7 @@ from tests.servers import Server
 NUM_STREAMS = 200
 ROUNDS = 10
 NUM_PROMPTS = 25
+STEP_TOKENS = 256
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     model = make_checkpoint("llama", folder / "model")
     flags = ["--served-model-name", "m", "--device", "cpu", "--dtype", "float32", "--threads", "1"]
+    flags += ["--max-num-batched-tokens", str(STEP_TOKENS)]
     server = Server(folder / "log", str(model), *flags)
     yield server
     assert server.stop() == 0
@@ -55,6 +57,13 @@ async def read_stream(
     raise AssertionError("the stream ended without [DONE]")
 
 
+async def every_size(client: httpx.AsyncClient) -> None:
+    """Steps of all sizes, for libraries keep a kernel for each: that memory is taken only once."""
+    for size in [*range(1, 64), *range(64, STEP_TOKENS + 1, 8)]:
+        body = {"model": "m", "prompt": [3 + size % 300] * size, "max_tokens": 1}
+        assert (await client.post("/v1/completions", json=body)).status_code == 200
+
+
 async def one_round(server: Server, expected: dict[str, str], number: int) -> None:
     """200 streams at once, every third of which leaves midway."""
     limits = httpx.Limits(max_connections=NUM_STREAMS)
@@ -72,6 +81,7 @@ async def test_streams_survive_others_that_leave(server: Server) -> None:
     prompts = [f"the story number {i} " * (1 + i % 7) for i in range(NUM_PROMPTS)]
     async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
         expected = {p: await read_stream(client, p, None) or "" for p in prompts}
+        await every_size(client)
     assert len(set(expected.values())) > NUM_PROMPTS // 2
     sizes = []
     for number in range(ROUNDS):

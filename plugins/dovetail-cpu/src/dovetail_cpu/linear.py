@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 __all__ = ["PackedLinear", "can_pack"]
 
 _ROWS_HINT = 64
 """The number of input rows that the layout is chosen for; it serves 1 to some thousands well."""
+_EXACT_ROWS = 16
+_STEPS_PER_DOUBLING = 8
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -27,6 +30,18 @@ def _has_vectors() -> bool:
     return torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
+def _padded(num_rows: int) -> int:
+    """The number of rows to compute: at most an eighth more.
+
+    oneDNN keeps a kernel of half a megabyte or more for every number of rows that it has seen, and
+    a server sees them all.
+    """
+    if num_rows <= _EXACT_ROWS:
+        return num_rows
+    step = (1 << (num_rows - 1).bit_length()) // (2 * _STEPS_PER_DOUBLING)
+    return -(-num_rows // step) * step
+
+
 class PackedLinear:
     """``x @ W.T + b`` over a repacked copy of W; the original may be dropped.
 
@@ -40,6 +55,13 @@ class PackedLinear:
         self.bias = None if bias is None else bias.contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(T, in) to (T, out)."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return out
+        """(..., in) to (..., out)."""
+        rows = x.reshape(-1, x.shape[-1])
+        num_rows = len(rows)
+        missing = _padded(num_rows) - num_rows
+        if missing:
+            rows = functional.pad(rows, (0, 0, 0, missing))
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(
+            rows, self.weight, self.bias, "none", [], ""
+        )
+        return out[:num_rows].view(*x.shape[:-1], -1)
