@@ -10,13 +10,13 @@ message for the front end. Prompts have 100 to 1000 tokens, so blocks fill up al
 from __future__ import annotations
 
 import argparse
-import gc
 import time
 from pathlib import Path
 
 import numpy as np
 
 from dovetail.core.contracts.runner import RunnerConfig
+from dovetail.core.engine.collector import settle
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.engine.messages import Outputs, encode
 from dovetail.core.request import Request, SamplingParams
@@ -74,8 +74,7 @@ def measure(num_requests: int, num_steps: int, steps_ahead: int, temperature: fl
         )
     while len(engine.step()) < num_requests:
         continue
-    gc.collect()
-    gc.freeze()
+    settle()
     times = np.zeros((num_steps, 2))
     for i in range(num_steps):
         start = time.perf_counter()

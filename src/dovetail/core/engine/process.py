@@ -6,7 +6,6 @@ other. It ends when it is told to, when its parent is gone, or with a failure th
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import shutil
@@ -21,6 +20,7 @@ import zmq
 
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.engine.build import BuiltEngine, build_engine
+from dovetail.core.engine.collector import settle
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.engine.debug import describe_scheduler
 from dovetail.core.engine.messages import (
@@ -165,8 +165,7 @@ def _serve(channel: _Channel, heart: _Heart, start: Start) -> None:
     built = build_engine(start.config, start.platform, progress)
     heart.core = built.core
     channel.send(_ready(built))
-    gc.collect()
-    gc.freeze()
+    settle()
     try:
         _loop(channel, built.core)
     finally:
