@@ -3,8 +3,9 @@
     python benchmarks/speculation.py [--model DIR] [--draft DIR] [--batches 1 16] [--rounds 5]
 
 The prompts are Python source, for the bundled model: ``repetitive`` ones say the same few lines
-again and again, ``plain`` ones are different files. Greedy, end-of-text ignored. Every round runs
-each method once, one after the other; the table gives medians and the ratio to none, round by
+again and again, ``plain`` ones are different files. Every round asks the same, so suffix decoding
+with its memory on has seen the answers. Greedy, end-of-text ignored. Every round runs each method
+once, one after the other; the table gives medians and the ratio to none, round by
 round. Answers must be the same in float32, and the script stops if they are not.
 """
 
@@ -59,7 +60,12 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    methods = {"none": {}, "ngram": {"method": "ngram"}, "suffix": {"method": "suffix"}}
+    methods = {
+        "none": {},
+        "ngram": {"method": "ngram"},
+        "suffix": {"method": "suffix", "memory_tokens": 0},
+        "suffix, asked before": {"method": "suffix"},
+    }
     if args.draft:
         methods["draft model"] = {"model": args.draft}
     engines = {
