@@ -27,7 +27,8 @@ def ready_lines(banner: Mapping[str, str], url: str, *, seconds: float, try_it: 
         seconds: From the start of the command.
         try_it: A command that makes a first request.
     """
-    lines = [f"{topic + ':':<12}{line}" for topic, line in banner.items()]
+    width = max([12, *(len(topic) + 2 for topic in banner)])
+    lines = [f"{topic + ':':<{width}}{line}" for topic, line in banner.items()]
     lines.append(f"Ready in {seconds:.1f} s  {url}/v1 (API)  {url}/metrics")
     if urlsplit(url).hostname in _ANYWHERE:
         port = urlsplit(url).port

@@ -31,7 +31,9 @@ _CRASHES_PER_REQUEST = 2
 
 def late(timeout: float | None) -> RequestTimeoutError:
     """What a request is told that had ``timeout`` seconds."""
-    return RequestTimeoutError(f"The request was not finished within {timeout or 0:g} s.")
+    seconds = timeout or 0.0
+    shown = round(seconds, 1 if seconds >= 1 else 2)
+    return RequestTimeoutError(f"The request was not finished within {shown:g} s.")
 
 
 @dataclass(eq=False, kw_only=True)
