@@ -28,21 +28,22 @@ def masked(logits_GV: Tensor, masks: TokenMasks, *, keep: bool) -> Tensor:
     if keep:
         logits_GV = logits_GV.clone()
     places = on_device(masks.places.astype(np.int64), logits_GV.device)
-    limits = _limits(masks, logits_GV.shape[1], logits_GV.device).to(logits_GV.dtype)
+    limits = _limits(masks, logits_GV)
     if len(places) == len(logits_GV):
         return logits_GV.add_(limits)
     return logits_GV.index_add_(0, places, limits)
 
 
-def _limits(masks: TokenMasks, vocab_size: int, device: torch.device) -> Tensor:
-    """(M, V) float32: 0 or minus infinity, eight tokens of the vocabulary for each byte of bits."""
-    octets = on_device(masks.bits.astype("<i4", copy=False).view(np.uint8), device)
-    limits = _table(device).index_select(0, octets.flatten().int())
-    return limits.view(len(octets), -1)[:, :vocab_size]
+def _limits(masks: TokenMasks, logits_GV: Tensor) -> Tensor:
+    """(M, V) as the logits: 0 or minus infinity, eight tokens of the vocabulary for each byte."""
+    octets = on_device(masks.bits.astype("<i4", copy=False).view(np.uint8), logits_GV.device)
+    table = _table(logits_GV.device, logits_GV.dtype)
+    limits = table.index_select(0, octets.flatten().int())
+    return limits.view(len(octets), -1)[:, : logits_GV.shape[1]]
 
 
 @cache
-def _table(device: torch.device) -> Tensor:
-    """(256, 8) float32: what each byte allows, lowest bit first."""
+def _table(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(256, 8): what each byte allows, lowest bit first."""
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-    return on_device(np.where(bits, 0.0, -np.inf).astype(np.float32), device)
+    return on_device(np.where(bits, 0.0, -np.inf).astype(np.float32), device).to(dtype)
