@@ -142,12 +142,21 @@ class Ledger:
                 requests.append(msgspec.structs.replace(entry.request, emitted=emitted))
         return requests
 
-    def work(self) -> int:
-        """Tokens that live requests may still need, their prompts included."""
-        live = [entry.request for entry in self._entries.values() if not entry.end]
-        each = [len(r.prompt_token_ids) + (r.params.max_tokens or 0) for r in live]
-        widths = [2 * r.params.n if r.params.use_beam_search else 1 for r in live]
-        return sum(tokens * width for tokens, width in zip(each, widths, strict=True))
+    def work(self, budget: int) -> int:
+        """Steps that live requests may still need, with ``budget`` tokens in each.
+
+        Every token takes one, those of prompts included. Beams that have to take turns in a row are
+        computed from their beginning for every token.
+        """
+        steps = 0
+        for entry in self._entries.values():
+            if entry.end:
+                continue
+            params = entry.request.params
+            length = len(entry.request.prompt_token_ids) + (params.max_tokens or 0)
+            turns = 2 * params.n * -(-length // budget) if params.use_beam_search else 1
+            steps += length * turns
+        return steps
 
     def check_over(self) -> None:
         """Every request that was submitted has its one end."""

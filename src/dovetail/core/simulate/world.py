@@ -115,7 +115,8 @@ class _World:
     def calm_down(self) -> None:
         """Phase two: liveness. No faults any more, and a bound on the time that is left."""
         self._device.due.clear()
-        bound = self.tick + _PATIENCE + 4 * self._ledger.work()
+        work = self._ledger.work(self._knobs.scheduler.max_num_batched_tokens)
+        bound = self.tick + _PATIENCE + 4 * work
         while self._engine.has_work():
             if self.tick > bound:
                 check_scheduler(self._scheduler)
