@@ -96,6 +96,9 @@ class Batch:
 
     Rows are stable: a request keeps its row, and the runner its state under that number, from the
     step that names it in ``joined`` until another request joins the same row.
+
+    A batch that was padded (``core/buckets.py``) has rows without tokens behind the others, and
+    tokens behind those of all rows, at position 0 of block 0. What is computed for them is void.
     """
 
     step: int
@@ -128,6 +131,8 @@ class Batch:
     copies: IntArray
     """(n, 2) pairs (from, to) of blocks to copy before the step: copy-on-write."""
     prompt_logprobs: PromptLogprobNeed | None = None
+    num_padding: int = 0
+    """Tokens at the end of the T that belong to no row."""
 
     @property
     def num_rows(self) -> int:
@@ -148,18 +153,21 @@ class Batch:
 
     @cached_property
     def row_of_token(self) -> IntArray:
-        """(T,) index into the R rows of each token."""
-        return np.repeat(np.arange(len(self.rows), dtype=np.int32), self.query_lens)
+        """(T,) index into the R rows of each token; the last row for those of no row."""
+        rows = np.repeat(np.arange(len(self.rows), dtype=np.int32), self.query_lens)
+        return _extended(rows, self.num_padding, len(self.rows) - 1)
 
     @cached_property
     def positions(self) -> IntArray:
         """(T,) position of each token in its sequence, from 0."""
         if len(self.token_ids) == len(self.rows):
             return self.context_lens
-        within = np.arange(len(self.token_ids), dtype=np.int32) - self.query_starts[:-1].repeat(
+        num_tokens = len(self.token_ids) - self.num_padding
+        within = np.arange(num_tokens, dtype=np.int32) - self.query_starts[:-1].repeat(
             self.query_lens
         )
-        return within + self.context_lens.repeat(self.query_lens)
+        positions = within + self.context_lens.repeat(self.query_lens)
+        return _extended(positions, self.num_padding, 0)
 
     @cached_property
     def sequence_lens(self) -> IntArray:
@@ -189,7 +197,14 @@ class Batch:
         """(T,) where each token's key and value go: block number times block size plus offset."""
         positions = self.positions
         blocks = self.block_tables[self.row_of_token, positions // block_size]
-        return blocks * block_size + positions % block_size
+        slots = blocks * block_size + positions % block_size
+        if self.num_padding:
+            slots[-self.num_padding :] = 0
+        return slots
+
+
+def _extended(array: IntArray, count: int, value: int) -> IntArray:
+    return np.concatenate((array, np.full(count, value, np.int32))) if count else array
 
 
 @dataclass(frozen=True, kw_only=True)

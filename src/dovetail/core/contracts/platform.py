@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+from dovetail.core.contracts.attention import AttentionBackend
+from dovetail.core.contracts.communicator import Communicator
 from dovetail.core.contracts.runner import Runner, RunnerConfig
+from dovetail.core.contracts.workbench import Activity, Workbench
+from dovetail.core.errors import UnsupportedError
 
 __all__ = [
     "API_VERSION",
@@ -51,12 +56,15 @@ class Capabilities:
     """Positions per KV block, preferred first."""
     features: frozenset[str] = frozenset()
     """Optional abilities: ``transformers_models``, ``prompt_logprobs``, ``deterministic``,
-    ``structured_output`` (``SamplingBatch.masks`` are honoured), ``speculation`` (steps check
-    drafts), ``draft_model`` (the runner can have one), ..."""
+    ``structured_output`` (``SamplingBatch.masks`` are honoured), ``bad_words``,
+    ``logits_processors``, ``speculation`` (steps check drafts), ``draft_model`` (the runner can
+    have one), ``tensor_parallel`` (``RunnerConfig.tensor_parallel_size`` may be above 1). What a
+    request asks for and the platform does not have is refused before it reaches the runner."""
     quantization: tuple[str, ...] = ()
     """Names of quantization schemes that have a kernel here."""
     static_shapes: bool = False
-    """Every new shape costs a compilation, so shapes are padded to a few sizes."""
+    """Every new shape costs a compilation: steps are padded to a few sizes (``core/buckets.py``),
+    and after the warm-up no new one may appear."""
     mixed_batches: bool = True
     """Prefill and decode may share a step."""
     async_steps: bool = False
@@ -103,6 +111,36 @@ class Platform(ABC):
     @abstractmethod
     def runner(self, config: RunnerConfig) -> Runner:
         """A runner with nothing loaded. Raises UserError if the config cannot be served."""
+
+    def attention_backends(self) -> list[AttentionBackend]:
+        """Every installed backend that works on this platform's arrays, in order of preference.
+
+        Default: none, for platforms that do not attend.
+        """
+        return []
+
+    def workbench(self) -> Workbench:
+        """The platform taken apart. Default: raises UnsupportedError, saying that it has none."""
+        raise UnsupportedError(f"platform {self.name} has no ops to look at one by one")
+
+    def watch(self) -> AbstractContextManager[Activity]:
+        """Count what this thread has the device do, until the context ends.
+
+        Default: raises UnsupportedError, saying that nothing is counted.
+        """
+        raise UnsupportedError(f"platform {self.name} does not count what its device does")
+
+    def communicator(self, rank: int, size: int, address: str) -> Communicator:
+        """Join a group of ``size`` processes; returns when all are there.
+
+        Default: raises UnsupportedError, saying that there are no collectives.
+
+        Args:
+            rank: Of this process, from 0.
+            size: Of the group.
+            address: A path for a file that the members share, the same for all, not yet there.
+        """
+        raise UnsupportedError(f"platform {self.name} has no collectives between processes")
 
     def adjust(self, settings: Mapping[str, Any]) -> list[Adjustment]:
         """Changes that this platform needs to the resolved settings. Default: none."""

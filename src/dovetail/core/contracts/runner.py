@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from dovetail.core.batch import Batch, StepOutput
 
-__all__ = ["CacheSpec", "ModelImpl", "Pending", "Runner", "RunnerConfig", "WarmUp"]
+__all__ = ["CacheSpec", "ModelImpl", "Pending", "Runner", "RunnerConfig", "RunnerPlan", "WarmUp"]
 
 ModelImpl = Literal["native", "transformers"]
 
@@ -43,11 +43,28 @@ class RunnerConfig:
     trust_remote_code: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of the platform's own, by name."""
+    tensor_parallel_size: int = 1
+    """Devices that share every layer."""
     max_drafts: int = 0
     """The most drafts of one row in a step (``Batch.num_drafts``)."""
     draft: RunnerConfig | None = None
     """The draft model, if the runner is to have one: it proposes what ``Batch.num_drafts_wanted``
     asks for, and keeps its KV in blocks of the same numbers. Its logits may be of another width."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerPlan:
+    """What serving would take, as far as it is known before weights are read. Of one device."""
+
+    weight_bytes: int
+    step_bytes: int
+    """The most that a step holds beside weights and cache; an upper bound."""
+    bytes_per_block: int
+    """As ``CacheSpec.bytes_per_block``."""
+    window: int | None
+    """As ``CacheSpec.window``."""
+    choices: Mapping[str, str]
+    """What was chosen and why, by topic, as ``Runner.describe`` will have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +99,18 @@ class Pending(Protocol):
 class Runner(Protocol):
     """Runs steps of one model on one device (or one group that acts as one).
 
-    Order of calls: ``load``, ``cache_spec``, ``allocate``, ``warm_up``, then ``step`` any number
+    Order of calls: perhaps ``plan``, then ``load``, ``cache_spec``, ``allocate``, ``warm_up``, then ``step`` any number
     of times. Steps run in the order given.
     """
+
+    def plan(self) -> RunnerPlan:
+        """What loading would choose and take, from the config alone: no weights are read.
+
+        Raises:
+            UserError: The config cannot be served, as ``load`` would say, or nothing can be known
+                before the weights are read.
+        """
+        ...
 
     def load(self) -> Iterator[tuple[int, int]]:
         """Read the weights; yields (bytes done, bytes in all) for the progress bar.
