@@ -1,0 +1,1 @@
+"""Dovetail on a simulated accelerator: for developing platforms without hardware."""
