@@ -15,6 +15,7 @@ from dovetail_sim.device.storage import CPU_KEYS, Storages
 
 __all__ = ["Dispatcher"]
 
+_KEY = "PrivateUse1"
 _VIEWS = (
     "as_strided",
     "view",
@@ -41,17 +42,16 @@ class Dispatcher:
         self._hardware = hardware
         self._storages = Storages(hardware)
 
-    def register(self) -> tuple[torch.library.Library, ...]:
+    def register(self) -> tuple[Any, ...]:
         """Enter them in torch's table; they are there as long as the libraries live."""
-        everything = torch.library.Library("_", "IMPL")
-        everything.fallback(self.run, "PrivateUse1")
-        aten = torch.library.Library("aten", "IMPL")
+        everything, aten = _library("_"), _library("aten")
+        everything.fallback(self.run, _KEY)
         for name in _VIEWS:
-            aten.impl(name, _redispatched(_overload(name)), "PrivateUse1")
+            aten.impl(name, _redispatched(_overload(name)), _KEY)
         for name in _FACTORIES:
-            aten.impl(name, _bound(self.run, _overload(name)), "PrivateUse1")
-        aten.impl("_copy_from", self.copy, "PrivateUse1")
-        aten.impl("_local_scalar_dense", self.item, "PrivateUse1")
+            aten.impl(name, _bound(self.run, _overload(name)), _KEY)
+        aten.impl("_copy_from", self.copy, _KEY)
+        aten.impl("_local_scalar_dense", self.item, _KEY)
         return everything, aten
 
     def run(self, op: OpOverload, *args: Any, **kwargs: Any) -> Any:
@@ -126,6 +126,11 @@ class Dispatcher:
         self._hardware.synchronize()
         self._hardware.counters.to_host.add(array.element_size())
         return self._storages.alias(array).item()
+
+
+def _library(namespace: str) -> Any:
+    """Untyped in torch."""
+    return torch.library.Library(namespace, "IMPL")  # type: ignore[no-untyped-call]
 
 
 def _binding(array: Tensor) -> bool:

@@ -16,7 +16,7 @@ from dovetail_sim.device.hardware import NAME, Hardware
 __all__ = ["hardware", "missing"]
 
 _SETUP = "_setup_privateuseone_for_python_backend"
-_kept: list[torch.library.Library] = []
+_kept: list[Any] = []
 """Torch forgets kernels when their library is collected."""
 
 

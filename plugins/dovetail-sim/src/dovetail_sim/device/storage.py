@@ -109,7 +109,9 @@ class Storages:
         shape = (ctypes.c_int64 * 1)(num_bytes // dtype.itemsize)
         address = storage.data_ptr()
         managed = _Managed(
-            _Tensor(address, _EXTENSION_DEVICE, device, 1, code, bits, 1, shape, None, 0), None, None
+            _Tensor(address, _EXTENSION_DEVICE, device, 1, code, bits, 1, shape, None, 0),
+            None,
+            None,
         )
         key = ctypes.addressof(managed)
         self._held[key] = (managed, shape, storage)
