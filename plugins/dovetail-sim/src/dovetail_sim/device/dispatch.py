@@ -56,8 +56,9 @@ class Dispatcher:
 
     def run(self, op: OpOverload, *args: Any, **kwargs: Any) -> Any:
         """Any operation: on the aliases, its results made memory of the device."""
-        self._count(op, _tensors((args, kwargs)))
-        device = self._device_of(op, args, kwargs)
+        arrays = _tensors((args, kwargs))
+        self._count(op, arrays)
+        device = self._device_of(op, arrays, kwargs.get("device"))
         aliases: dict[int, tuple[Tensor, Tensor]] = {}
 
         def to_host(array: Tensor) -> Tensor:
@@ -90,15 +91,14 @@ class Dispatcher:
             counters.signatures.add((name, shapes))
         self._hardware.faults.before_op(name)
 
-    def _device_of(self, op: OpOverload, args: Any, kwargs: dict[str, Any]) -> int:
+    def _device_of(self, op: OpOverload, arrays: list[Tensor], wanted: Any) -> int:
         """The index of the one device that is concerned. Raises RuntimeError if there are more."""
-        devices = {array.device for array in _tensors((args, kwargs)) if _binding(array)}
+        devices = {array.device for array in arrays if _binding(array)}
         if len(devices) > 1 or any(device.type != NAME for device in devices):
             found = ", ".join(sorted(map(str, devices)))
             raise RuntimeError(f"{_name(op)}: arrays of several devices: {found}")
         if devices:
             return int(devices.pop().index)
-        wanted = kwargs.get("device")
         index = None if wanted is None else torch.device(wanted).index
         return self._hardware.current if index is None else index
 
