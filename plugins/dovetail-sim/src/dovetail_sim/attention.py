@@ -108,7 +108,8 @@ class SimAttention:
     def _sent(self, *arrays: IntArray) -> list[Tensor]:
         """The arrays on the device, in one copy."""
         flat = np.concatenate([array.ravel() for array in arrays])
-        parts = torch.from_numpy(flat).to(self.device, torch.long).split([a.size for a in arrays])
+        there = torch.from_numpy(flat).to(self.device, torch.long)
+        parts = torch.split(there, [array.size for array in arrays])
         return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
     def attend(
@@ -153,7 +154,7 @@ def _attend_tiles(q_IQHE: Tensor, cache: _Cache, plan: _Plan, spec: AttentionSpe
     hidden = distance_IQL < 0
     if spec.window is not None:
         hidden = hidden | (distance_IQL >= spec.window)
-    by_query = scores.unflatten(2, (num_queries, -1))
+    by_query = scores.view(num_tiles, kv, num_queries, -1, scores.shape[-1])
     weights = by_query.masked_fill(hidden[:, None, :, None], float("-inf")).softmax(-1)
-    out = weights.flatten(2, 3) @ values.float()
-    return out.view(grouped.shape).transpose(1, 2).reshape(q_IQHE.shape).to(q_IQHE.dtype)
+    out = (weights.flatten(2, 3) @ values.float()).view(grouped.shape)
+    return out.transpose(1, 2).reshape(q_IQHE.shape).to(q_IQHE.dtype)
