@@ -84,21 +84,23 @@ class SimAttention:
         """Cut the step into tiles; everything reaches the device in one copy."""
         decodes = batch.num_tokens == batch.num_rows
         size = 1 if decodes else _TILE
-        num_tiles = batch.num_rows if decodes else batch.num_tokens // size + batch.num_rows
-        num_of_row = -(-batch.query_lens // size)
-        row_of_tile, places = np.zeros(num_tiles, np.intp), np.zeros(batch.num_tokens, np.int32)
-        row_of_tile[: num_of_row.sum()] = np.arange(batch.num_rows).repeat(num_of_row)
-        real = np.arange(batch.num_tokens - batch.num_padding)
-        row = batch.row_of_token[real]
-        first_tile = (np.cumsum(num_of_row) - num_of_row)[row]
-        places[real] = first_tile * size + real - batch.query_starts[row]
+        # Tokens of no row are one more, whose blocks are all block 0: what a row computes, even if
+        # it is not finite, reaches neither them nor, through them, block 0.
+        lens = np.append(batch.query_lens, batch.num_padding)
+        tables_RM = np.pad(batch.block_tables, ((0, 1), (0, 0)))
+        num_tiles = batch.num_tokens if decodes else batch.num_tokens // size + len(lens)
+        tiles_of_row = -(-lens // size)
+        row_of_tile = np.full(num_tiles, len(lens) - 1)
+        row_of_tile[: tiles_of_row.sum()] = np.arange(len(lens)).repeat(tiles_of_row)
+        first_token, first_tile = np.cumsum(lens) - lens, np.cumsum(tiles_of_row) - tiles_of_row
+        number = np.arange(batch.num_tokens, dtype=np.int32)
+        places = number + (first_tile * size - first_token).repeat(lens)
         tokens, positions = np.zeros((2, num_tiles * size), np.int32)
-        tokens[places[real]] = real
-        positions[places[real]] = batch.positions[real]
+        tokens[places], positions[places] = number, batch.positions
         return _Plan(
             *self._sent(
                 *np.divmod(batch.slots(need.block_size), need.block_size),
-                batch.block_tables[row_of_tile],
+                tables_RM[row_of_tile],
                 positions.reshape(num_tiles, size),
                 tokens.reshape(num_tiles, size),
                 places,

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dovetail.core.buckets import Buckets, doubling
 from dovetail.core.contracts.attention import AttentionBackend
 from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.platform import Capabilities, Memory
-from dovetail.core.contracts.runner import RunnerConfig
-from dovetail.core.contracts.workbench import Activity
 from dovetail.platforms.torch.platform import BoundLinear, TorchPlatform
 from dovetail_sim.attention import BLOCK_SIZES, SimAttention
 from dovetail_sim.device import NAME, hardware
@@ -67,29 +62,6 @@ class SimPlatform(TorchPlatform):
     def synchronize(self) -> None:
         """Wait for copies that have not arrived; everything else is done on return."""
         self._hardware.synchronize()
-
-    @contextmanager
-    def watch(self) -> Iterator[Activity]:
-        """What the device itself counts: exact, and without the cost of watching torch."""
-        activity, counters = Activity(), self._hardware.counters
-        known, counters.signatures = counters.signatures, set()
-        before = (counters.to_device.copies, counters.to_host.copies)
-        try:
-            yield activity
-        finally:
-            activity.to_device = counters.to_device.copies - before[0]
-            activity.to_host = counters.to_host.copies - before[1]
-            activity.shapes |= counters.signatures
-            counters.signatures |= known
-
-    def buckets(self, config: RunnerConfig) -> Buckets:
-        """Few sizes: each is computed once at every start."""
-        most_blocks = -(-config.max_model_len // config.block_size)
-        return Buckets(
-            decode=doubling(1, config.max_num_seqs),
-            tokens=doubling(32, config.max_num_batched_tokens),
-            blocks=doubling(8, most_blocks),
-        )
 
     def attention_backends(self) -> list[AttentionBackend]:
         """Its own alone: the portable ones have shapes that depend on the rows' lengths."""

@@ -44,8 +44,8 @@ class TorchPlatform(Platform):
         most_blocks = -(-config.max_model_len // config.block_size)
         return Buckets(
             decode=doubling(1, config.max_num_seqs),
-            tokens=doubling(16, config.max_num_batched_tokens),
-            blocks=doubling(4, most_blocks),
+            tokens=doubling(32, config.max_num_batched_tokens),
+            blocks=doubling(8, most_blocks),
         )
 
     def override_ops(self, table: OpTable) -> None:
