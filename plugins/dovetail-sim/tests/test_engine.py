@@ -24,7 +24,7 @@ from tests.engines import GREEDY, answer, make_core
 SMALL: dict[str, Any] = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 160}
 RNG = random.Random(0)
 PROMPTS = [[RNG.randrange(3, 250) for _ in range(length)] for length in (1, 17, 40, 90, 3)]
-SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=24)
+SAMPLED: dict[str, Any] = {"temperature": 0.9, "max_tokens": 24}
 
 
 def make_sim(model: Path, **settings: Any) -> EngineCore:
@@ -56,7 +56,13 @@ PATHS: dict[str, dict[str, Any]] = {
     "preemption": {"num_gpu_blocks_override": 14},
     "one step ahead": {"async_scheduling": True},
     "one at a time": {"max_num_seqs": 1},
-    "drafts": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}},
+    "drafts": {
+        "speculative_config": {
+            "method": "suffix",
+            "num_speculative_tokens": 3,
+            "adaptive": False,
+        }
+    },
 }
 
 
@@ -76,11 +82,12 @@ def test_no_path_needs_a_shape_of_its_own(path: str, llama: Path, device: Hardwa
 def test_sampled_tokens_are_those_of_the_host(llama: Path, device: Hardware) -> None:
     core, host = make_sim(llama), make_core(llama, "cpu", **SMALL)
     known = set(device.counters.signatures)
-    for params in (
-        SAMPLED,
-        replace(SAMPLED, top_k=5, min_p=0.05, frequency_penalty=0.5, n=1),
-        replace(SAMPLED, top_p=1.0, repetition_penalty=1.3, logit_bias={7: 3.0}, min_tokens=8),
+    for more in (
+        {"top_p": 0.95},
+        {"top_k": 5, "min_p": 0.05, "frequency_penalty": 0.5},
+        {"repetition_penalty": 1.3, "logit_bias": {7: 3.0}, "min_tokens": 8},
     ):
+        params = SamplingParams(**SAMPLED, **more)
         got = tokens(core, params, seeds=[5, 6, 7, 8, 9])
         assert got == tokens(host, params, seeds=[5, 6, 7, 8, 9])
     assert device.counters.signatures <= known
