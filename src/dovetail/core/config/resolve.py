@@ -43,6 +43,7 @@ def resolve(
     native: bool,
     *,
     known: Collection[str] = (),
+    schemes: Collection[str] = (),
     allow_long: bool = False,
     draft: ModelFacts | None = None,
 ) -> ResolvedConfig:
@@ -54,6 +55,7 @@ def resolve(
         platform: What the hardware can do, and the changes it needs.
         native: Whether Dovetail has the checkpoint's architecture.
         known: The architectures that it has, for messages.
+        schemes: The quantization schemes that are installed.
         allow_long: Let ``max_model_len`` exceed the checkpoint's limit.
         draft: The draft model that ``speculative_config`` names.
 
@@ -64,7 +66,7 @@ def resolve(
         PluginError: The platform asked for a change that makes no sense.
     """
     reasons: dict[str, str] = {}
-    decided = _decide_model(intent, facts, platform, native, known, reasons)
+    decided = _decide_model(intent, facts, platform, native, known, schemes, reasons)
     decided |= _decide_dtypes(intent, facts, platform, reasons)
     decided |= _decide_sizes(intent, facts, platform, allow_long, reasons)
     decided |= _decide_speculation(intent, draft, platform, known)
@@ -121,6 +123,7 @@ def _decide_model(
     platform: PlatformView,
     native: bool,
     known: Collection[str],
+    schemes: Collection[str],
     reasons: dict[str, str],
 ) -> dict[str, Any]:
     """Whose code computes the model, and where its weights come from."""
@@ -136,7 +139,7 @@ def _decide_model(
         "model_impl": model_impl,
         "deterministic": _deterministic(intent, architecture, model_impl, platform),
         "load_format": "dummy" if intent.load_format == "dummy" else "safetensors",
-        "quantization": _quantization(intent, facts, platform, reasons),
+        "quantization": _quantization(intent, facts, platform, schemes, reasons),
     }
 
 
@@ -198,7 +201,11 @@ def _tensor_parallel(intent: EngineConfig, platform: PlatformView) -> int:
 
 
 def _quantization(
-    intent: EngineConfig, facts: ModelFacts, platform: PlatformView, reasons: dict[str, str]
+    intent: EngineConfig,
+    facts: ModelFacts,
+    platform: PlatformView,
+    schemes: Collection[str],
+    reasons: dict[str, str],
 ) -> str | None:
     wish, stored = intent.quantization, facts.quantization
     if wish and stored and wish != stored:
@@ -206,11 +213,20 @@ def _quantization(
     scheme = wish or stored
     if scheme is None:
         return None
-    if scheme not in platform.capabilities.quantization:
-        able = ", ".join(platform.capabilities.quantization) or "none"
+    otherwise = "leave it out" if wish else "choose a checkpoint without quantization"
+    if "quantization" not in platform.capabilities.features:
         raise UnsupportedError(
-            f"quantization {scheme}: platform {platform.name} has {able}"
-            + ("" if wish else "; choose a checkpoint without quantization")
+            f"quantization {scheme}: platform {platform.name} runs no quantized layers; {otherwise}"
+        )
+    if scheme not in schemes:
+        raise UnsupportedError(
+            f"quantization {scheme}: no such scheme is installed; there are"
+            f" {', '.join(sorted(schemes)) or 'none'}; {otherwise}"
+        )
+    if intent.deterministic:
+        raise UnsupportedError(
+            f"quantization {scheme}: nothing is known about the order of its sums, so it cannot be"
+            f" deterministic; {otherwise}"
         )
     if not wish:
         reasons["quantization"] = "the checkpoint is stored so"
