@@ -68,7 +68,9 @@ def test_int8_linear(dtype: torch.dtype) -> None:
     codes = torch.randint(-127, 128, (5, 40), generator=torch.Generator().manual_seed(1))
     got = OPS["int8_linear"](x, codes.to(torch.int8), scales)
     want = x.double() @ (codes * scales[:, None].double()).T
-    assert torch.allclose(got.double(), want, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5)
+    assert torch.allclose(
+        got.double(), want, rtol=1e-2, atol=2.0 if dtype == torch.bfloat16 else 1e-3
+    )
 
 
 @pytest.mark.parametrize("ids", [torch.int32, torch.int64])
