@@ -71,9 +71,6 @@ def read_weights(
     bound: dict[str, Any] = {}
     done = 0
     for path, leaf in leaves(tree):
-        if isinstance(leaf, Linear):
-            for name in leaf.sources:
-                source.read_ahead(name)
         parts = layers.assemble(path, leaf, source)
         bound[path] = bind(leaf, parts)
         if isinstance(leaf, Tensor | Linear):

@@ -54,16 +54,27 @@ class QuantizedLayers:
         """The arrays of a leaf: its weights, or what the scheme makes of them."""
         scheme = self.scheme_of(path, leaf)
         if scheme is None or not isinstance(leaf, Linear):
-            return assemble(leaf, source)
-        biases = tuple(source.tensor(name) for name in leaf.bias_sources)
+            return _whole(leaf, source)
         if self._is_stored:
-            params = scheme.read(leaf, [_read(roles, source) for roles in scheme.stored(leaf)])
+            params = scheme.read(leaf, [_stored(roles, source) for roles in scheme.stored(leaf)])
         else:
-            weights = assemble(leaf, source).weights
-            whole = weights[0] if len(weights) == 1 else np.concatenate(weights)
-            params = scheme.quantize(whole)
+            weights = _whole(leaf, source).weights
+            params = scheme.quantize(weights[0] if len(weights) == 1 else np.concatenate(weights))
+        biases = tuple(source.tensor(name) for name in leaf.bias_sources)
         return Parts(weights=(), biases=biases, quantized=params)
 
 
-def _read(roles: Mapping[str, StoredTensor], source: Source) -> Mapping[str, np.ndarray[Any, Any]]:
+def _whole(leaf: Leaf, source: Source) -> Parts:
+    """An unquantized leaf; a layer is read ahead, for nearly all of a checkpoint is layers."""
+    if isinstance(leaf, Linear):
+        for name in leaf.sources:
+            source.read_ahead(name)
+    return assemble(leaf, source)
+
+
+def _stored(
+    roles: Mapping[str, StoredTensor], source: Source
+) -> Mapping[str, np.ndarray[Any, Any]]:
+    for tensor in roles.values():
+        source.read_ahead(tensor.name)
     return {role: source.tensor(tensor.name) for role, tensor in roles.items()}
