@@ -14,7 +14,7 @@ from dovetail.core.conformance.base import Check, expect, expect_equal, require
 from dovetail.core.conformance.contract_checks import KV_DTYPES
 from dovetail.core.conformance.numpy_ops import NUMPY_DTYPES
 from dovetail.core.conformance.op_checks import expect_near
-from dovetail.core.conformance.sequences import Piece, Sequences
+from dovetail.core.conformance.sequences import Piece, Sequences, Sides
 from dovetail.core.conformance.subject import Subject
 from dovetail.core.conformance.tolerances import ATTENTION, KV
 from dovetail.core.contracts.attention import AttentionBackend, AttentionNeed, AttentionSpec
@@ -179,19 +179,18 @@ def _copy_blocks(subject: Subject, name: str, dtype: str) -> None:
     block, last = work.need.block_size, work.lengths[-1] - 1
     number, spare = len(work.lengths) - 1, 0
     cache = backend.allocate(work.spec, work.need, work.num_blocks)
-    sides = (work.q, work.k, work.v)
     for start in range(0, last, block):
         piece = Piece(number, start, min(block, last - start))
-        _, cache = work.attend(backend, bench, cache, [piece], *sides)
+        _, cache = work.attend(backend, bench, cache, [piece], work.sides)
     pairs = np.stack([work.tables[number], work.tables[spare]], 1).astype(np.int32)
     (cache,) = backend.copy_blocks([cache], pairs)
-    others = [[np.full_like(side[number], 3.0)] * len(side) for side in sides]
+    others = Sides(*([np.full_like(side[number], 3.0)] * len(side) for side in work.sides))
     for start in range(0, last, block):
         piece = Piece(number, start, min(block, last - start))
-        _, cache = work.attend(backend, bench, cache, [piece], *others)
+        _, cache = work.attend(backend, bench, cache, [piece], others)
     moved = work.tables.copy()
     moved[number] = work.tables[spare]
-    got, _ = work.attend(backend, bench, cache, [Piece(number, last, 1)], *sides, tables=moved)
+    got, _ = work.attend(backend, bench, cache, [Piece(number, last, 1)], work.sides, moved)
     want = work.want()[number][last:]
     tolerance = ATTENTION[dtype] + KV[work.need.kv_dtype]
     expect_near("a token behind copied blocks", got, want, tolerance)

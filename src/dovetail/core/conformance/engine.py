@@ -37,7 +37,7 @@ _SETTINGS: dict[str, Any] = {
     "max_num_batched_tokens": 48,
     "skip_tokenizer_init": True,
 }
-"""So small that few shapes are compiled, and that prompts come in pieces and wait for each other."""
+"""So small that few shapes are compiled, and prompts come in pieces and wait for each other."""
 _MOST_STEPS = 10_000
 
 
@@ -66,24 +66,23 @@ class Engine(AbstractContextManager["Engine"]):
     Args:
         subject: Whose platform it runs on.
         family: Of ``checkpoints.FAMILIES``.
-        tensor_parallel_size: See ``RunnerConfig``.
         settings: Fields of ``EngineConfig`` that are to differ from the kit's.
     """
 
-    def __init__(
-        self, subject: Subject, family: str, *, tensor_parallel_size: int = 1, **settings: Any
-    ) -> None:
+    def __init__(self, subject: Subject, family: str, **settings: Any) -> None:
         folder = str(subject.shelf.checkpoint(family))
         intent = EngineConfig.from_kwargs(model=folder, **(_SETTINGS | settings))
         facts = read_facts(intent)
         self.broken = False
         self.resolved = resolve(
-            intent, facts, subject.platform, native=True, known=native_architectures(),
+            intent,
+            facts,
+            subject.platform,
+            native=True,
+            known=native_architectures(),
             draft=_draft(intent),
-        )  # fmt: skip
-        self.config = replace(
-            self.resolved.runner_config(), tensor_parallel_size=tensor_parallel_size
         )
+        self.config = self.resolved.runner_config()
         self.runner = subject.platform.runner(self.config)
         self.weight_bytes = max((total for _, total in self.runner.load()), default=0)
         self.spec = self.runner.cache_spec()

@@ -172,9 +172,7 @@ def dense_attention(
     num_queries, length = len(q_THE), len(k_LKE)
     group = spec.num_heads // spec.num_kv_heads
     q_HTE = _wide(q_THE).transpose(1, 0, 2)
-    k_HLE, v_HLE = (
-        _wide(side).repeat(group, 1).transpose(1, 0, 2) for side in (k_LKE, v_LKE)
-    )
+    k_HLE, v_HLE = (_wide(side).repeat(group, 1).transpose(1, 0, 2) for side in (k_LKE, v_LKE))
     scores_HTL = q_HTE @ k_HLE.transpose(0, 2, 1) * spec.scale
     if spec.soft_cap is not None:
         scores_HTL = spec.soft_cap * np.tanh(scores_HTL / spec.soft_cap)
@@ -191,11 +189,13 @@ def dense_attention(
 
 
 def _wide(x: NumpyArray) -> NumpyArray:
-    return x.astype(np.float64)
+    wide: NumpyArray = x.astype(np.float64)
+    return wide
 
 
 def _round(x: NumpyArray, like: NumpyArray) -> NumpyArray:
-    return x.astype(like.dtype)
+    rounded: NumpyArray = x.astype(like.dtype)
+    return rounded
 
 
 def _silu(x: NumpyArray) -> NumpyArray:

@@ -44,7 +44,8 @@ def check_op(subject: Subject, name: str, dtype: str) -> None:
     subject.needs_dtype(dtype)
     bench = subject.workbench
     override = bench.overrides.get(name)
-    tolerance = op_tolerance(name, dtype, override and override.tolerance.get(dtype))
+    stated = None if override is None else override.tolerance.get(dtype)
+    tolerance = op_tolerance(name, dtype, stated)
     for rows, width in SHAPES:
         random = np.random.default_rng([crc32(name.encode()), rows, width])
         for arguments in _CASES.get(name, _one)(random, NUMPY_DTYPES[dtype], rows, width):

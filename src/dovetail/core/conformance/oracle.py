@@ -200,5 +200,3 @@ def _attend(
         grown[sequence] = (k, v)
         parts.append(dense_attention(q_THE[start:end], k, v, spec))
     return np.concatenate(parts), grown
-
-

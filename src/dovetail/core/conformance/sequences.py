@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from dovetail.core.contracts.attention import AttentionBackend, AttentionNeed, A
 from dovetail.core.contracts.workbench import Workbench
 from dovetail.core.types import IntArray
 
-__all__ = ["Piece", "Sequences", "Steps", "batch_of"]
+__all__ = ["Piece", "Sequences", "Sides", "Steps", "batch_of"]
 
 _NONE = np.zeros(0, np.int32)
 _NO_SAMPLING = SamplingBatch(
@@ -39,12 +39,20 @@ class Piece(NamedTuple):
 
     sequence: int
     start: int
-    count: int
+    length: int
 
     @property
     def decodes(self) -> bool:
         """One token behind others, as decoding gives."""
-        return self.count == 1 and self.start > 0
+        return self.length == 1 and self.start > 0
+
+
+class Sides(NamedTuple):
+    """Queries, keys and values, of each sequence."""
+
+    q: Sequence[NumpyArray]
+    k: Sequence[NumpyArray]
+    v: Sequence[NumpyArray]
 
 
 Steps = list[list[Piece]]
@@ -59,16 +67,16 @@ def batch_of(pieces: Sequence[Piece], tables: IntArray, block_size: int) -> Batc
         block_size: Positions per block.
     """
     rows = np.array([piece.sequence for piece in pieces], np.intp)
-    blocks = -(-max(piece.start + piece.count for piece in pieces) // block_size)
-    reach = np.array([-(-(p.start + p.count) // block_size) for p in pieces])
+    blocks = -(-max(piece.start + piece.length for piece in pieces) // block_size)
+    reach = np.array([-(-(p.start + p.length) // block_size) for p in pieces])
     mine = tables[rows, :blocks]
     return Batch(
         step=1,
         rows=rows,
-        query_lens=np.array([piece.count for piece in pieces], np.int32),
+        query_lens=np.array([piece.length for piece in pieces], np.int32),
         context_lens=np.array([piece.start for piece in pieces], np.int32),
         block_tables=np.where(np.arange(blocks) < reach[:, None], mine, 0).astype(np.int32),
-        token_ids=np.zeros(sum(piece.count for piece in pieces), np.int32),
+        token_ids=np.zeros(sum(piece.length for piece in pieces), np.int32),
         carried=np.zeros(0, np.intp),
         carried_rows=np.zeros(0, np.intp),
         sampled=np.zeros(0, np.intp),
@@ -101,9 +109,11 @@ class Sequences:
         def draw(length: int, heads: int) -> NumpyArray:
             return random.standard_normal((length, heads, spec.head_size)).astype(dtype)
 
-        self.q = [draw(n, spec.num_heads) for n in self.lengths]
-        self.k = [draw(n, spec.num_kv_heads) for n in self.lengths]
-        self.v = [draw(n, spec.num_kv_heads) for n in self.lengths]
+        self.sides = Sides(
+            [draw(n, spec.num_heads) for n in self.lengths],
+            [draw(n, spec.num_kv_heads) for n in self.lengths],
+            [draw(n, spec.num_kv_heads) for n in self.lengths],
+        )
         width = -(-max(self.lengths) // self.need.block_size)
         count = len(self.lengths) + 1
         numbers = random.permutation(count * width) + 1
@@ -119,17 +129,15 @@ class Sequences:
 
         return [
             dense_attention(q, kept(k), kept(v), self.spec)
-            for q, k, v in zip(self.q, self.k, self.v, strict=True)
+            for q, k, v in zip(*self.sides, strict=True)
         ]
 
-    def run(
-        self, backend: AttentionBackend, bench: Workbench, steps: Steps
-    ) -> list[NumpyArray]:
+    def run(self, backend: AttentionBackend, bench: Workbench, steps: Steps) -> list[NumpyArray]:
         """What the backend gives every position, (L, H, E) of each sequence."""
         cache = self._poisoned(backend, bench)
-        out = [np.full_like(q, np.nan) for q in self.q]
+        out = [np.full_like(q, np.nan) for q in self.sides.q]
         for pieces in self.allowed(steps):
-            got, cache = self.attend(backend, bench, cache, pieces, self.q, self.k, self.v)
+            got, cache = self.attend(backend, bench, cache, pieces, self.sides)
             first = 0
             for number, start, count in pieces:
                 out[number][start : start + count] = got[first : first + count]
@@ -142,22 +150,30 @@ class Sequences:
         bench: Workbench,
         cache: Any,
         pieces: Sequence[Piece],
-        q: Sequence[NumpyArray],
-        k: Sequence[NumpyArray],
-        v: Sequence[NumpyArray],
+        sides: Sides,
         tables: IntArray | None = None,
     ) -> tuple[NumpyArray, Any]:
-        """One step: the answers of its tokens, (T, H, E), and the cache."""
+        """One step: the answers of its tokens, (T, H, E), and the cache.
+
+        Args:
+            backend: Writes and attends.
+            bench: Of its platform.
+            cache: Of the backend.
+            pieces: What the step computes.
+            sides: What they are cut from.
+            tables: Blocks of every sequence; None: its own.
+        """
         tables = self.tables if tables is None else tables
         batch = batch_of(pieces, tables, self.need.block_size)
         num_tokens = batch.num_tokens
         if self.buckets is not None:
             batch = self.buckets.pad(batch)
-        cut: Callable[[Sequence[NumpyArray]], Any] = lambda side: bench.put(  # noqa: E731
-            _filled([side[i][a : a + n] for i, a, n in pieces], batch.num_tokens)
-        )
+        arrays = [
+            bench.put(_filled([side[i][a : a + n] for i, a, n in pieces], batch.num_tokens))
+            for side in sides
+        ]
         plan = backend.plan(batch, self.need)
-        got, cache = backend.attend(cut(q), cut(k), cut(v), cache, plan, self.spec)
+        got, cache = backend.attend(*arrays, cache, plan, self.spec)
         return bench.get(got)[:num_tokens], cache
 
     def _poisoned(self, backend: AttentionBackend, bench: Workbench) -> Any:
@@ -165,16 +181,19 @@ class Sequences:
         cache = backend.allocate(self.spec, self.need, self.num_blocks)
         number, length = len(self.lengths), self.tables.shape[1] * self.need.block_size
         limit = length if self.buckets is None else self.buckets.tokens[-1]
-        wrong = [np.full((length, *side[0].shape[1:]), np.nan, side[0].dtype) for side in
-                 (self.q, self.k, self.v)]  # fmt: skip
-        sides = [[*side, bad] for side, bad in zip((self.q, self.k, self.v), wrong, strict=True)]
+        wrong = Sides(
+            *(
+                [*side, np.full((length, *side[0].shape[1:]), np.nan, side[0].dtype)]
+                for side in self.sides
+            )
+        )
         for start in range(0, length, limit):
             piece = Piece(number, start, min(limit, length - start))
-            _, cache = self.attend(backend, bench, cache, [piece], *sides)
+            _, cache = self.attend(backend, bench, cache, [piece], wrong)
         return cache
 
     def allowed(self, steps: Steps) -> Steps:
-        """The steps, cut where decoding rows must not stand beside others or tokens are too many."""
+        """The steps, cut where rows must not stand together, or tokens are too many."""
         if not self.mixed_batches:
             steps = [
                 [piece for piece in pieces if piece.decodes is kind]
@@ -224,8 +243,8 @@ def _within(pieces: list[Piece], limit: int | None) -> Steps:
     """The pieces of one step, on several where they are more than ``limit`` tokens."""
     parts: Steps = [[]]
     for piece in pieces:
-        used = sum(other.count for other in parts[-1])
-        if limit is not None and used + piece.count > limit:
+        used = sum(other.length for other in parts[-1])
+        if limit is not None and used + piece.length > limit:
             parts.append([])
         parts[-1].append(piece)
     return parts

@@ -61,7 +61,7 @@ class Subject:
 
     @property
     def platform(self) -> Platform:
-        """Made once, in this process, with the variables that it wants. Raises what making raised."""
+        """Made once, with the variables that it wants. Raises what making it raised."""
         if self._error is not None:
             raise self._error
         if self._platform is None:
