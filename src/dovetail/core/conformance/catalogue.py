@@ -36,14 +36,16 @@ GROUPS: Sequence[tuple[str, int, Group]] = (
 def catalogue(subject: Subject, level: int = 3) -> list[Check]:
     """Every check up to a level.
 
-    Some checks have the names of a platform's parts. Where they cannot be had, one check that
-    fails with the reason stands for the group.
+    Where the platform, or a part after which checks are named, cannot be had, one check that fails
+    with the reason stands for a group.
     """
     found: list[Check] = []
     for name, group_level, group in GROUPS:
         if group_level > level:
             continue
         try:
+            if group_level > 1:
+                _ = subject.platform
             found += group(subject)
         except Exception as error:
             found.append(_unlisted(name, group_level, error))

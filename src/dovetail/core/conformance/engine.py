@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -17,6 +17,7 @@ from dovetail.core.config.schema import EngineConfig
 from dovetail.core.config.speculative import SpeculativeConfig
 from dovetail.core.conformance.base import CheckFailedError, expect, expect_equal
 from dovetail.core.conformance.oracle import Told, Wish
+from dovetail.core.contracts.runner import CacheSpec, Runner
 from dovetail.core.engine.build import scheduler_config
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.models.registry import native_architectures
@@ -66,10 +67,20 @@ class Engine(AbstractContextManager["Engine"]):
     Args:
         subject: Whose platform it runs on.
         family: Of ``checkpoints.FAMILIES``.
+        before_allocate: Called with the loaded runner and the cost of its cache.
+        wrap: What the scheduler is to take for the runner.
         settings: Fields of ``EngineConfig`` that are to differ from the kit's.
     """
 
-    def __init__(self, subject: Subject, family: str, **settings: Any) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        family: str,
+        *,
+        before_allocate: Callable[[Runner, CacheSpec], None] | None = None,
+        wrap: Callable[[Runner], Runner] | None = None,
+        **settings: Any,
+    ) -> None:
         folder = str(subject.shelf.checkpoint(family))
         intent = EngineConfig.from_kwargs(model=folder, **(_SETTINGS | settings))
         facts = read_facts(intent)
@@ -88,6 +99,9 @@ class Engine(AbstractContextManager["Engine"]):
         self.spec = self.runner.cache_spec()
         plan = fit_cache(self.resolved, self.spec)
         self.resolved = self.resolved.with_cache(plan)
+        self.num_blocks = plan.num_blocks
+        if before_allocate is not None:
+            before_allocate(self.runner, self.spec)
         self.runner.allocate(plan.num_blocks)
         self.warm_up = [part.name for part in self.runner.warm_up()]
         self._grammars = _Masks(self.resolved.vocab_size)
@@ -95,7 +109,7 @@ class Engine(AbstractContextManager["Engine"]):
         limits = scheduler_config(self.resolved, plan.num_blocks, self.spec.window)
         self.core = EngineCore(
             Scheduler(limits, self._grammars),
-            self.runner,
+            self.runner if wrap is None else wrap(self.runner),
             steps_ahead=int(self.resolved.async_scheduling),
         )
 

@@ -199,8 +199,9 @@ def _round(x: NumpyArray, like: NumpyArray) -> NumpyArray:
 
 
 def _silu(x: NumpyArray) -> NumpyArray:
-    half: NumpyArray = 0.5 * x
-    return half * (1 + np.tanh(half))
+    half = 0.5 * x
+    product: NumpyArray = half * (1 + np.tanh(half))
+    return product
 
 
 def _gelu_tanh(x: NumpyArray) -> NumpyArray:

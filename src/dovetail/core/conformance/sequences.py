@@ -168,12 +168,12 @@ class Sequences:
         num_tokens = batch.num_tokens
         if self.buckets is not None:
             batch = self.buckets.pad(batch)
-        arrays = [
+        q, k, v = (
             bench.put(_filled([side[i][a : a + n] for i, a, n in pieces], batch.num_tokens))
             for side in sides
-        ]
+        )
         plan = backend.plan(batch, self.need)
-        got, cache = backend.attend(*arrays, cache, plan, self.spec)
+        got, cache = backend.attend(q, k, v, cache, plan, self.spec)
         return bench.get(got)[:num_tokens], cache
 
     def _poisoned(self, backend: AttentionBackend, bench: Workbench) -> Any:
