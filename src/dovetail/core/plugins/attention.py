@@ -7,8 +7,13 @@ from dataclasses import dataclass
 
 from dovetail.core.contracts.attention import AttentionBackend, AttentionNeed
 from dovetail.core.errors import SelectionError
+from dovetail.core.plugins.registry import describe_error
 
-__all__ = ["AttentionChoice", "choose_attention"]
+__all__ = ["ATTENTION_GROUP", "AttentionChoice", "choose_attention", "refuse_attention_backend"]
+
+ATTENTION_GROUP = "dovetail.attention_backends"
+
+_METHODS = ("refuses", "bytes_per_block", "allocate", "plan", "attend", "copy_blocks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +31,12 @@ class AttentionChoice:
         return f"{name} ({self.reasons[name]})" + "".join(f"; {line}" for line in refused)
 
 
+def refuse_attention_backend(found: object) -> str | None:
+    """Why a loaded object cannot serve as an attention backend, or the class of one, if it cannot."""
+    missing = [name for name in _METHODS if not callable(getattr(found, name, None))]
+    return f"is no attention backend: it lacks {', '.join(missing)}" if missing else None
+
+
 def choose_attention(
     candidates: Sequence[AttentionBackend], need: AttentionNeed, *, insisted: str | None
 ) -> AttentionChoice:
@@ -40,7 +51,6 @@ def choose_attention(
         SelectionError: The insisted backend is unknown or refuses, or all refuse; every reason
             is in the message.
     """
-    reasons: dict[str, str] = {}
     by_name = {backend.name: backend for backend in candidates}
     if insisted is not None:
         if insisted not in by_name:
@@ -48,15 +58,26 @@ def choose_attention(
             raise SelectionError(
                 f"There is no attention backend {insisted!r} here; known: {known}."
             )
-        why = by_name[insisted].refuses(need)
+        why = _refusal(by_name[insisted], need)
         if why is not None:
             raise SelectionError(f"The attention backend {insisted!r} cannot serve this: {why}.")
         return AttentionChoice(backend=by_name[insisted], reasons={insisted: "named by the user"})
-    for backend in candidates:
-        why = backend.refuses(need)
-        if why is None:
-            reasons[backend.name] = "first in the platform's order that serves the model"
-            return AttentionChoice(backend=backend, reasons=reasons)
-        reasons[backend.name] = why
-    lines = "; ".join(f"{name}: {why}" for name, why in reasons.items())
-    raise SelectionError(f"No attention backend serves this model: {lines}.")
+    refusals = {name: _refusal(backend, need) for name, backend in by_name.items()}
+    able = [name for name, why in refusals.items() if why is None]
+    if not able:
+        lines = "; ".join(f"{name}: {why}" for name, why in refusals.items())
+        raise SelectionError(f"No attention backend serves this model: {lines}.")
+    reasons = {name: why or f"not needed, {able[0]} comes first" for name, why in refusals.items()}
+    reasons[able[0]] = "first in the platform's order that serves the model"
+    return AttentionChoice(backend=by_name[able[0]], reasons=reasons)
+
+
+def _refusal(backend: AttentionBackend, need: AttentionNeed) -> str | None:
+    """What the backend says; a backend that fails to say anything refuses."""
+    try:
+        why: object = backend.refuses(need)
+    except Exception as error:
+        return f"asking it failed: {describe_error(error)}"
+    if why is None or isinstance(why, str):
+        return why
+    return f"it answered {why!r:.80}, which is neither a reason nor None"
