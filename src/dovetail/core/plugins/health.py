@@ -62,9 +62,8 @@ def import_errands(
     together, and one for each other entry. None for platforms, which are probed."""
     chosen = [entry for entry in entries if entry.group in GROUPS and entry.group != PLATFORM_GROUP]
     allowed = AllowList.from_environ(environ)
-    single = [
-        entry for entry in chosen if allowed.admits(entry) and len(_rivals(entry, chosen, allowed)) < 2
-    ]
+    admitted = [entry for entry in chosen if allowed.admits(entry)]
+    single = [entry for entry in admitted if len(_rivals(entry, chosen, allowed)) == 1]
     own = tuple(entry for entry in single if entry.builtin)
     shares = [own] if own else []
     shares += [(entry,) for entry in single if not entry.builtin]
@@ -116,9 +115,7 @@ def _answered(errand: Errand, outcome: Outcome) -> dict[Entry, EntryReport]:
     silent = errand.entries[len(reports) :]
     for entry in silent:
         after = f"not looked at, because with {silent[0].name} {outcome.complaint}"
-        reports.append(
-            _report(entry, "broken", outcome.complaint if entry == silent[0] else after)
-        )
+        reports.append(_report(entry, "broken", outcome.complaint if entry == silent[0] else after))
     return dict(zip(errand.entries, reports, strict=True))
 
 
