@@ -32,7 +32,7 @@ class AttentionChoice:
 
 
 def refuse_attention_backend(found: object) -> str | None:
-    """Why a loaded object, or what the class makes, cannot be an attention backend, if it cannot."""
+    """Why a loaded class, or object, is no attention backend, if it is none."""
     missing = [name for name in _METHODS if not callable(getattr(found, name, None))]
     return f"is no attention backend: it lacks {', '.join(missing)}" if missing else None
 
