@@ -1,15 +1,27 @@
-"""The choice of an attention backend: a pure function that keeps every reason."""
+"""Which attention backends there are, and the choice of one: pure, and it keeps every reason."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from dovetail.core.contracts.attention import AttentionBackend, AttentionNeed
-from dovetail.core.errors import SelectionError
-from dovetail.core.plugins.registry import describe_error
+from dovetail.core.errors import PluginError, SelectionError
+from dovetail.core.plugins.entries import AllowList
+from dovetail.core.plugins.registry import Registry, describe_error
 
-__all__ = ["ATTENTION_GROUP", "AttentionChoice", "choose_attention", "refuse_attention_backend"]
+__all__ = [
+    "ATTENTION_GROUP",
+    "AttentionChoice",
+    "BrokenBackend",
+    "attention_group",
+    "attention_registry",
+    "choose_attention",
+    "installed_backends",
+    "refuse_backend",
+]
 
 ATTENTION_GROUP = "dovetail.attention_backends"
 
@@ -31,10 +43,80 @@ class AttentionChoice:
         return f"{name} ({self.reasons[name]})" + "".join(f"; {line}" for line in refused)
 
 
-def refuse_attention_backend(found: object) -> str | None:
-    """Why a loaded class, or object, is no attention backend, if it is none."""
+class BrokenBackend:
+    """Stands for a backend that cannot be loaded: refuses every need, and says why."""
+
+    def __init__(self, name: str, why: str) -> None:
+        self.name = name
+        self._why = why
+
+    def refuses(self, need: AttentionNeed) -> str:
+        """Why it cannot be loaded."""
+        return self._why
+
+    def _fail(self, *arguments: object) -> NoReturn:
+        raise PluginError(f"{self._why}.")
+
+    bytes_per_block = allocate = plan = attend = copy_blocks = _fail
+
+
+def attention_group(family: str) -> str:
+    """The entry-point group of the backends for a family of arrays (``Capabilities.family``).
+
+    Families have groups of their own, so that looking for one imports no other's framework.
+    """
+    return ATTENTION_GROUP if family == "torch" else f"{ATTENTION_GROUP}.{family}"
+
+
+def attention_registry(
+    family: str, environ: Mapping[str, str] = os.environ
+) -> Registry[Callable[[object], AttentionBackend]]:
+    """Backends of a family that are installed and that ``DOVETAIL_PLUGINS`` admits."""
+    allowed = AllowList.from_environ(environ)
+    return Registry(attention_group(family), "attention backend", refuse_backend, allowed=allowed)
+
+
+def refuse_backend(found: object) -> str | None:
+    """Why a loaded object is no attention backend, if it is not."""
     missing = [name for name in _METHODS if not callable(getattr(found, name, None))]
     return f"is no attention backend: it lacks {', '.join(missing)}" if missing else None
+
+
+def installed_backends(
+    family: str, device: object, order: Sequence[str] = ()
+) -> list[AttentionBackend]:
+    """Every installed backend of a family, made for a device.
+
+    One that cannot be imported, made or told from another of its name is a
+    :class:`BrokenBackend`, so that it harms nobody who does not ask for it.
+
+    Args:
+        family: Of the arrays.
+        device: What the platform's backends are made with.
+        order: Names, preferred first; those that it lacks come after, by name.
+    """
+    registry = attention_registry(family)
+    known = registry.names()
+    chosen = [name for name in order if name in known]
+    names = [*chosen, *(name for name in known if name not in chosen)]
+    return [_make(registry, name, device) for name in names]
+
+
+def _make(
+    registry: Registry[Callable[[object], AttentionBackend]], name: str, device: object
+) -> AttentionBackend:
+    try:
+        kind = registry.load(name)
+        backend = kind(device)
+        if backend.name != name:
+            what = f"calls itself {backend.name!r:.80}"
+            raise registry.error(registry.entry(name), what)
+    except PluginError as error:
+        return BrokenBackend(name, str(error).rstrip("."))
+    except (Exception, SystemExit) as error:
+        failure = registry.error(registry.entry(name), f"cannot be made: {describe_error(error)}")
+        return BrokenBackend(name, str(failure).rstrip("."))
+    return backend
 
 
 def choose_attention(
@@ -52,28 +134,26 @@ def choose_attention(
             is in the message.
     """
     by_name = {backend.name: backend for backend in candidates}
-    if insisted is not None:
-        if insisted not in by_name:
-            known = ", ".join(by_name)
-            raise SelectionError(
-                f"There is no attention backend {insisted!r} here; known: {known}."
-            )
-        why = _refusal(by_name[insisted], need)
-        if why is not None:
-            raise SelectionError(f"The attention backend {insisted!r} cannot serve this: {why}.")
-        return AttentionChoice(backend=by_name[insisted], reasons={insisted: "named by the user"})
     refusals = {name: _refusal(backend, need) for name, backend in by_name.items()}
-    able = [name for name, why in refusals.items() if why is None]
-    if not able:
-        lines = "; ".join(f"{name}: {why}" for name, why in refusals.items())
+    chosen, why = insisted, "named by the user"
+    if insisted is None:
+        chosen = next((name for name, refusal in refusals.items() if refusal is None), None)
+        why = "first in the platform's order that serves the model"
+    elif insisted not in by_name:
+        known = ", ".join(by_name)
+        raise SelectionError(f"There is no attention backend {insisted!r} here; known: {known}.")
+    elif refusals[insisted] is not None:
+        reason = refusals[insisted]
+        raise SelectionError(f"The attention backend {insisted!r} cannot serve this: {reason}.")
+    if chosen is None:
+        lines = "; ".join(f"{name}: {refusal}" for name, refusal in refusals.items())
         raise SelectionError(f"No attention backend serves this model: {lines}.")
-    reasons = {name: why or f"not needed, {able[0]} comes first" for name, why in refusals.items()}
-    reasons[able[0]] = "first in the platform's order that serves the model"
-    return AttentionChoice(backend=by_name[able[0]], reasons=reasons)
+    reasons = {name: refusal or "not needed" for name, refusal in refusals.items()}
+    return AttentionChoice(backend=by_name[chosen], reasons={**reasons, chosen: why})
 
 
 def _refusal(backend: AttentionBackend, need: AttentionNeed) -> str | None:
-    """What the backend says; a backend that fails to say anything refuses."""
+    """What the backend says; one that fails to say anything refuses."""
     try:
         why: object = backend.refuses(need)
     except Exception as error:

@@ -153,9 +153,9 @@ def _report(
 
 
 def _check_attention(entry: Entry) -> None:
-    from dovetail.core.plugins.attention import refuse_attention_backend
+    from dovetail.core.plugins.attention import refuse_backend
 
-    found = import_entry(entry, refuse_attention_backend)
+    found = import_entry(entry, refuse_backend)
     name = getattr(found, "name", None)
     if name != entry.name:
         raise LoadError(f"calls itself {name!r:.80}; the entry point says {entry.name!r}")
