@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dovetail.core.config.cache import fit_cache
+from dovetail.core.config.cache import fit_cache, readable_bytes
 from dovetail.core.config.checkpoint import ModelFacts, read_facts
 from dovetail.core.config.resolve import resolve
 from dovetail.core.config.resolved import ResolvedConfig
@@ -178,6 +178,11 @@ def _fit(resolved: ResolvedConfig, runner: RunnerPlan, memory: Memory) -> Engine
         needed = num_blocks * runner.bytes_per_block
         fits = needed <= available
         resolved = resolved.with_cache(cache)
+    if available < 0:
+        reason = (
+            f"weights and a step alone take {readable_bytes(memory.free - available)}, and"
+            f" {readable_bytes(memory.free)} are free"
+        )
     return EnginePlan(
         resolved=resolved,
         runner=runner,
