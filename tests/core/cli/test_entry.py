@@ -53,7 +53,7 @@ def test_version(capsys):
     ("words", "message"),
     [
         (["sevre"], "unknown command 'sevre'; did you mean `dovetail serve`?"),
-        (["zzz"], "unknown command 'zzz'; there are serve, generate, chat, bench, platforms, doctor"),
+        (["zzz"], "unknown command 'zzz'; there are serve, generate, chat, bench, platforms"),
         (["--frob"], "unknown flag '--frob'; there are"),
         (["bench", "trougput"], "did you mean `dovetail bench throughput`?"),
         (["generate", "--max-model-length", "4"], "unknown flag --max-model-length; did you mean"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeAlias, cast
 
 from dovetail.core.contracts.attention import AttentionBackend, AttentionNeed
 from dovetail.core.errors import PluginError, SelectionError
 from dovetail.core.plugins.entries import AllowList
-from dovetail.core.plugins.registry import Registry, describe_error
+from dovetail.core.plugins.registry import LoadError, Registry, describe_error, import_entry
 
 __all__ = [
     "ATTENTION_GROUP",
@@ -24,6 +24,9 @@ __all__ = [
 ]
 
 ATTENTION_GROUP = "dovetail.attention_backends"
+
+Kind: TypeAlias = Callable[[object], AttentionBackend]
+"""What an entry point names: given the device, it makes the backend."""
 
 _METHODS = ("refuses", "bytes_per_block", "allocate", "plan", "attend", "copy_blocks")
 
@@ -68,9 +71,7 @@ def attention_group(family: str) -> str:
     return ATTENTION_GROUP if family == "torch" else f"{ATTENTION_GROUP}.{family}"
 
 
-def attention_registry(
-    family: str, environ: Mapping[str, str] = os.environ
-) -> Registry[Callable[[object], AttentionBackend]]:
+def attention_registry(family: str, environ: Mapping[str, str] = os.environ) -> Registry[Kind]:
     """Backends of a family that are installed and that ``DOVETAIL_PLUGINS`` admits."""
     allowed = AllowList.from_environ(environ)
     return Registry(attention_group(family), "attention backend", refuse_backend, allowed=allowed)
@@ -102,21 +103,23 @@ def installed_backends(
     return [_make(registry, name, device) for name in names]
 
 
-def _make(
-    registry: Registry[Callable[[object], AttentionBackend]], name: str, device: object
-) -> AttentionBackend:
+def _make(registry: Registry[Kind], name: str, device: object) -> AttentionBackend:
     try:
-        kind = registry.load(name)
-        backend = kind(device)
-        if backend.name != name:
-            what = f"calls itself {backend.name!r:.80}"
-            raise registry.error(registry.entry(name), what)
+        entry = registry.entry(name)
     except PluginError as error:
         return BrokenBackend(name, str(error).rstrip("."))
+    try:
+        backend = cast(Kind, import_entry(entry, refuse_backend))(device)
+    except LoadError as error:
+        what = str(error)
     except (Exception, SystemExit) as error:
-        failure = registry.error(registry.entry(name), f"cannot be made: {describe_error(error)}")
-        return BrokenBackend(name, str(failure).rstrip("."))
-    return backend
+        what = f"cannot be made: {describe_error(error)}"
+    else:
+        called = getattr(backend, "name", None)
+        if called == name:
+            return backend
+        what = f"calls itself {called!r:.80}"
+    return BrokenBackend(name, f"it {what} ({entry.origin}, {entry.value})")
 
 
 def choose_attention(

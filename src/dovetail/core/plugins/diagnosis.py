@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from dovetail.core.plugins.attention import ATTENTION_GROUP
 from dovetail.core.plugins.entries import ALLOW_VARIABLE
 from dovetail.core.plugins.examination import Examination
-from dovetail.core.plugins.examine import PlatformReport
-from dovetail.core.plugins.health import GROUPS, EntryReport
+from dovetail.core.plugins.examine import PLATFORM_GROUP, PlatformReport
+from dovetail.core.plugins.health import GROUPS, EntryReport, kind_of
 from dovetail.core.plugins.hooks import HOOK_GROUP
 from dovetail.core.plugins.registry import nearest
 
@@ -37,6 +37,7 @@ def diagnose(examination: Examination) -> tuple[Finding, ...]:
         *_of_start(examination),
         *_of_variables(examination),
         *_of_packages(examination),
+        *_of_clashes(examination),
         *(_of_platform(report) for report in _broken_platforms(examination)),
         *(_of_entry(report, examination) for report in _broken_entries(examination)),
         *(
@@ -51,7 +52,7 @@ def _of_choice(examination: Examination) -> Iterator[Finding]:
     if examination.selection is None:
         yield Finding(
             what=f"no platform can be chosen: {_line(examination.selection_error)}",
-            remedy="name a usable platform with --device, or mend what is said of this one",
+            remedy="do as it says, or name another platform with --device",
             serious=True,
         )
 
@@ -68,7 +69,8 @@ def _of_start(examination: Examination) -> Iterator[Finding]:
         )
         return
     wanted = examination.variables.get(ATTENTION_VARIABLE)
-    if wanted and wanted not in start.attention:
+    told = [report.name for report in _broken_entries(examination)]
+    if wanted and wanted not in [*start.attention, *told]:
         known = ", ".join(nearest(wanted, start.attention)) or "none"
         yield Finding(
             what=f"{ATTENTION_VARIABLE}={wanted}: platform {start.name} has {known}",
@@ -109,8 +111,8 @@ def _of_platform(report: PlatformReport) -> Finding:
 def _of_entry(report: EntryReport, examination: Examination) -> Finding:
     """A broken listener ends every start; a backend, when it is the one that is wanted."""
     wanted = examination.variables.get(ATTENTION_VARIABLE)
-    insisted = report.group == ATTENTION_GROUP and report.name == wanted
-    noun = GROUPS.get(report.group, "entry")
+    insisted = kind_of(report.group) == ATTENTION_GROUP and report.name == wanted
+    noun = GROUPS.get(kind_of(report.group), "entry")
     return Finding(
         what=f"{noun} {report.name} ({report.origin}, {report.value}) is broken: {report.reason}",
         remedy=f"update or uninstall {report.distribution}, or leave it out of {ALLOW_VARIABLE}",
@@ -118,8 +120,30 @@ def _of_entry(report: EntryReport, examination: Examination) -> Finding:
     )
 
 
+def _of_clashes(examination: Examination) -> Iterator[Finding]:
+    """Names that several packages offer, each once: errors only when they are asked for."""
+    offers = [(PLATFORM_GROUP, r.name, r.origin) for r in _clashing_platforms(examination)]
+    offers += [
+        (r.group, r.name, r.origin) for r in examination.entries if r.state == "claimed twice"
+    ]
+    for group, name in dict.fromkeys(offer[:2] for offer in offers):
+        origins = " and ".join(offer[2] for offer in offers if offer[:2] == (group, name))
+        yield Finding(
+            what=f"{GROUPS[kind_of(group)]} {name} is offered by {origins}",
+            remedy=f"uninstall all but one, or name the package to use in {ALLOW_VARIABLE}",
+            serious=group == HOOK_GROUP,
+        )
+
+
+def _clashing_platforms(examination: Examination) -> list[PlatformReport]:
+    names = [report.name for report in examination.platforms]
+    return [report for report in examination.platforms if names.count(report.name) > 1]
+
+
 def _broken_platforms(examination: Examination) -> list[PlatformReport]:
-    return [report for report in examination.platforms if report.probe == "broken"]
+    clashing = _clashing_platforms(examination)
+    broken = [report for report in examination.platforms if report.probe == "broken"]
+    return [report for report in broken if report not in clashing]
 
 
 def _broken_entries(examination: Examination) -> list[EntryReport]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -15,20 +16,25 @@ from dovetail.core.errors import DovetailError, SelectionError
 from dovetail.core.plugins.diagnosis import Finding
 from dovetail.core.plugins.entries import ALLOW_VARIABLE
 from dovetail.core.plugins.examination import Examination
-from dovetail.core.plugins.health import GROUPS, EntryReport
+from dovetail.core.plugins.health import GROUPS, EntryReport, kind_of
 from dovetail.core.plugins.report import platforms_json, platforms_table
 from dovetail.core.plugins.selection import Selection
 
 __all__ = ["doctor_json", "doctor_text"]
 
-_MARKS = {"fine": "+", "kept out": "-", "broken": "!"}
+_MARKS = {"fine": "+", "kept out": "-", "not reached": "?", "claimed twice": "!", "broken": "!"}
+_WHY = {
+    "kept out": f" ({ALLOW_VARIABLE} does not name it)",
+    "not reached": " (not examined: one before it took too long)",
+}
 _NAMES_SHOWN = 12
+_WIDTH, _INDENT = 100, 11
 
 
 def doctor_text(examination: Examination, findings: Sequence[Finding]) -> str:
     """For people, without a final newline."""
     parts = [
-        "\n".join(f"{topic + ':':<11}{line}" for topic, line in _surroundings(examination)),
+        "\n".join(_wrapped(topic, line) for topic, line in _surroundings(examination)),
         platforms_table(examination.platforms, _choice(examination)),
         "\n".join(_started(examination)),
         *_sections(examination.entries),
@@ -74,6 +80,13 @@ def _surroundings(examination: Examination) -> Iterator[tuple[str, str]]:
     yield "folders", ", ".join(f"{name} {bad}".strip() for name, bad in examination.folders.items())
 
 
+def _wrapped(topic: str, line: str) -> str:
+    first = f"{topic + ':':<{_INDENT}}"
+    return textwrap.fill(
+        line, _WIDTH, initial_indent=first, subsequent_indent=" " * _INDENT, break_on_hyphens=False
+    )
+
+
 def _cores(machine: Machine) -> str:
     quota = "" if machine.core_quota is None else f", at most {machine.core_quota:g} at a time"
     return f"{machine.processor}, {machine.num_cores} of {machine.num_cores_total} cores{quota}"
@@ -107,21 +120,27 @@ def _sections(reports: Sequence[EntryReport]) -> Iterator[str]:
         members = [report for report in reports if report.group == group]
         if members:
             lines = (line for state in _MARKS for line in _state_lines(state, members))
-            yield "\n".join([f"{GROUPS.get(group, group)}s", *lines])
+            yield "\n".join([_title(group), *lines])
+
+
+def _title(group: str) -> str:
+    kind = kind_of(group)
+    family = group.removeprefix(kind).removeprefix(".")
+    return f"{GROUPS.get(kind, group)}s" + (f" for {family}" if family else "")
 
 
 def _state_lines(state: str, members: Sequence[EntryReport]) -> Iterator[str]:
     """Sound ones share a line for each package; each broken one has its own."""
     chosen = [report for report in members if report.state == state]
-    if state == "broken":
+    if _MARKS[state] == "!":
         for report in chosen:
             yield f"!  {report.name} ({report.origin}, {report.value}): {report.reason}"
         return
     for origin, group in groupby(chosen, key=lambda report: report.origin):
         names = [report.name for report in group]
         more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-        why = f" ({ALLOW_VARIABLE} does not name it)" if state == "kept out" else ""
-        yield f"{_MARKS[state]}  {', '.join(names[:_NAMES_SHOWN])}{more}  {origin}{why}"
+        shown = ", ".join(names[:_NAMES_SHOWN])
+        yield f"{_MARKS[state]}  {shown}{more}  {origin}{_WHY.get(state, '')}"
 
 
 def _verdict(findings: Sequence[Finding]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from dovetail.core.errors import DovetailError
+from dovetail.core.plugins.attention import ATTENTION_GROUP, refuse_backend
 from dovetail.core.plugins.children import Errand, Outcome
 from dovetail.core.plugins.entries import AllowList, Entry
 from dovetail.core.plugins.examine import PLATFORM_GROUP
@@ -19,17 +20,19 @@ from dovetail.core.plugins.registry import (
     subclass_of,
 )
 
-__all__ = ["GROUPS", "EntryReport", "import_errands", "import_report", "import_reports"]
+__all__ = ["GROUPS", "EntryReport", "import_errands", "import_report", "import_reports", "kind_of"]
 
 GROUPS: dict[str, str] = {
     PLATFORM_GROUP: "platform",
-    "dovetail.attention_backends": "attention backend",
+    ATTENTION_GROUP: "attention backend",
     "dovetail.quant": "quantization scheme",
     "dovetail.models": "model",
     "dovetail.hooks": "listener",
     "dovetail.logits_processors": "logits processor",
 }
 """Every entry-point group, with what it holds."""
+
+State: TypeAlias = Literal["fine", "broken", "claimed twice", "kept out", "not reached"]
 
 _QUANT_METHODS = ("sources", "bind", "apply", "reference")
 _MAX_REASON = 300
@@ -44,8 +47,9 @@ class EntryReport:
     value: str
     distribution: str
     version: str
-    state: Literal["fine", "broken", "kept out"]
-    """``kept out``: ``DOVETAIL_PLUGINS`` does not name it, and nothing of it was imported."""
+    state: State
+    """``kept out``: ``DOVETAIL_PLUGINS`` does not name it, and nothing of it was imported;
+    ``not reached``: what was examined before it took too long, or ended the process."""
     reason: str = ""
     """What is wrong, in one line."""
 
@@ -55,12 +59,17 @@ class EntryReport:
         return f"{self.distribution} {self.version}"
 
 
+def kind_of(group: str) -> str:
+    """The group, or the one that it is a part of: families of arrays have their own backends."""
+    return ATTENTION_GROUP if group.startswith(f"{ATTENTION_GROUP}.") else group
+
+
 def import_errands(
     entries: Iterable[Entry], environ: Mapping[str, str], *, deadline: float, remedy: str
 ) -> tuple[Errand, ...]:
     """The child processes that import what may be imported: one for Dovetail's own entries
     together, and one for each other entry. None for platforms, which are probed."""
-    chosen = [entry for entry in entries if entry.group in GROUPS and entry.group != PLATFORM_GROUP]
+    chosen = [entry for entry in entries if kind_of(entry.group) in _CHECKS]
     allowed = AllowList.from_environ(environ)
     admitted = [entry for entry in chosen if allowed.admits(entry)]
     single = [entry for entry in admitted if len(_rivals(entry, chosen, allowed)) == 1]
@@ -101,7 +110,7 @@ def import_reports(
 def import_report(entry: Entry) -> EntryReport:
     """Import the entry and see whether it is of its group's kind. Runs in a child process."""
     try:
-        _CHECKS[entry.group](entry)
+        _CHECKS[kind_of(entry.group)](entry)
     except (LoadError, DovetailError) as error:
         return _report(entry, "broken", str(error))
     except (Exception, SystemExit) as error:
@@ -120,12 +129,12 @@ def _answered(errand: Errand, outcome: Outcome) -> dict[Entry, EntryReport]:
 
 
 def _unasked(entry: Entry, entries: Iterable[Entry], allowed: AllowList) -> EntryReport:
-    if entry.group not in GROUPS:
+    if kind_of(entry.group) not in GROUPS:
         first = nearest(entry.group, GROUPS)[0]
         return _report(entry, "broken", f"there is no group {entry.group}; did you mean {first}?")
     if not allowed.admits(entry):
         return _report(entry, "kept out")
-    return _report(entry, "broken", f"is {clash(_rivals(entry, entries, allowed))}")
+    return _report(entry, "claimed twice", f"is {clash(_rivals(entry, entries, allowed))}")
 
 
 def _rivals(entry: Entry, entries: Iterable[Entry], allowed: AllowList) -> list[Entry]:
@@ -137,9 +146,7 @@ def _rivals(entry: Entry, entries: Iterable[Entry], allowed: AllowList) -> list[
     ]
 
 
-def _report(
-    entry: Entry, state: Literal["fine", "broken", "kept out"], reason: str = ""
-) -> EntryReport:
+def _report(entry: Entry, state: State, reason: str = "") -> EntryReport:
     line = " ".join(reason.split())
     return EntryReport(
         group=entry.group,
@@ -153,8 +160,6 @@ def _report(
 
 
 def _check_attention(entry: Entry) -> None:
-    from dovetail.core.plugins.attention import refuse_backend
-
     found = import_entry(entry, refuse_backend)
     name = getattr(found, "name", None)
     if name != entry.name:
@@ -199,7 +204,7 @@ def _anything(found: object) -> str | None:
 
 
 _CHECKS: dict[str, Callable[[Entry], None]] = {
-    "dovetail.attention_backends": _check_attention,
+    ATTENTION_GROUP: _check_attention,
     "dovetail.quant": _check_quant,
     "dovetail.models": _check_model,
     "dovetail.hooks": _check_listener,

@@ -9,6 +9,7 @@ from typing import cast
 
 from dovetail.core.contracts.platform import Memory, Platform, PlatformPlugin
 from dovetail.core.errors import DovetailError
+from dovetail.core.plugins.attention import BrokenBackend
 from dovetail.core.plugins.entries import Entry
 from dovetail.core.plugins.examine import refuse_platform
 from dovetail.core.plugins.registry import LoadError, describe_error, import_entry
@@ -32,7 +33,7 @@ class StartReport:
     family: str = ""
     dtypes: list[str] = field(default_factory=list)
     attention: list[str] = field(default_factory=list)
-    """Attention backends, in the platform's order of preference."""
+    """Attention backends that can be made, in the platform's order of preference."""
     quantization: list[str] = field(default_factory=list)
 
 
@@ -75,6 +76,10 @@ def _describe(platform: Platform) -> StartReport:
         memory_total=memory.total,
         family=platform.capabilities.family,
         dtypes=list(platform.capabilities.dtypes),
-        attention=[backend.name for backend in platform.attention_backends()],
+        attention=[
+            backend.name
+            for backend in platform.attention_backends()
+            if not isinstance(backend, BrokenBackend)
+        ],
         quantization=list(platform.capabilities.quantization),
     )
