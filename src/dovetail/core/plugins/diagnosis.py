@@ -62,8 +62,9 @@ def _of_start(examination: Examination) -> Iterator[Finding]:
     if start is None:
         return
     if start.error:
+        origins = [r.origin for r in examination.platforms if r.name == start.name]
         yield Finding(
-            what=f"the chosen platform does not start: {start.error}",
+            what=f"platform {start.name} ({', '.join(origins)}) does not start: {start.error}",
             remedy="mend or update the package, or name another platform with --device",
             serious=True,
         )
