@@ -16,6 +16,7 @@ from dovetail.core.contracts.runner import CacheSpec, RunnerPlan
 from dovetail.core.errors import DovetailError, OutOfMemoryError
 from dovetail.core.kv.extent import blocks_for, most_blocks
 from dovetail.core.models.registry import find_model, native_architectures
+from dovetail.core.plugins.quant import quant_registry
 
 if TYPE_CHECKING:
     from dovetail.core.contracts.platform import Memory, Platform
@@ -109,6 +110,7 @@ def plan_engine(
         platform,
         find_model(facts.architectures) is not None,
         known=native_architectures(),
+        schemes=quant_registry().names(),
         allow_long=allow_long,
         draft=_draft_facts(intent),
     )
@@ -229,6 +231,8 @@ def _savings(plan: EnginePlan, intent: EngineConfig) -> Iterator[tuple[str, obje
     if resolved.dtype == "float32":
         yield "dtype", "bfloat16"
         yield "dtype", "float16"
+    if resolved.quantization is None:
+        yield from (("quantization", name) for name in quant_registry().names())
     least = max(_LEAST_STEP, resolved.max_num_seqs)
     if resolved.max_num_batched_tokens > least:
         yield "max_num_batched_tokens", least

@@ -105,9 +105,8 @@ def _started(examination: Examination) -> Iterator[str]:
     if start is not None and not start.error:
         memory = f"{readable_bytes(start.memory_free)} of {readable_bytes(start.memory_total)}"
         yield f"It starts: {', '.join(start.devices)}, {memory} free"
-        yield f"  dtypes        {', '.join(start.dtypes)}"
-        yield f"  attention     {', '.join(start.attention) or 'none'}"
-        yield f"  quantization  {', '.join(start.quantization) or 'none'}"
+        for topic in ("dtypes", "attention", "features"):
+            yield f"  {topic:<11}{', '.join(getattr(start, topic)) or 'none'}"
     elif start is not None:
         yield f"It does not start: {start.error}"
     for entry in examination.kept_out:

@@ -34,7 +34,6 @@ GROUPS: dict[str, str] = {
 
 State: TypeAlias = Literal["fine", "broken", "claimed twice", "kept out", "not reached"]
 
-_QUANT_METHODS = ("sources", "bind", "apply", "reference")
 _MAX_REASON = 300
 
 
@@ -167,12 +166,9 @@ def _check_attention(entry: Entry) -> None:
 
 
 def _check_quant(entry: Entry) -> None:
-    import_entry(entry, _refuse_scheme)
+    from dovetail.core.contracts.quant import QuantScheme
 
-
-def _refuse_scheme(found: object) -> str | None:
-    missing = [name for name in _QUANT_METHODS if not callable(getattr(found, name, None))]
-    return f"is no quantization scheme: it lacks {', '.join(missing)}" if missing else None
+    import_entry(entry, subclass_of(QuantScheme))
 
 
 def _check_model(entry: Entry) -> None:

@@ -34,7 +34,8 @@ class StartReport:
     dtypes: list[str] = field(default_factory=list)
     attention: list[str] = field(default_factory=list)
     """Attention backends that can be made, in the platform's order of preference."""
-    quantization: list[str] = field(default_factory=list)
+    features: list[str] = field(default_factory=list)
+    """Its optional abilities."""
 
 
 def start_report(entry: Entry, answers: int) -> StartReport:
@@ -81,5 +82,5 @@ def _describe(platform: Platform) -> StartReport:
             for backend in platform.attention_backends()
             if not isinstance(backend, BrokenBackend)
         ],
-        quantization=list(platform.capabilities.quantization),
+        features=sorted(platform.capabilities.features),
     )
