@@ -79,7 +79,7 @@ def test_its_plan_shows_its_choices(target: Path) -> None:
 
 
 def test_the_kit_certifies_it(target: Path) -> None:
-    """What it has of its own, and whole models on top; the kit's other checks are of shared code."""
+    """What it has of its own, and whole models; the other checks are of shared code."""
     patterns = [f"--only={pattern}" for pattern in CHECKS]
     done = dovetail(
         "conformance", "--json", "--device", "acme", *patterns, folder=target, timeout=280
