@@ -17,7 +17,8 @@ from dovetail.core.config.speculative import SpeculativeConfig
 from dovetail.core.contracts.platform import Platform
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.models.registry import find_model, native_architectures
-from dovetail.core.plugins.selection import load_platform
+from dovetail.core.plugins.quant import quant_registry
+from dovetail.core.plugins.selection import load_platform, platform_registry
 from dovetail.core.scheduler.scheduler import Scheduler, SchedulerConfig
 from dovetail.core.structured.base import Grammars, NoGrammars
 from dovetail.core.structured.grammars import EngineGrammars
@@ -65,6 +66,8 @@ def build_engine(config: EngineConfig, platform_name: str, progress: Progress) -
     """
     environment = read_environment(os.environ, warn=False)
     facts = read_facts(config)
+    origin = platform_registry(os.environ).entry(platform_name).origin
+    progress(f"starting platform {platform_name} ({origin})", 0, 0)
     platform = load_platform(platform_name, os.environ)
     resolved = resolve(
         config,
@@ -72,6 +75,7 @@ def build_engine(config: EngineConfig, platform_name: str, progress: Progress) -
         platform,
         find_model(facts.architectures) is not None,
         known=native_architectures(),
+        schemes=quant_registry(os.environ).names(),
         allow_long=environment.allow_long_max_model_len,
         draft=_draft_facts(config),
     )
