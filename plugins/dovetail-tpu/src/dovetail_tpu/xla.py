@@ -73,7 +73,7 @@ class XlaAttention:
             batch.slots(need.block_size).astype(np.int32),
             batch.positions.astype(np.int32),
             tiles,
-            np.int32(num_tiles),
+            np.array(num_tiles, np.int32),
         )
 
     def attend(
