@@ -16,7 +16,7 @@ FOLDERS = ("src/dovetail", "plugins", "tests")
 
 LAYERS = (
     ("errors", "types"),
-    ("constraint", "request", "batch", "update"),
+    ("constraint", "request", "batch", "buckets", "update"),
     ("contracts",),
     (
         "plugins",

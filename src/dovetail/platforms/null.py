@@ -21,10 +21,18 @@ from dovetail.core.contracts.platform import (
     PlatformPlugin,
     ProbeResult,
 )
-from dovetail.core.contracts.runner import CacheSpec, Pending, Runner, RunnerConfig, WarmUp
+from dovetail.core.contracts.runner import (
+    CacheSpec,
+    Pending,
+    Runner,
+    RunnerConfig,
+    RunnerPlan,
+    WarmUp,
+)
 from dovetail.core.errors import ConfigError
 from dovetail.core.types import IntArray
 from dovetail.platforms.pretend import (
+    cache_plan,
     check_fit,
     check_options,
     end_tokens,
@@ -88,6 +96,10 @@ class NullRunner:
         if "step_us" in config.options:
             self._step_s = positive_option(config.options, "step_us", 1) / 1e6
         self._outputs = _Constants(config.max_num_seqs, self._token)
+
+    def plan(self) -> RunnerPlan:
+        """Nothing but the cache takes memory."""
+        return cache_plan(self._cache, self.describe())
 
     def load(self) -> Iterator[tuple[int, int]]:
         """There are no weights."""

@@ -25,10 +25,18 @@ from dovetail.core.contracts.platform import (
     PlatformPlugin,
     ProbeResult,
 )
-from dovetail.core.contracts.runner import CacheSpec, Pending, Runner, RunnerConfig, WarmUp
+from dovetail.core.contracts.runner import (
+    CacheSpec,
+    Pending,
+    Runner,
+    RunnerConfig,
+    RunnerPlan,
+    WarmUp,
+)
 from dovetail.core.sampling.oracle import TokenRule
 from dovetail.platforms.oracle_rows import OracleRows
 from dovetail.platforms.pretend import (
+    cache_plan,
     check_fit,
     check_options,
     end_tokens,
@@ -97,6 +105,10 @@ class OracleRunner:
             bytes_per_block=config.block_size * _BYTES_PER_POSITION,
             bytes_available=positive_option(options, "memory", _DEFAULT_MEMORY),
         )
+
+    def plan(self) -> RunnerPlan:
+        """Nothing but the cache takes memory."""
+        return cache_plan(self._cache, self.describe())
 
     def load(self) -> Iterator[tuple[int, int]]:
         """There are no weights."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from dovetail.core.batch import LogprobArrays
-from dovetail.core.contracts.runner import CacheSpec
+from dovetail.core.contracts.runner import CacheSpec, RunnerPlan
 from dovetail.core.errors import CheckpointError, ConfigError, OutOfMemoryError
 from dovetail.core.types import IntArray
 
 __all__ = [
+    "cache_plan",
     "check_fit",
     "check_options",
     "end_tokens",
@@ -64,6 +65,17 @@ def number_option(options: dict[str, Any], name: str, default: float, most: floa
             f"The option {name} must be a number from 0 to {most:g}, not {value!r:.80}."
         )
     return float(value)
+
+
+def cache_plan(cache: CacheSpec, choices: Mapping[str, str]) -> RunnerPlan:
+    """The plan of a runner that has no weights."""
+    return RunnerPlan(
+        weight_bytes=0,
+        step_bytes=0,
+        bytes_per_block=cache.bytes_per_block,
+        window=cache.window,
+        choices=choices,
+    )
 
 
 def check_fit(num_blocks: int, cache: CacheSpec) -> None:

@@ -37,6 +37,8 @@ def _create() -> Platform:
             block_sizes=(16, 1, 2, 4, 8, 32, 64, 128),
             features=frozenset(
                 {
+                    "bad_words",
+                    "logits_processors",
                     "prompt_logprobs",
                     "structured_output",
                     "transformers_models",

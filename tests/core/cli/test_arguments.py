@@ -59,7 +59,7 @@ def test_every_kind_of_flag(parser):
 
 
 def test_flags_of_vllm_that_change_nothing_are_accepted(parser, caplog):
-    words = ["--enforce-eager", "--tensor-parallel-size", "1", "--swap-space=4", "--port", "1"]
+    words = ["--enforce-eager", "--pipeline-parallel-size", "1", "--swap-space=4", "--port", "1"]
     namespace = parser.parse(words)
     assert engine_config(namespace) == EngineConfig()
     assert len(caplog.records) == 3
@@ -67,8 +67,8 @@ def test_flags_of_vllm_that_change_nothing_are_accepted(parser, caplog):
 
 
 def test_flags_of_vllm_that_would_change_something_are_refused(parser):
-    with pytest.raises(ConfigError, match="tensor_parallel_size=2: this version runs on one"):
-        engine_config(parser.parse(["--tensor-parallel-size=2"]))
+    with pytest.raises(ConfigError, match="pipeline_parallel_size=2: this version runs on one"):
+        engine_config(parser.parse(["--pipeline-parallel-size=2"]))
 
 
 def test_brief_help_names_flags_and_full_help_explains_them(parser, capsys):

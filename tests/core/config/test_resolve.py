@@ -245,3 +245,11 @@ def test_too_little_memory_is_one_line_with_figures_and_flags(available, wishes,
     assert f"({max(available, 0)} bytes) are available" in message
     assert message.count("--") >= 3
     assert "\n" not in message
+
+
+def test_several_devices_where_the_platform_shares_layers():
+    with pytest.raises(UnsupportedError, match="tensor_parallel_size=2: platform toy runs a model"):
+        decide(tensor_parallel_size=2)
+    found = decide(Machine(features=frozenset({"tensor_parallel"})), tensor_parallel_size=2)
+    assert found.runner_config().tensor_parallel_size == 2
+    assert decide().runner_config().tensor_parallel_size == 1

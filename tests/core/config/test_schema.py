@@ -74,7 +74,7 @@ def test_unknown_argument_names_the_nearest():
     ("name", "value"),
     [
         ("enforce_eager", True),
-        ("tensor_parallel_size", 1),
+        ("pipeline_parallel_size", 1),
         ("swap_space", 4),
         ("cpu_offload_gb", 0.0),
         ("enable_lora", False),
@@ -91,8 +91,8 @@ def test_harmless_foreign_arguments_warn(name, value, caplog):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tensor_parallel_size", 2),
-        ("tensor_parallel_size", True),
+        ("pipeline_parallel_size", 2),
+        ("data_parallel_size", True),
         ("enable_lora", True),
         ("speculative_model", "a/b"),
         ("cpu_offload_gb", 4),

@@ -15,7 +15,12 @@ from tests.core.server.fakes import ByteTokenizer
 PROMPT = PromptTokens(text=None, token_ids=[1, 2, 3])
 
 
-def intake(max_logprobs: int = 20, *, tokenizer: bool = True) -> Intake:
+FEATURES = ("bad_words", "logits_processors", "prompt_logprobs")
+
+
+def intake(
+    max_logprobs: int = 20, *, tokenizer: bool = True, features: tuple[str, ...] = FEATURES
+) -> Intake:
     info = ModelInfo(
         name="m",
         path="/m",
@@ -24,6 +29,7 @@ def intake(max_logprobs: int = 20, *, tokenizer: bool = True) -> Intake:
         eos_token_ids=[9],
         default_params=SamplingParams(),
         max_logprobs=max_logprobs,
+        features=frozenset(features),
     )
     return Intake(info, ByteTokenizer() if tokenizer else None, seed=0)  # type: ignore[arg-type]
 
@@ -92,3 +98,19 @@ def test_a_beam_search_is_one_request() -> None:
     (request,) = made(SamplingParams(n=2, best_of=5, use_beam_search=True))
     assert (request.params.n, request.params.best_of) == (2, 5)
     assert request.params.logprobs is None and request.stop_token_ids == [9]
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("bad_words", SamplingParams(bad_words=["no"])),
+        ("bad_words", SamplingParams(bad_words_token_ids=[[1, 2]])),
+        ("logits_processors", SamplingParams(logits_processors={"x": None})),
+        ("prompt_logprobs", SamplingParams(prompt_logprobs=0)),
+    ],
+)
+def test_what_the_platform_would_not_honour_is_refused(name: str, params: SamplingParams) -> None:
+    with pytest.raises(RequestError, match=f"^{name} is not available on the platform") as caught:
+        made(params, features=tuple(set(FEATURES) - {name}))
+    assert (caught.value.param, caught.value.code) == (name, "unsupported")
+    assert made(SamplingParams(), features=())

@@ -37,8 +37,10 @@ class CpuPlatform(TorchPlatform):
         block_sizes=(32, 16, 64, 128, 8, 4, 2, 1),
         features=frozenset(
             {
+                "bad_words",
                 "deterministic",
                 "draft_model",
+                "logits_processors",
                 "prompt_logprobs",
                 "speculation",
                 "structured_output",

@@ -11,7 +11,6 @@ _ONE_DEVICE = "this version runs on one device"
 _EMPTY: tuple[Any, ...] = (None, False, 0, "", {}, [], ())
 
 FOREIGN: dict[str, tuple[Any, str]] = {
-    "tensor_parallel_size": ((None, 1), _ONE_DEVICE),
     "pipeline_parallel_size": ((None, 1), _ONE_DEVICE),
     "data_parallel_size": ((None, 1), _ONE_DEVICE),
     "decode_context_parallel_size": ((None, 1), _ONE_DEVICE),

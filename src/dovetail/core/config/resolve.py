@@ -95,6 +95,7 @@ def _assemble(
         default_params=facts.default_params,
         platform=platform.name,
         attention_backend=intent.attention_backend,
+        tensor_parallel_size=_tensor_parallel(intent, platform),
         threads=intent.threads,
         options=dict(intent.options),
         seed=intent.seed,
@@ -185,6 +186,15 @@ def _deterministic(
             " is known about its order of summation; only native models can be deterministic"
         )
     return intent.deterministic
+
+
+def _tensor_parallel(intent: EngineConfig, platform: PlatformView) -> int:
+    size = intent.tensor_parallel_size
+    if size > 1 and "tensor_parallel" not in platform.capabilities.features:
+        raise UnsupportedError(
+            f"tensor_parallel_size={size}: platform {platform.name} runs a model on one device"
+        )
+    return size
 
 
 def _quantization(

@@ -63,6 +63,8 @@ class ResolvedConfig:
     quantization: str | None
     attention_backend: str | None
     """The backend that the user insists on."""
+    tensor_parallel_size: int
+    """Devices that share every layer."""
     threads: int | None
     """Threads that compute; None leaves it to the platform."""
     options: dict[str, Any]
@@ -127,6 +129,7 @@ class ResolvedConfig:
             seed=self.seed,
             trust_remote_code=self.trust_remote_code,
             options=options,
+            tensor_parallel_size=self.tensor_parallel_size,
             max_drafts=self.speculation.num_speculative_tokens if self.speculation else 0,
         )
         if self.draft is None:

@@ -148,6 +148,14 @@ class EngineConfig:
         help="Attention implementation to insist on. Default: DOVETAIL_ATTENTION_BACKEND, else "
         "the platform's order.",
     )
+    tensor_parallel_size: int = option(
+        1,
+        parse=p.count(),
+        aliases=("tp",),
+        metavar="DEVICES",
+        group=_PLATFORM,
+        help="Devices that share every layer of the model.",
+    )
     threads: int | None = option(
         None,
         parse=p.maybe(p.count(), words=("auto",)),

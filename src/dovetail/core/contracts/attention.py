@@ -1,6 +1,7 @@
 """The attention contract. A backend owns its KV layout, its metadata, the KV write and the attend.
 
-Offered through the entry-point group ``dovetail.attention_backends``, or by a platform directly.
+Offered through an entry-point group, ``dovetail.attention_backends`` for torch's tensors and
+``dovetail.attention_backends.FAMILY`` for another family of arrays, or by a platform directly.
 """
 
 from __future__ import annotations
@@ -90,7 +91,11 @@ class AttentionBackend(Protocol):
         ...
 
     def plan(self, batch: Batch, need: AttentionNeed) -> object:
-        """Metadata of a step, made once and given to ``attend`` for every layer."""
+        """Metadata of a step, made once and given to ``attend`` for every layer.
+
+        A batch that was padded (``core/buckets.py``) has rows without tokens and tokens of no row:
+        what ``attend`` gives for those is void, but it must not change what the others get.
+        """
         ...
 
     def attend(

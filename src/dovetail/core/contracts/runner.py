@@ -99,8 +99,8 @@ class Pending(Protocol):
 class Runner(Protocol):
     """Runs steps of one model on one device (or one group that acts as one).
 
-    Order of calls: perhaps ``plan``, then ``load``, ``cache_spec``, ``allocate``, ``warm_up``, then ``step`` any number
-    of times. Steps run in the order given.
+    Order of calls: perhaps ``plan``, then ``load``, ``cache_spec``, ``allocate``, ``warm_up``, then
+    ``step`` any number of times. Steps run in the order given.
     """
 
     def plan(self) -> RunnerPlan:

@@ -20,10 +20,15 @@ class Workbench(Protocol):
     Attention backends come from ``Platform.attention_backends``.
     """
 
-    ops: Any
-    """The op table as models get it, overrides included; its ``attention`` is not bound."""
-    overrides: Mapping[str, Op]
-    """The platform's own ops by name, with their tolerances."""
+    @property
+    def ops(self) -> Any:
+        """The op table as models get it, overrides included; its ``attention`` is not bound."""
+        ...
+
+    @property
+    def overrides(self) -> Mapping[str, Op]:
+        """The platform's own ops by name, with their tolerances."""
+        ...
 
     def put(self, array: np.ndarray[Any, Any]) -> Array:
         """The array on the device, in the dtype that the numpy array has (ml_dtypes' included)."""

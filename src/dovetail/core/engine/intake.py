@@ -130,6 +130,7 @@ class Intake:
             PluginError: A logits processor is broken.
         """
         self._check_tokens(prompt.token_ids, params)
+        self._check_features(params)
         self._processors.check(params.logits_processors or {}, self.info.vocab_size)
         max_tokens = self._max_tokens(len(prompt.token_ids), params, cap_max_tokens)
         one = self._single(params, max_tokens)
@@ -238,6 +239,22 @@ class Intake:
                 lambda: read_vocabulary(tokenizer, info.vocab_size, info.eos_token_ids)
             )
         return self._examiner
+
+    def _check_features(self, params: SamplingParams) -> None:
+        """Raise RequestError for what this engine's platform would not honour."""
+        asked = {
+            "bad_words": params.bad_words or params.bad_words_token_ids,
+            "logits_processors": params.logits_processors,
+            "prompt_logprobs": params.prompt_logprobs is not None,
+        }
+        for name, wanted in asked.items():
+            if wanted and name not in self.info.features:
+                raise RequestError(
+                    f"{name} is not available on the platform that this engine runs on. Leave it"
+                    " out.",
+                    param=name,
+                    code="unsupported",
+                )
 
     def _check_tokens(self, token_ids: list[int], params: SamplingParams) -> None:
         if not token_ids:

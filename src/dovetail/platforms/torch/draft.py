@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from dovetail.core.batch import Batch, SamplingBatch
-from dovetail.core.contracts.attention import AttentionNeed
 from dovetail.core.contracts.model import StepInputs
 from dovetail.core.contracts.runner import RunnerConfig
-from dovetail.core.plugins.attention import choose_attention
 from dovetail.core.types import IntArray
 from dovetail.platforms.torch.loading import RunnableModel, load_model
+from dovetail.platforms.torch.planning import attention_need, block_bytes, choose_backend
 from dovetail.platforms.torch.platform import TorchPlatform
 from dovetail.platforms.torch.sampler import SampleResult
 from dovetail.platforms.torch.sampling.order import greedy
@@ -59,23 +58,15 @@ class DraftModel:
     def load(self) -> Iterator[tuple[int, int]]:
         """Read the weights and choose the attention backend."""
         model: RunnableModel = yield from load_model(self._platform, self._config)
-        self._need = AttentionNeed(
-            specs=model.attention_specs,
-            dtype=self._config.dtype,
-            kv_dtype=self._config.kv_dtype,
-            block_size=self._config.block_size,
-        )
-        backends = self._platform.attention_backends()
-        insisted = self._config.attention_backend
-        self._attention = choose_attention(backends, self._need, insisted=insisted).backend
+        self._need = attention_need(self._config, model.attention_specs)
+        self._attention = choose_backend(self._platform, self._config, self._need).backend
         model.bind_attention(self._attention)
         self._model = model
 
     @property
     def bytes_per_block(self) -> int:
         """What a block costs beside the served model's."""
-        specs = self._need.specs
-        return sum(self._attention.bytes_per_block(spec, self._need) for spec in specs)
+        return block_bytes(self._attention, self._need)
 
     @property
     def window(self) -> int | None:

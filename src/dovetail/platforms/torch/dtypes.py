@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 
 from dovetail.core.errors import UnsupportedError
 
-__all__ = ["TORCH_DTYPES", "from_numpy", "torch_dtype"]
+__all__ = ["TORCH_DTYPES", "from_numpy", "to_numpy", "torch_dtype"]
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
@@ -55,3 +56,13 @@ def from_numpy(array: np.ndarray[Any, Any]) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(carried).view(wanted)
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A tensor of any device as an array of the same dtype, ml_dtypes' included."""
+    host = tensor.detach().cpu().contiguous()
+    name = str(host.dtype).removeprefix("torch.")
+    if not name.startswith(("bfloat", "float8")):
+        return host.numpy()
+    carrier = torch.uint8 if host.itemsize == 1 else torch.int16
+    return host.view(carrier).numpy().view(np.dtype(getattr(ml_dtypes, name)))

@@ -9,28 +9,25 @@ import torch
 from torch import Tensor as TorchTensor
 
 from dovetail.core.contracts.attention import AttentionBackend, AttentionSpec
-from dovetail.core.contracts.model import Constant, Linear, Model, StepInputs
+from dovetail.core.contracts.model import Linear, Model, StepInputs, Tensor
 from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.runner import RunnerConfig
 from dovetail.core.errors import UnsupportedError
-from dovetail.core.models.registry import find_model
-from dovetail.core.models.weights import (
-    Dummy,
-    Leaf,
-    Source,
-    align,
-    assemble,
-    check,
-    fill,
-    leaves,
-    open_checkpoint,
-)
+from dovetail.core.models.load import define, read_weights
+from dovetail.core.models.weights import Leaf, Parts
 from dovetail.core.types import IntArray
 from dovetail.platforms.torch.dtypes import from_numpy, torch_dtype
 from dovetail.platforms.torch.ops import references
 from dovetail.platforms.torch.platform import TorchPlatform
 
-__all__ = ["LoadedModel", "RunnableModel", "load_model"]
+__all__ = [
+    "LoadedModel",
+    "RunnableModel",
+    "check_quantization",
+    "load_model",
+    "op_table",
+    "own_ops",
+]
 
 
 class RunnableModel(Protocol):
@@ -98,8 +95,29 @@ class LoadedModel:
 
     def describe(self) -> dict[str, str]:
         """Which ops are not the references."""
-        own = ", ".join(f"{name}: {op.origin}" for name, op in self._table.overrides.items())
-        return {"ops": own} if own else {}
+        return own_ops(self._table)
+
+
+def op_table(platform: TorchPlatform) -> OpTable:
+    """The references, and what the platform puts in their place."""
+    table = OpTable(references())
+    platform.override_ops(table)
+    return table
+
+
+def own_ops(table: OpTable) -> dict[str, str]:
+    """Which ops are the platform's own, for the start-up banner."""
+    own = ", ".join(f"{name}: {op.origin}" for name, op in table.overrides.items())
+    return {"ops": own} if own else {}
+
+
+def check_quantization(config: RunnerConfig) -> None:
+    """Raises UnsupportedError for a scheme that has no kernel here."""
+    if config.quantization is not None:
+        raise UnsupportedError(
+            f"Quantization {config.quantization!r} has no kernel on this platform;"
+            " leave --quantization out, or use an unquantized checkpoint."
+        )
 
 
 def load_model(
@@ -111,68 +129,40 @@ def load_model(
         CheckpointError: A tensor is missing, unknown or of the wrong shape.
         UnsupportedError: The quantization or a setting of the model is not known here.
     """
-    if config.quantization is not None:
-        raise UnsupportedError(
-            f"Quantization {config.quantization!r} has no kernel on this platform;"
-            " leave --quantization out, or use an unquantized checkpoint."
-        )
+    check_quantization(config)
     if config.model_impl == "transformers":
         from dovetail.platforms.torch.transformers_model import load_transformers_model
 
         return (yield from load_transformers_model(platform, config))
-    return (yield from _load_native(platform, config))
-
-
-def _load_native(
-    platform: TorchPlatform, config: RunnerConfig
-) -> Generator[tuple[int, int], None, LoadedModel]:
-    architectures = config.hf_config.get("architectures") or []
-    model_class = find_model(architectures)
-    if model_class is None:
-        raise UnsupportedError(f"There is no native model for {architectures}.")
-    model = model_class.from_config(config.hf_config, max_model_len=config.max_model_len)
-    tree = model.weights()
-    source: Source
-    if config.load_format == "dummy":
-        source = Dummy(tree, config.dtype, config.seed)
-    else:
-        source = align(open_checkpoint(config.model_path), tree)
-        check(tree, source, model.ignored)
-    binder = _Binder(platform, config, source)
-    bound: dict[str, Any] = {}
-    done = 0
-    for path, leaf in leaves(tree):
-        bound[path], num_bytes = binder.bind(leaf)
-        done += num_bytes
-        yield done, max(source.total_bytes, done)
-    table = OpTable(references())
-    platform.override_ops(table)
-    return LoadedModel(model, fill(tree, bound), table)
+    model = define(config)
+    weights = yield from read_weights(model, config, _Binder(platform, config))
+    return LoadedModel(model, weights, op_table(platform))
 
 
 class _Binder:
-    """Turns declarations into tensors and bound layers."""
+    """Turns declarations and their arrays into tensors and bound layers."""
 
-    def __init__(self, platform: TorchPlatform, config: RunnerConfig, source: Source) -> None:
+    def __init__(self, platform: TorchPlatform, config: RunnerConfig) -> None:
         self._platform = platform
         self._dtype = torch_dtype(config.dtype)
-        self._source = source
+        self._tables: dict[str, TorchTensor] = {}
+        """Tensors on the device by the names of their sources: what output layers are tied to."""
 
-    def bind(self, leaf: Leaf) -> tuple[Any, int]:
-        """What the model will be given for a leaf, and the bytes that were read for it."""
+    def __call__(self, leaf: Leaf, parts: Parts) -> Any:
+        """What the model will be given for a leaf."""
         if isinstance(leaf, Linear):
-            for name in leaf.sources:
-                self._source.read_ahead(name)
-        parts = assemble(leaf, self._source)
-        num_bytes = sum(array.nbytes for array in (*parts.weights, *parts.biases))
-        if isinstance(leaf, Linear):
+            weight = self._tables.get(leaf.sources[0]) if leaf.tied_to else None
             bias = self._rows(parts.biases) if parts.biases else None
-            return self._platform.bind_linear(self._rows(parts.weights), bias), num_bytes
+            if weight is None:
+                weight = self._rows(parts.weights)
+            return self._platform.bind_linear(weight, bias)
         tensor = self._tensor(parts.weights[0])
-        if isinstance(leaf, Constant):
-            return tensor, 0
+        if not isinstance(leaf, Tensor):
+            return tensor
         # A weight with an offset keeps the precision that the sum has.
-        return tensor if leaf.offset else tensor.to(self._dtype), num_bytes
+        tensor = tensor if leaf.offset else tensor.to(self._dtype)
+        self._tables[leaf.source] = tensor
+        return tensor
 
     def _rows(self, arrays: Sequence[Any]) -> TorchTensor:
         """The arrays one below the other; without a copy if there is one, of the right dtype."""

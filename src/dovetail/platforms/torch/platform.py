@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TypeAlias
 
 import torch
 
 from dovetail.core.contracts.attention import AttentionBackend
+from dovetail.core.contracts.communicator import Communicator
 from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.platform import Platform
 from dovetail.core.contracts.runner import Runner, RunnerConfig
-from dovetail.core.plugins.entries import AllowList
-from dovetail.core.plugins.registry import Registry
+from dovetail.core.contracts.workbench import Activity, Workbench
+from dovetail.core.plugins.attention import installed_backends
 from dovetail.platforms.torch.ops import DenseLinear
 
-__all__ = ["BoundLinear", "TorchPlatform", "attention_registry"]
+__all__ = ["BoundLinear", "TorchPlatform"]
 
 BoundLinear: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """A linear layer with its weight: (T, in) to (T, out)."""
@@ -39,10 +40,25 @@ class TorchPlatform(Platform):
 
     def attention_backends(self) -> list[AttentionBackend]:
         """Every installed backend, in order of preference, made for this device."""
-        registry = attention_registry()
-        others = sorted(set(registry.names()) - set(self.attention_order))
-        order = [name for name in self.attention_order if name in registry.names()]
-        return [registry.load(name)(self.device) for name in [*order, *others]]
+        return installed_backends("torch", self.device, self.attention_order)
+
+    def workbench(self) -> Workbench:
+        """Its ops and layers, over tensors on its device."""
+        from dovetail.platforms.torch.workbench import TorchWorkbench
+
+        return TorchWorkbench(self)
+
+    def watch(self) -> AbstractContextManager[Activity]:
+        """Count copies between devices, and the ops on this one by their shapes."""
+        from dovetail.platforms.torch.watch import watch
+
+        return watch(self.device)
+
+    def communicator(self, rank: int, size: int, address: str) -> Communicator:
+        """Collectives over gloo, through the host: right for every device, fast on none."""
+        from dovetail.platforms.torch.communicator import HostCommunicator
+
+        return HostCommunicator(rank, size, address)
 
     def runner(self, config: RunnerConfig) -> Runner:
         """The runner that all torch platforms share."""
@@ -50,19 +66,3 @@ class TorchPlatform(Platform):
         from dovetail.platforms.torch.runner import TorchRunner
 
         return TorchRunner(InvariantPlatform(self) if config.deterministic else self, config)
-
-
-def attention_registry() -> Registry[Callable[[torch.device], AttentionBackend]]:
-    """Attention backends that are installed and that ``DOVETAIL_PLUGINS`` admits."""
-
-    def refuse(found: object) -> str | None:
-        needed = ("refuses", "bytes_per_block", "allocate", "plan", "attend", "copy_blocks")
-        missing = [name for name in needed if not callable(getattr(found, name, None))]
-        return f"is no attention backend: it lacks {', '.join(missing)}" if missing else None
-
-    return Registry(
-        "dovetail.attention_backends",
-        "attention backend",
-        refuse,
-        allowed=AllowList.from_environ(os.environ),
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,21 +11,25 @@ import torch
 from torch import Tensor
 
 from dovetail.core.batch import Batch, LogprobArrays, PromptLogprobNeed, SamplingBatch, StepOutput
-from dovetail.core.contracts.attention import AttentionNeed
 from dovetail.core.contracts.model import StepInputs
-from dovetail.core.contracts.runner import CacheSpec, Pending, RunnerConfig, WarmUp
+from dovetail.core.contracts.runner import CacheSpec, Pending, RunnerConfig, RunnerPlan, WarmUp
 from dovetail.core.errors import OutOfMemoryError
-from dovetail.core.plugins.attention import choose_attention
-from dovetail.core.types import ITEM_SIZE, IntArray
+from dovetail.core.types import IntArray
 from dovetail.platforms.torch.draft import DraftModel
 from dovetail.platforms.torch.loading import RunnableModel, load_model
+from dovetail.platforms.torch.planning import (
+    LOGIT_ROWS,
+    attention_need,
+    block_bytes,
+    choose_backend,
+    plan_runner,
+    step_bytes,
+    widest,
+)
 from dovetail.platforms.torch.platform import TorchPlatform
 from dovetail.platforms.torch.sampler import LogprobTensors, Sampler, SampleResult
 
 __all__ = ["TorchRunner"]
-
-_LOGIT_ROWS = 256
-"""Rows of logits made at a time for prompts: bounds the memory of a long prompt's."""
 
 
 class TorchRunner:
@@ -44,21 +47,15 @@ class TorchRunner:
         self._caches: list[Any] = []
         self._draft = None if config.draft is None else DraftModel(platform, config.draft)
 
+    def plan(self) -> RunnerPlan:
+        """What loading a native model would choose and take."""
+        return plan_runner(self._platform, self._config)
+
     def load(self) -> Iterator[tuple[int, int]]:
         """Read the weights and choose the attention backend."""
         model = yield from load_model(self._platform, self._config)
-        self._need = AttentionNeed(
-            specs=model.attention_specs,
-            dtype=self._config.dtype,
-            kv_dtype=self._config.kv_dtype,
-            block_size=self._config.block_size,
-            deterministic=self._config.deterministic,
-        )
-        self._choice = choose_attention(
-            self._platform.attention_backends(),
-            self._need,
-            insisted=self._config.attention_backend,
-        )
+        self._need = attention_need(self._config, model.attention_specs)
+        self._choice = choose_backend(self._platform, self._config, self._need)
         self._attention = self._choice.backend
         model.bind_attention(self._attention)
         self._model: RunnableModel = model
@@ -71,34 +68,15 @@ class TorchRunner:
     def cache_spec(self) -> CacheSpec:
         """Cost of a block; the device's free memory less what the largest step needs."""
         free = self._platform.memory(self._device.index or 0).free
-        per_block = sum(
-            self._attention.bytes_per_block(spec, self._need) for spec in self._need.specs
-        )
+        per_block, windows = block_bytes(self._attention, self._need), [self._need.window]
         if self._draft is not None:
             per_block += self._draft.bytes_per_block
+            windows.append(self._draft.window)
         return CacheSpec(
             bytes_per_block=per_block,
-            bytes_available=max(0, free - self._step_bytes()),
-            window=self._window(),
+            bytes_available=max(0, free - step_bytes(self._config, self._model.vocab_size)),
+            window=widest(windows),
         )
-
-    def _window(self) -> int | None:
-        """As ``CacheSpec.window``, of both models together."""
-        mine = self._need.window
-        if self._draft is None or mine is None:
-            return mine
-        other = self._draft.window
-        return None if other is None else max(mine, other)
-
-    def _step_bytes(self) -> int:
-        """An upper bound of the arrays that a step holds at once, without the cache."""
-        config, item = self._config, ITEM_SIZE[self._config.dtype]
-        widths = [v for k, v in config.hf_config.items() if k.endswith("_size") and _is_count(v)]
-        hidden = max((w for w in widths if w != self._model.vocab_size), default=4096)
-        activations = config.max_num_batched_tokens * hidden * item * 6
-        rows = max(config.max_num_seqs * (1 + config.max_drafts), _LOGIT_ROWS)
-        logits = rows * self._model.vocab_size * (item + 8)
-        return activations + logits
 
     def allocate(self, num_blocks: int) -> None:
         """Make every layer's cache, block 0 included."""
@@ -159,7 +137,7 @@ class TorchRunner:
         parts = [
             self._sampler.logprobs(self._model.logits(hidden[i]), t, need.num_logprobs)
             for i, t in zip(
-                torch.split(index, _LOGIT_ROWS), torch.split(target, _LOGIT_ROWS), strict=True
+                torch.split(index, LOGIT_ROWS), torch.split(target, LOGIT_ROWS), strict=True
             )
         ]
         return LogprobTensors(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -241,7 +219,3 @@ def _arrays(tensors: LogprobTensors) -> LogprobArrays:
         logprobs=tensors.logprobs.float().cpu().numpy(),
         ranks=tensors.ranks.to("cpu", torch.int32).numpy(),
     )
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and 0 < value < math.inf
