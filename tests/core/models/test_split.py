@@ -11,6 +11,7 @@ from dovetail.core.errors import UnsupportedError
 from dovetail.core.models.split import (
     check_split,
     share_of_attention,
+    share_of_leaf,
     share_of_parts,
     split_axis,
 )
@@ -103,3 +104,17 @@ def test_what_does_not_divide_is_named_with_what_does() -> None:
         check_split(tree, [spec], 4)
     with pytest.raises(UnsupportedError, match="12 input columns"):
         check_split({"b": tree["b"]}, [], 5)
+
+
+def test_declarations_have_the_shapes_of_the_shares() -> None:
+    for linear in (layer("out", 3), layer("in", 1, (16,)), layer(None, 1, (16,))):
+        share = share_of_parts(linear, parts_of(linear), 1, 2)
+        declared = share_of_leaf(linear, 2)
+        assert isinstance(declared, Linear)
+        rows = sum(len(weight) for weight in share.weights)
+        assert (rows, share.weights[0].shape[1]) == (
+            sum(declared.out_features),
+            declared.in_features,
+        )
+    declared = share_of_leaf(Tensor(source="t", shape=(6, 4), split=1), 2)
+    assert isinstance(declared, Tensor) and declared.shape == (6, 2)

@@ -10,6 +10,7 @@ from dovetail.core.contracts.model import Linear, Model, Tensor
 from dovetail.core.contracts.runner import RunnerConfig
 from dovetail.core.errors import UnsupportedError
 from dovetail.core.models.registry import find_model
+from dovetail.core.models.split import share_of_leaf
 from dovetail.core.models.weights import (
     Dummy,
     Leaf,
@@ -80,7 +81,8 @@ def weight_bytes(model: Model, config: RunnerConfig) -> int:
 
     A tied output layer counts as a layer of its own, for a platform may repack it.
     """
-    return sum(_leaf_bytes(leaf, ITEM_SIZE[config.dtype]) for _, leaf in leaves(model.weights()))
+    size, item = config.tensor_parallel_size, ITEM_SIZE[config.dtype]
+    return sum(_leaf_bytes(share_of_leaf(leaf, size), item) for _, leaf in leaves(model.weights()))
 
 
 def _leaf_bytes(leaf: Leaf, item: int) -> int:

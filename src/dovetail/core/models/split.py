@@ -18,7 +18,7 @@ from dovetail.core.contracts.model import Linear, Tensor, WeightTree
 from dovetail.core.errors import UnsupportedError
 from dovetail.core.models.weights import Leaf, Parts, leaves
 
-__all__ = ["check_split", "share_of_attention", "share_of_parts", "split_axis"]
+__all__ = ["check_split", "share_of_attention", "share_of_leaf", "share_of_parts", "split_axis"]
 
 NumpyArray = np.ndarray[Any, Any]
 
@@ -52,6 +52,18 @@ def share_of_attention(spec: AttentionSpec, rank: int, size: int) -> AttentionSp
         num_kv_heads=spec.num_kv_heads // size,
         alibi_slopes=None if slopes is None else slopes[rank * heads : (rank + 1) * heads],
     )
+
+
+def share_of_leaf(leaf: Leaf, size: int) -> Leaf:
+    """The declaration of what one of ``size`` devices holds of a leaf."""
+    if isinstance(leaf, Linear) and leaf.split == "out":
+        return dataclasses.replace(leaf, out_features=tuple(n // size for n in leaf.out_features))
+    if isinstance(leaf, Linear) and leaf.split == "in":
+        return dataclasses.replace(leaf, in_features=leaf.in_features // size)
+    if isinstance(leaf, Tensor) and leaf.split is not None:
+        shape = [n // size if i == leaf.split else n for i, n in enumerate(leaf.shape)]
+        return dataclasses.replace(leaf, shape=tuple(shape))
+    return leaf
 
 
 def split_axis(leaf: Leaf) -> int | None:
