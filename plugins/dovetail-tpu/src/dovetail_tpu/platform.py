@@ -13,16 +13,16 @@ import numpy as np
 
 from dovetail.core.contracts.attention import AttentionBackend
 from dovetail.core.contracts.communicator import Communicator
-from dovetail.core.contracts.ops import Op
+from dovetail.core.contracts.ops import Op, OpTable
 from dovetail.core.contracts.platform import Capabilities, Memory, Platform
 from dovetail.core.contracts.runner import Runner, RunnerConfig
 from dovetail.core.contracts.workbench import Activity, Workbench
 from dovetail.core.errors import ConfigError, PluginError, UnsupportedError
+from dovetail.core.plugins.attention import installed_backends
 from dovetail.core.types import Array
 from dovetail_tpu import SIMULATE, describe
 from dovetail_tpu.meter import Meter
 from dovetail_tpu.ops import DenseLinear, references
-from dovetail_tpu.xla import XlaAttention
 
 __all__ = ["TpuPlatform"]
 
@@ -80,12 +80,12 @@ class TpuPlatform(Platform):
         return Memory(free=free * page // share, total=total * page // share)
 
     def attention_backends(self) -> list[AttentionBackend]:
-        """Kernels first on a chip; simulated, where they are interpreted, plain XLA first."""
-        from dovetail_tpu.pallas import PallasAttention
+        """Kernels first on a chip; simulated, where they are interpreted, plain XLA first.
 
-        kernels: AttentionBackend = PallasAttention(interpret=self.simulated)
-        plain: AttentionBackend = XlaAttention()
-        return [plain, kernels] if self.simulated else [kernels, plain]
+        The backends of JAX's arrays are made with whether kernels must be interpreted.
+        """
+        order = ("xla", "pallas") if self.simulated else ("pallas", "xla")
+        return installed_backends(self.capabilities.family, self.simulated, order)
 
     def runner(self, config: RunnerConfig) -> Runner:
         """A runner; option ``compilation_cache`` is a folder for compiled programs, or "off"."""
@@ -130,8 +130,9 @@ class _Workbench:
 
     def __init__(self, platform: TpuPlatform) -> None:
         self._device, self._meter = platform.devices[0], platform.meter
-        self.ops: Any = _Namespace(references())
-        self.overrides: dict[str, Op] = {}
+        table = OpTable(references())
+        self.ops: Any = table.bind()
+        self.overrides: dict[str, Op] = table.overrides
 
     def put(self, array: np.ndarray[Any, Any]) -> Array:
         with jax.enable_x64(True):
@@ -145,11 +146,6 @@ class _Workbench:
 
     def num_bytes(self, array: Array) -> int:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(array))
-
-
-class _Namespace:
-    def __init__(self, members: dict[str, Any]) -> None:
-        self.__dict__.update(members)
 
 
 def _simulate(num_devices: int) -> list[jax.Device]:

@@ -127,7 +127,9 @@ class JaxRunner:
         sampling = rows * vocab * 40 + config.max_num_seqs * vocab * 10
         gathered = 0
         if isinstance(self._attention, XlaAttention):
-            per_block = max(self._attention.bytes_per_block(s, self._need) for s in self._need.specs)
+            per_block = max(
+                self._attention.bytes_per_block(s, self._need) for s in self._need.specs
+            )
             gathered = config.max_num_seqs * self._buckets.blocks[-1] * per_block * 4
         return activations + sampling + gathered
 
@@ -224,9 +226,7 @@ class JaxRunner:
             part = slice(start, start + _PROMPT_ROWS)
             index, target = (padded(a[part], _PROMPT_ROWS) for a in (need.token_index, need.target))
             hidden = self._meter.run("take", self._programs.take, of_tokens, index)
-            parts.append(
-                self._sampler.score(self._weights, hidden, target, (), need.num_logprobs)
-            )
+            parts.append(self._sampler.score(self._weights, hidden, target, (), need.num_logprobs))
         return parts
 
     def describe(self) -> dict[str, str]:

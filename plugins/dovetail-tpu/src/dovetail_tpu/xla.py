@@ -45,6 +45,9 @@ class XlaAttention:
     heads_axis = 3
     """The axis of a cache that counts KV heads."""
 
+    def __init__(self, interpret: bool) -> None:
+        """There is no kernel that could be interpreted: ``interpret`` changes nothing."""
+
     def refuses(self, need: AttentionNeed) -> str | None:
         """What it lacks."""
         if "alibi" in need.features:
