@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from dovetail.core.engine.core import EngineCore
 from tests.checkpoints import make_checkpoint
 from tests.engines import Answer, answer, make_core
 
@@ -42,9 +41,8 @@ def check(found: list[Answer], wanted: list[Answer]) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_64_tokens_equal_the_reference(family: str, tmp_path: Any) -> None:
     path = make_checkpoint(family, tmp_path, **OVERRIDES.get(family, {}))
-    core: EngineCore = make_core(
-        path, "tpu", num_gpu_blocks_override=NUM_BLOCKS.get(family, 20), **SMALL
-    )
+    num_blocks = NUM_BLOCKS.get(family, 20)
+    core = make_core(path, "tpu", num_gpu_blocks_override=num_blocks, **SMALL)
     assert core.steps_ahead == 1
     reference = make_core(path, "reference")
     wanted = answer(reference, prompts())

@@ -112,7 +112,7 @@ def choose(x_NV: Array, controls: Controls | None, *, restricts: bool) -> Array:
 
 
 def score(x_NV: Array, chosen_N: Array, heat_N: Array, k: int) -> Scores:
-    """Log-probabilities of float32 logits over a temperature: of the chosen, and the k likeliest."""
+    """Log-probabilities of float32 logits over a temperature: the chosen, then the k likeliest."""
     x = x_NV / heat_N[:, None]
     peak = jnp.max(x, -1, keepdims=True)
     total = jnp.sum(_weights(x, peak, jnp.float32(1)), -1, keepdims=True)
@@ -146,14 +146,16 @@ def _kept(x_NV: Array, peak_N1: Array, heat_N1: Array, controls: Controls) -> Ar
     goal = -_share(controls.top_p[:, None], -jnp.sum(weights, -1, keepdims=True))
     last = _first_beyond(weights, goal - 1)
     value, token = (jnp.take_along_axis(array, last, 1) for array in (values, order))
-    return (x_NV > value) | ((x_NV == value) & (ids <= token))
+    kept: Array = (x_NV > value) | ((x_NV == value) & (ids <= token))
+    return kept
 
 
 def _share(fraction_N1: Array, total_N1: Array) -> Array:
     """The floor of a product of a fraction, in 2**-24, and an int64 below 2**52, exactly."""
     part = jnp.round(fraction_N1 * jnp.float32(2**_BITS)).astype(jnp.int64)
     high, low = total_N1 >> _BITS, total_N1 & (2**_BITS - 1)
-    return part * high + (part * low >> _BITS)
+    product: Array = part * high + (part * low >> _BITS)
+    return product
 
 
 def _first_beyond(weights_NC: Array, target_N1: Array) -> Array:

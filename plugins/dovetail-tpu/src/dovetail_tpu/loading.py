@@ -1,4 +1,4 @@
-"""Puts parameters on the devices: each its own share, cut from the checkpoint's bytes on the host."""
+"""Puts parameters on the devices: each its own share, cut from the checkpoint on the host."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _HostArray = np.ndarray[Any, Any]
 
 def partition(axis: int | None) -> PartitionSpec:
     """An array that is cut along an axis; None: every device has all of it."""
-    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
+    parts = () if axis is None else (*[None] * axis, AXIS)
+    return PartitionSpec(*parts)  # type: ignore[no-untyped-call]
 
 
 class Binder:
@@ -65,7 +66,8 @@ class Binder:
         """One array over all devices, made of each one's share."""
         sharding = NamedSharding(self._mesh, partition(axis))
         if axis is None:
-            return jax.device_put(share(0), sharding)
+            whole: Array = jax.device_put(share(0), sharding)
+            return whole
         pieces = [jax.device_put(share(i), d) for i, d in enumerate(self._mesh.devices)]
         shape = list(pieces[0].shape)
         shape[axis] *= len(pieces)

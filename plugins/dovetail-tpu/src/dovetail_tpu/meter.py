@@ -29,9 +29,9 @@ class Meter:
         """Programs that run are shapes; so is every compilation, whoever caused it."""
         activity, thread = Activity(), threading.get_ident()
 
-        def compiled(event: str, seconds: float, **_: Any) -> None:
+        def compiled(event: str, duration_secs: float, **_: str | int) -> None:
             if event == _COMPILED and threading.get_ident() == thread:
-                activity.shapes.add(("compilation", len(activity.shapes), seconds))
+                activity.shapes.add(("compilation", len(activity.shapes), duration_secs))
 
         entry = (thread, activity)
         self._watchers.append(entry)

@@ -123,7 +123,7 @@ def attention(
 ) -> tuple[Array, Any]:
     """Bound by the runner. Raises UnsupportedError: a reference would need a cache layout."""
     raise UnsupportedError(
-        "The op attention has no reference: it is bound to an attention backend before a model runs."
+        "The op attention has no reference: the runner binds it to an attention backend."
     )
 
 

@@ -151,8 +151,7 @@ class _Workbench:
 def _simulate(num_devices: int) -> list[jax.Device]:
     """The host's processor as several devices. JAX decides on them when it is first used."""
     try:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", num_devices)
+        _configure(jax_platforms="cpu", jax_num_cpu_devices=num_devices)
     except RuntimeError as error:
         _log.debug("JAX had started before: %s", error)
     devices = jax.devices()
@@ -172,8 +171,14 @@ def _default_cache() -> Path:
 
 def _keep_programs(folder: str) -> None:
     """Look for compiled programs in a folder, and leave them there."""
-    jax.config.update("jax_enable_compilation_cache", folder != _OFF)
-    if folder != _OFF:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    _configure(
+        jax_enable_compilation_cache=folder != _OFF,
+        jax_compilation_cache_dir=folder,
+        jax_persistent_cache_min_compile_time_secs=0.0,
+        jax_persistent_cache_min_entry_size_bytes=-1,
+    )
+
+
+def _configure(**settings: Any) -> None:
+    for name, value in settings.items():
+        jax.config.update(name, value)  # type: ignore[no-untyped-call]

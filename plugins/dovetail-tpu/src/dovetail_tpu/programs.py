@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
 from dovetail.core.contracts.model import Model, StepInputs
@@ -25,7 +25,7 @@ Kind = Literal["greedy", "free", "restricted", "ruled"]
 """What a step's sampling must be able to do; each can do what those before it can."""
 KINDS: tuple[Kind, ...] = ("greedy", "free", "restricted", "ruled")
 
-_ALL = PartitionSpec()
+_ALL = partition(None)
 
 
 class Tokens(NamedTuple):
@@ -95,11 +95,14 @@ class Programs:
             return [self._backend.allocate(spec, self._need, num_blocks) for spec in specs]
 
         caches: list[Array] = self._program(make, (), self._cache)()
-        return jax.block_until_ready(caches)
+        for cache in jax.tree.leaves(caches):
+            cache.block_until_ready()
+        return caches
 
     def place(self, array: np.ndarray[Any, Any]) -> Array:
         """The array on every device."""
-        return jax.device_put(array, NamedSharding(self._mesh, _ALL))
+        placed: Array = jax.device_put(array, NamedSharding(self._mesh, _ALL))
+        return placed
 
     def _program(
         self,
@@ -166,7 +169,8 @@ class Programs:
         return score(self._logits(weights, hidden_ND), chosen_N, heat_N, k)
 
     def _logits(self, weights: Any, hidden_ND: Array) -> Array:
-        return self._model.logits(self._ops, weights, hidden_ND).astype(jnp.float32)
+        logits: Array = self._model.logits(self._ops, weights, hidden_ND).astype(jnp.float32)
+        return logits
 
 
 def _bind(backend: Any, need: AttentionNeed, size: int) -> SimpleNamespace:
@@ -184,7 +188,7 @@ def _bind(backend: Any, need: AttentionNeed, size: int) -> SimpleNamespace:
 
     ops.attention = attention
     if size > 1:
-        ops.all_reduce = lambda x: lax.psum(x, AXIS)
+        ops.all_reduce = lambda x: lax.psum(x, AXIS)  # type: ignore[no-untyped-call]
     return ops
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -127,10 +128,9 @@ class JaxRunner:
         sampling = rows * vocab * 40 + config.max_num_seqs * vocab * 10
         gathered = 0
         if isinstance(self._attention, XlaAttention):
-            per_block = max(
-                self._attention.bytes_per_block(s, self._need) for s in self._need.specs
-            )
-            gathered = config.max_num_seqs * self._buckets.blocks[-1] * per_block * 4
+            # Of one layer at a time: keys and values, and both again in float32.
+            layer = self._block_bytes() // len(self._need.specs)
+            gathered = config.max_num_seqs * self._buckets.blocks[-1] * layer * 4
         return activations + sampling + gathered
 
     def allocate(self, num_blocks: int) -> None:
@@ -159,7 +159,7 @@ class JaxRunner:
 
             yield _timed(f"{name}, {shape.num_blocks} blocks", forward)
         for num_rows, states in hidden.items():
-            yield _timed(f"sampling {num_rows}", lambda x=states: self._rehearse_sampling(x))
+            yield _timed(f"sampling {num_rows}", partial(self._rehearse_sampling, states))
         yield _timed("prompts and copies", lambda: self._rehearse_rest(most[0]))
 
     def _rehearse_sampling(self, hidden: Array) -> None:

@@ -22,7 +22,7 @@ LEAST_SCORES = 32
 
 
 class Sampler:
-    """Chooses tokens; keeps every row's last one, and what rows with rules have said, on the device.
+    """Chooses tokens; keeps each row's last one, and what rows with rules have said, on the device.
 
     Args:
         programs: Of the model.

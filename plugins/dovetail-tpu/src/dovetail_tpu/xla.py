@@ -136,7 +136,8 @@ def _attend_tiles(q_THE: Array, cache: Array, plan: _Plan, spec: AttentionSpec) 
         attended = _attend(q, k, v, positions[None], spec)[0]
         return lax.dynamic_update_slice_in_dim(out, attended, start, 0)
 
-    return lax.fori_loop(jnp.int32(0), plan.num_tiles, attend, jnp.zeros_like(queries))[:num_tokens]
+    out: Array = lax.fori_loop(0, plan.num_tiles, attend, jnp.zeros_like(queries))
+    return out[:num_tokens]
 
 
 def _first_seen(positions: Array, spec: AttentionSpec) -> Array:
