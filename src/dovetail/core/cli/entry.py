@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("dovetail.core.cli.chat", "Talk to a model, here or on a server."),
     "bench": ("dovetail.core.cli.bench", "Measure throughput, latency or a server."),
     "platforms": ("dovetail.core.cli.platforms", "Show what hardware can be used, and why not."),
+    "conformance": ("dovetail.core.cli.conformance", "Check that a platform keeps its contracts."),
 }
 """Commands with the module that has ``add_arguments`` and ``run``, and what they do."""
 

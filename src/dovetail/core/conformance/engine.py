@@ -1,0 +1,233 @@
+"""A model on the platform, loaded as every engine is and driven step by step in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dovetail.core.config.cache import fit_cache
+from dovetail.core.config.checkpoint import ModelFacts, read_facts
+from dovetail.core.config.resolve import resolve
+from dovetail.core.config.schema import EngineConfig
+from dovetail.core.config.speculative import SpeculativeConfig
+from dovetail.core.conformance.base import CheckFailedError, expect, expect_equal
+from dovetail.core.conformance.oracle import Told, Wish
+from dovetail.core.contracts.runner import CacheSpec, Runner
+from dovetail.core.engine.build import scheduler_config
+from dovetail.core.engine.core import EngineCore
+from dovetail.core.models.registry import native_architectures
+from dovetail.core.request import Request
+from dovetail.core.scheduler.scheduler import Scheduler
+from dovetail.core.structured.base import Accepted
+from dovetail.core.types import IntArray
+from dovetail.core.update import TokenAlternatives, Update
+
+if TYPE_CHECKING:
+    from dovetail.core.conformance.subject import Subject
+
+__all__ = ["Answer", "Engine", "compare"]
+
+_SETTINGS: dict[str, Any] = {
+    "dtype": "float32",
+    "max_num_seqs": 4,
+    "max_num_batched_tokens": 48,
+    "skip_tokenizer_init": True,
+}
+"""So small that few shapes are compiled, and prompts come in pieces and wait for each other."""
+_MOST_STEPS = 10_000
+
+
+@dataclass(kw_only=True)
+class Answer:
+    """Everything that came for one request."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenAlternatives] = field(default_factory=list)
+    prompt_logprobs: list[TokenAlternatives] = field(default_factory=list)
+    num_cached_tokens: int = 0
+
+    def add(self, update: Update) -> None:
+        """Take an update in. Raises CheckFailedError if the request has failed."""
+        if update.error is not None:
+            raise CheckFailedError(f"a request failed: {update.error}")
+        self.token_ids += update.token_ids
+        self.logprobs += update.logprobs or []
+        self.prompt_logprobs += update.prompt_logprobs or []
+        self.num_cached_tokens += update.num_cached_tokens or 0
+
+
+class Engine(AbstractContextManager["Engine"]):
+    """A loaded model, with the scheduler that every engine has.
+
+    Args:
+        subject: Whose platform it runs on.
+        family: Of ``checkpoints.FAMILIES``.
+        before_allocate: Called with the loaded runner and the cost of its cache.
+        wrap: What the scheduler is to take for the runner.
+        settings: Fields of ``EngineConfig`` that are to differ from the kit's.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        family: str,
+        *,
+        before_allocate: Callable[[Runner, CacheSpec], None] | None = None,
+        wrap: Callable[[Runner], Runner] | None = None,
+        **settings: Any,
+    ) -> None:
+        folder = str(subject.shelf.checkpoint(family))
+        intent = EngineConfig.from_kwargs(model=folder, **(_SETTINGS | settings))
+        facts = read_facts(intent)
+        self.broken = False
+        self.resolved = resolve(
+            intent,
+            facts,
+            subject.platform,
+            native=True,
+            known=native_architectures(),
+            draft=_draft(intent),
+        )
+        self.config = self.resolved.runner_config()
+        self.runner = subject.platform.runner(self.config)
+        self.weight_bytes = max((total for _, total in self.runner.load()), default=0)
+        self.spec = self.runner.cache_spec()
+        plan = fit_cache(self.resolved, self.spec)
+        self.resolved = self.resolved.with_cache(plan)
+        self.num_blocks = plan.num_blocks
+        if before_allocate is not None:
+            before_allocate(self.runner, self.spec)
+        self.runner.allocate(plan.num_blocks)
+        self.warm_up = [part.name for part in self.runner.warm_up()]
+        self._grammars = _Masks(self.resolved.vocab_size)
+        self._next_id = 1
+        limits = scheduler_config(self.resolved, plan.num_blocks, self.spec.window)
+        self.core = EngineCore(
+            Scheduler(limits, self._grammars),
+            self.runner if wrap is None else wrap(self.runner),
+            steps_ahead=int(self.resolved.async_scheduling),
+        )
+
+    def answer(self, wishes: Sequence[Wish]) -> list[Answer]:
+        """Run all requests together to their end. Raises CheckFailedError if one fails."""
+        self.broken = True
+        answers = {self.add(wish): Answer() for wish in wishes}
+        for _ in range(_MOST_STEPS):
+            if not self.core.has_work():
+                break
+            for update in self.core.step():
+                answers[update.id].add(update)
+        expect(not self.core.has_work(), f"requests are not finished after {_MOST_STEPS} steps")
+        self.core.sweep()
+        self.broken = False
+        return list(answers.values())
+
+    def add(self, wish: Wish) -> int:
+        """Queue a request; returns its number."""
+        number, self._next_id = self._next_id, self._next_id + 1
+        if wish.mask is not None:
+            self._grammars.add(number, wish)
+        self.core.add(
+            Request(
+                id=number,
+                prompt_token_ids=list(wish.prompt),
+                params=wish.params,
+                stop_token_ids=list(wish.stop_token_ids),
+                seed=wish.seed,
+                arrival_time=float(number),
+                grammar="" if wish.mask is None else "conformance",
+            )
+        )
+        return number
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.core.close()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def compare(wishes: Sequence[Wish], got: Sequence[Answer], want: Sequence[Told]) -> None:
+    """Raise CheckFailedError unless every token is the oracle's."""
+    for number, (wish, answer, told) in enumerate(zip(wishes, got, want, strict=True)):
+        where = f"request {number} (a prompt of {len(wish.prompt)} tokens)"
+        pairs = zip(answer.token_ids, told.token_ids, strict=False)
+        wrong = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
+        if wrong is not None:
+            raise CheckFailedError(
+                f"{where}: token {wrong} is {answer.token_ids[wrong]}, wanted"
+                f" {told.token_ids[wrong]}; the oracle's two likeliest logits there are"
+                f" {told.margins()[wrong]:.2g} apart"
+            )
+        expect_equal(f"{where}: number of tokens", len(answer.token_ids), len(told.token_ids))
+
+
+def _draft(intent: EngineConfig) -> ModelFacts | None:
+    speculation = SpeculativeConfig.parse(intent.speculative_config)
+    if speculation is None or speculation.model is None:
+        return None
+    return read_facts(replace(intent, model=speculation.model))
+
+
+class _Masks:
+    """Grammars that allow the tokens which a wish names: see ``structured.base.Grammars``."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._width = -(-vocab_size // 32) * 32
+        self._wishes: dict[int, Wish] = {}
+
+    def add(self, number: int, wish: Wish) -> None:
+        """A request with a mask."""
+        self._wishes[number] = wish
+
+    def prepare(self, request: Request) -> bool:
+        """There is nothing to compile."""
+        return True
+
+    def wait(self, seconds: float) -> None:
+        """Nothing is ever waited for."""
+
+    def masks(
+        self,
+        ids: Sequence[int],
+        num_generated: Sequence[int],
+        drafts: Sequence[Sequence[int]] | None = None,
+    ) -> IntArray:
+        """One row of bits for each place."""
+        counts = [len(draft) for draft in drafts] if drafts is not None else [0] * len(ids)
+        places = [
+            self._bits(number, generated + extra)
+            for number, generated, count in zip(ids, num_generated, counts, strict=True)
+            for extra in range(count + 1)
+        ]
+        return np.stack(places)
+
+    def _bits(self, number: int, generated: int) -> IntArray:
+        mask = self._wishes[number].mask
+        allowed: Collection[int] = mask(generated) if mask is not None else ()
+        flags = np.zeros(self._width, np.uint8)
+        flags[list(allowed)] = 1
+        return np.packbits(flags, bitorder="little").view("<i4").astype(np.int32)
+
+    def valid_drafts(self, request_id: int, drafts: Sequence[int]) -> int:
+        """Drafts are left to the runner, which has to refuse what a mask does not allow."""
+        return len(drafts)
+
+    def accept(self, request_id: int, token_ids: Sequence[int]) -> Accepted:
+        """No mask ever ends an answer."""
+        return Accepted(len(token_ids), False)
+
+    def forget(self, request_id: int) -> None:
+        """The request has ended."""
+        self._wishes.pop(request_id, None)

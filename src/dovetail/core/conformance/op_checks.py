@@ -1,0 +1,165 @@
+"""Level 2: every op of the table against numpy, over a few shapes and all dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from dovetail.core.conformance.base import Check, expect, expect_equal
+from dovetail.core.conformance.numpy_ops import (
+    NUMPY_DTYPES,
+    DenseWeight,
+    NumpyArray,
+    references,
+)
+from dovetail.core.conformance.subject import Subject
+from dovetail.core.conformance.tolerances import OP, op_tolerance
+from dovetail.core.contracts.workbench import Workbench
+
+__all__ = ["checks", "expect_near"]
+
+SHAPES = ((1, 64), (2, 33), (7, 130), (64, 8), (333, 96))
+"""Rows and width of each case."""
+Arguments = tuple[Any, ...]
+
+
+def checks(subject: Subject) -> Iterator[Check]:
+    """One for each op and dtype."""
+    for name in OP:
+        for dtype in NUMPY_DTYPES:
+            yield Check(
+                name=f"ops.{name}.{dtype}",
+                level=2,
+                statement=f"The op {name} is that of numpy in {dtype}.",
+                function=partial(check_op, name=name, dtype=dtype),
+            )
+
+
+def check_op(subject: Subject, name: str, dtype: str) -> None:
+    """Raise unless the op gives what numpy gives, keeps dtypes and changes no input."""
+    subject.needs_dtype(dtype)
+    bench = subject.workbench
+    override = bench.overrides.get(name)
+    stated = None if override is None else override.tolerance.get(dtype)
+    tolerance = op_tolerance(name, dtype, stated)
+    for rows, width in SHAPES:
+        random = np.random.default_rng([crc32(name.encode()), rows, width])
+        for arguments in _CASES.get(name, _one)(random, NUMPY_DTYPES[dtype], rows, width):
+            where = f"{name} of {rows} x {width}"
+            for got, want in _run(bench, name, arguments, where):
+                expect_near(where, got, want, tolerance)
+
+
+def expect_near(where: str, got: NumpyArray, want: NumpyArray, tolerance: float) -> None:
+    """Raise CheckFailedError unless shape, dtype and every value are right."""
+    expect_equal(f"{where}: shape", got.shape, want.shape)
+    expect_equal(f"{where}: dtype", got.dtype, want.dtype)
+    ours, theirs = got.astype(np.float64), want.astype(np.float64)
+    error = np.abs(ours - theirs) / np.maximum(1.0, np.abs(theirs))
+    worst = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error)), error.shape)
+    expect(
+        bool(error[worst] <= tolerance),
+        f"{where}: {ours[worst]:.6g} instead of {theirs[worst]:.6g} at"
+        f" {[int(i) for i in worst]}; off by {error[worst]:.2g}, allowed are {tolerance:.2g}",
+    )
+
+
+def _run(
+    bench: Workbench, name: str, arguments: Arguments, where: str
+) -> list[tuple[NumpyArray, NumpyArray]]:
+    """What the platform gives and what numpy gives, for each result of the op."""
+    placed = [bench.put(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    if name == "linear":
+        got = bench.ops.linear(placed[0], bench.bind_linear(placed[1], placed[2]))
+        want = references()["linear"](arguments[0], DenseWeight(arguments[1], arguments[2]))
+        kept = 1
+    else:
+        got = getattr(bench.ops, name)(*placed)
+        want = references()[name](*arguments)
+        kept = len(placed)
+    for number in range(kept):
+        before = arguments[number]
+        if isinstance(before, np.ndarray):
+            same = bench.get(placed[number]).tobytes() == before.tobytes()
+            expect(same, f"{where}: the op has changed its argument {number}")
+    results = got if isinstance(got, tuple) else (got,)
+    wanted = want if isinstance(want, tuple) else (want,)
+    expect_equal(f"{where}: number of results", len(results), len(wanted))
+    return [(bench.get(g), w) for g, w in zip(results, wanted, strict=True)]
+
+
+Random = np.random.Generator
+
+
+def _draw(random: Random, dtype: np.dtype[Any], *shape: int) -> NumpyArray:
+    return random.standard_normal(shape).astype(dtype)
+
+
+def _one(random: Random, dtype: np.dtype[Any], rows: int, width: int) -> Iterator[Arguments]:
+    yield (_draw(random, dtype, rows, width),)
+
+
+def _gated(random: Random, dtype: np.dtype[Any], rows: int, width: int) -> Iterator[Arguments]:
+    yield (_draw(random, dtype, rows, 2 * width),)
+
+
+def _capped(random: Random, dtype: np.dtype[Any], rows: int, width: int) -> Iterator[Arguments]:
+    yield _draw(random, dtype, rows, width), 2.5
+
+
+def _embedding(random: Random, dtype: np.dtype[Any], rows: int, width: int) -> Iterator[Arguments]:
+    ids = random.integers(0, 50, rows).astype(np.int32)
+    yield ids, _draw(random, dtype, 50, width)
+
+
+def _linear(random: Random, dtype: np.dtype[Any], rows: int, width: int) -> Iterator[Arguments]:
+    weight = (random.standard_normal((width + 5, width)) / width**0.5).astype(dtype)
+    x, bias = _draw(random, dtype, rows, width), _draw(random, dtype, width + 5)
+    yield x, weight, None
+    yield x, weight, bias
+
+
+def _rms_norm(random: Random, dtype: np.dtype[Any], rows: int, width: int) -> Iterator[Arguments]:
+    x, weight = _draw(random, dtype, rows, width), _draw(random, dtype, width)
+    yield x, weight, 1e-6
+    yield x, _draw(random, np.dtype(np.float32), width), 1e-3
+    yield _draw(random, dtype, rows, 3, width), weight, 1e-6
+
+
+def _add_rms_norm(
+    random: Random, dtype: np.dtype[Any], rows: int, width: int
+) -> Iterator[Arguments]:
+    x, residual = _draw(random, dtype, rows, width), _draw(random, dtype, rows, width)
+    yield x, residual, _draw(random, dtype, width), 1e-6
+    yield x, residual, _draw(random, np.dtype(np.float32), width), 1e-6
+
+
+def _layer_norm(random: Random, dtype: np.dtype[Any], rows: int, width: int) -> Iterator[Arguments]:
+    x, weight = _draw(random, dtype, rows, width), _draw(random, dtype, width)
+    yield x, weight, _draw(random, dtype, width), 1e-5
+    yield x, weight, None, 1e-5
+
+
+def _rotary(random: Random, dtype: np.dtype[Any], rows: int, width: int) -> Iterator[Arguments]:
+    half = width // 2
+    angles = random.uniform(0, 6.3, (rows, half))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    yield _draw(random, dtype, rows, 3, 2 * half), cos, sin
+    yield _draw(random, dtype, rows, 1, 2 * half + 3), cos, sin
+
+
+_CASES: dict[str, Callable[[Random, np.dtype[Any], int, int], Iterator[Arguments]]] = {
+    "embedding": _embedding,
+    "linear": _linear,
+    "rms_norm": _rms_norm,
+    "add_rms_norm": _add_rms_norm,
+    "layer_norm": _layer_norm,
+    "rotary": _rotary,
+    "silu_and_mul": _gated,
+    "gelu_tanh_and_mul": _gated,
+    "soft_cap": _capped,
+}
