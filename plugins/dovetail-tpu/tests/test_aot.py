@@ -105,7 +105,7 @@ def batch_of(shape: StepShape, block_size: int) -> Batch:
 
 
 def vmem_used(text: str) -> int:
-    """Bytes of vector memory of the kernel that takes most."""
+    """The highest byte of vector memory that a kernel takes; XLA may keep arrays below it."""
     kernels = [line for line in text.splitlines() if '"tpu_custom_call"' in line]
     used = [
         int(size)
@@ -122,14 +122,14 @@ ROWS: list[str] = []
 def table() -> Iterator[None]:
     """What was compiled, printed at the end."""
     ROWS[:] = [
-        "| TPU | program | compile s | temporary MiB | VMEM of a kernel MiB | GFLOP of XLA |",
+        "| TPU | program | compile s | temporary MiB | VMEM MiB | GFLOP outside kernels |",
         "|---|---|--:|--:|--:|--:|",
     ]
     yield
     print("", *ROWS, sep="\n")
 
 
-def compile_for(generation: str, name: str, lowered: Any, cache_bytes: int) -> str:
+def compile_for(generation: str, name: str, lowered: Any, cache_bytes: int, most_vmem: int) -> str:
     """Compile, look at memory, and give the compiled text."""
     start = time.perf_counter()
     program = lowered.compile()
@@ -138,7 +138,7 @@ def compile_for(generation: str, name: str, lowered: Any, cache_bytes: int) -> s
     assert memory.alias_size_in_bytes >= cache_bytes
     assert memory.temp_size_in_bytes < cache_bytes
     vmem, flops = vmem_used(text), program.cost_analysis()["flops"]
-    assert vmem <= 32 * MIB <= VMEM[generation] // 2
+    assert vmem <= most_vmem
     ROWS.append(
         f"| {generation} | {name} | {seconds:.1f} | {memory.temp_size_in_bytes / MIB:.1f} "
         f"| {vmem / MIB:.1f} | {flops / 1e9:.1f} |"
@@ -196,7 +196,7 @@ def check_kernels(
     kind = "decode" if shape.is_decode else "prefill"
     name = f"{kind} {shape.num_tokens}, {dtype}, blocks of {block_size}{suffix}"
     num_bytes = NUM_BLOCKS * backend.bytes_per_block(spec, need)
-    text = compile_for(generation, name, attend.lower(*inputs), num_bytes)
+    text = compile_for(generation, name, attend.lower(*inputs), num_bytes, VMEM[generation] // 4)
     assert text.count('custom_call_target="tpu_custom_call"') == (2 if shape.is_decode else 3)
 
 
@@ -241,7 +241,7 @@ def test_llama(generation: str, size: int, shape: StepShape) -> None:
     lowered = forward.lower(weights, caches, *described(mesh, rest), described(mesh, plan))
     num_bytes = NUM_BLOCKS * sum(backend.bytes_per_block(spec, need) for spec in need.specs)
     name = f"Llama, {'decode' if shape.is_decode else 'prefill'} {shape.num_tokens}, {size} devices"
-    text = compile_for(generation, name, lowered, num_bytes)
+    text = compile_for(generation, name, lowered, num_bytes, VMEM[generation])
     sums = len(re.findall(r" all-reduce(?:-start)?\(", text))
     assert sums == (0 if size == 1 else 2 * len(need.specs))
 
