@@ -218,9 +218,8 @@ def test_blocks_are_copied_in_place(generation: str) -> None:
 def test_llama(generation: str, size: int, shape: StepShape) -> None:
     """The runner's own program, on one device and on four that share every layer."""
     programs = pytest.importorskip("dovetail_tpu.programs", reason="the runner is not there")
-    from dovetail.core.models.split import share_of_attention
-
     from dovetail.core.models.llama import Llama
+    from dovetail.core.models.split import share_of_attention
 
     backend, mesh = PallasAttention(interpret=False), mesh_of(generation, size)
     model = Llama.from_config(LLAMA, max_model_len=CONTEXT)
@@ -248,8 +247,9 @@ def test_llama(generation: str, size: int, shape: StepShape) -> None:
 
 def weights_of(model: Any, mesh: Mesh) -> Any:
     """Descriptions of the parameters where the runner would put them."""
-    from dovetail.core.models.split import split_axis
     from dovetail_tpu.ops import DenseLinear
+
+    from dovetail.core.models.split import split_axis
 
     def bound(leaf: Any) -> Any:
         if isinstance(leaf, Constant):

@@ -116,7 +116,7 @@ def test_after_the_warm_up_nothing_is_compiled(model: Path, platform: Platform) 
         params = SamplingParams(temperature=0.0, n=1, prompt_logprobs=1, max_tokens=3)
         answer(core, prompts(2, seed=2), params, first_id=60)
     names = {shape[0] for shape in serving.shapes}
-    assert {"forward", "sample ruled", "sample greedy", "score 32", "take"} <= names
+    assert {"forward", "sample", "score 32", "take"} <= names
     assert "compilation" not in names
 
 
@@ -126,7 +126,7 @@ def test_a_decode_step_copies_a_bounded_number_of_arrays(core: EngineCore) -> No
     with meter.watch() as long:
         answer(core, prompts(8), params, first_id=4000)
     num_steps = 90
-    assert long.to_device < 12 * num_steps
+    assert long.to_device < 4 * num_steps
     assert long.to_host < 3 * num_steps
 
 

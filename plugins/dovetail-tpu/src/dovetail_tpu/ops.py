@@ -38,13 +38,21 @@ def embedding(ids_T: Array, table_VD: Array) -> Array:
 
 def linear(x: Array, weight: DenseLinear) -> Array:
     """Products are summed in float32 and rounded once, after the bias."""
-    axes = (((x.ndim - 1,), (1,)), ((), ()))
-    out = lax.dot_general(
-        x, weight.weight, axes, precision=exact(x), preferred_element_type=jnp.float32
-    )
+    out = _product(x, weight.weight)
     if weight.bias is not None:
         out = out + weight.bias.astype(jnp.float32)
     return out.astype(x.dtype)
+
+
+def int8_linear(x: Array, codes: Array, scales: Array) -> Array:
+    """Every code is exact in each float dtype; products are summed in float32."""
+    return (_product(x, codes.astype(x.dtype)) * scales).astype(x.dtype)
+
+
+def _product(x: Array, weight: Array) -> Array:
+    """``x @ weight.T`` in float32."""
+    axes = (((x.ndim - 1,), (1,)), ((), ()))
+    return lax.dot_general(x, weight, axes, precision=exact(x), preferred_element_type=jnp.float32)
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:

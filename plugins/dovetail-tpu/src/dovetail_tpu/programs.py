@@ -1,11 +1,11 @@
-"""The compiled programs of one model: a step is ``forward`` and then one kind of ``sample``."""
+"""The compiled programs of one model: a step is ``forward`` and then ``sample``."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,12 @@ from jax.sharding import Mesh, NamedSharding
 
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
 from dovetail.core.contracts.model import Model, StepInputs
-from dovetail_tpu.choice import Controls, Rules, Scores, choose, score, shaped, unmasked
+from dovetail_tpu.choice import Rules, Scores, choose, score, shaped, unmasked
 from dovetail_tpu.loading import AXIS, partition
 from dovetail_tpu.ops import references
+from dovetail_tpu.packing import Packed, unpack
 
-__all__ = ["KINDS", "Kind", "Programs", "Tokens"]
-
-Kind = Literal["greedy", "free", "restricted", "ruled"]
-"""What a step's sampling must be able to do; each can do what those before it can."""
-KINDS: tuple[Kind, ...] = ("greedy", "free", "restricted", "ruled")
+__all__ = ["Programs", "Tokens"]
 
 _ALL = partition(None)
 
@@ -64,17 +61,16 @@ class Programs:
         cache = partition(backend.heads_axis)
         weight = jax.tree.map(lambda array: array.sharding.spec, weights)
         self.forward = self._program(
-            self._forward, (weight, cache, _ALL, _ALL, _ALL), (_ALL, _ALL, cache), donate=(1,)
+            self._forward, (weight, cache, _ALL, _ALL), (_ALL, _ALL, cache), donate=(1,)
         )
-        self.sample = {
-            kind: self._program(
-                functools.partial(self._sample, kind),
-                (weight, *[_ALL] * 6),
+        self.sample = functools.cache(
+            lambda restricts: self._program(
+                functools.partial(self._sample, restricts),
+                (weight, *[_ALL] * 4),
                 _ALL,
                 donate=(1, 2),
             )
-            for kind in KINDS
-        }
+        )
         self.score = functools.cache(
             lambda k: self._program(
                 functools.partial(self._score, k), (weight, _ALL, _ALL, _ALL), _ALL
@@ -122,9 +118,13 @@ class Programs:
         return jax.jit(mapped, donate_argnums=tuple(donate))
 
     def _forward(
-        self, weights: Any, caches: list[Array], last: Array, tokens: Tokens, plan: object
+        self, weights: Any, caches: list[Array], last: Array, packed: Packed
     ) -> tuple[Array, Array, list[Array]]:
-        """Hidden states of the T tokens and of R of them, and the caches."""
+        """Hidden states of the T tokens and of R of them, and the caches.
+
+        ``packed`` holds ``Tokens`` and the backend's plan.
+        """
+        tokens, plan = unpack(packed)
         carried = last[jnp.maximum(tokens.carried, 0)]
         inputs = StepInputs(
             token_ids_T=jnp.where(tokens.carried < 0, tokens.token_ids, carried),
@@ -136,25 +136,25 @@ class Programs:
 
     def _sample(
         self,
-        kind: Kind,
+        restricts: bool,
         weights: Any,
         last: Array,
         rules: Rules | None,
         hidden_ND: Array,
-        rows: Array,
-        controls: Controls | None,
-        bits: Array | None,
+        packed: Packed,
     ) -> tuple[Array, Array, Array, Rules | None]:
         """Tokens, which are finite, every row's last token, and what it has said.
 
-        ``rows`` beyond the last belong to nobody.
+        ``packed`` holds the rows, where numbers beyond the last belong to nobody; controls, or
+        None if all are greedy; and token masks, or None if there are no rules either.
         """
+        rows, controls, bits = unpack(packed)
         raw = self._logits(weights, hidden_ND)
         x = raw
-        if rules is not None and controls is not None and bits is not None:
+        if rules is not None:
             mine = jax.tree.map(lambda table: jnp.take(table, rows, axis=0, mode="clip"), rules)
             x = shaped(unmasked(raw, bits), mine, controls.num_generated)
-        tokens = choose(x, controls, restricts=kind in ("restricted", "ruled"))
+        tokens = choose(x, controls, restricts=restricts)
         finite = jnp.isfinite(jnp.max(raw, -1)) & jnp.isfinite(jnp.max(x, -1))
         tokens = jnp.where(finite, tokens, 0)
         last = last.at[rows].set(tokens, mode="drop")

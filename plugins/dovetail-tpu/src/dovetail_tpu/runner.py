@@ -25,6 +25,7 @@ from dovetail.core.types import ITEM_SIZE, IntArray
 from dovetail_tpu.choice import Scores
 from dovetail_tpu.loading import AXIS, Binder
 from dovetail_tpu.meter import Meter
+from dovetail_tpu.packing import pack
 from dovetail_tpu.platform import TpuPlatform
 from dovetail_tpu.programs import Programs, Tokens
 from dovetail_tpu.sampler import Sampler
@@ -209,8 +210,7 @@ class JaxRunner:
             self._weights,
             self._caches,
             self._sampler.last,
-            tokens,
-            self._attention.plan(batch, self._need),
+            pack((tokens, self._attention.plan(batch, self._need))),
         )
         return of_tokens, of_rows
 

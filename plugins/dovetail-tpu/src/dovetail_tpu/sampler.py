@@ -10,10 +10,10 @@ import numpy as np
 from jax import Array
 
 from dovetail.core.batch import Batch, JoinedRow, SamplingBatch
-from dovetail.core.buckets import padded
 from dovetail_tpu.choice import Controls, Rules, Scores
 from dovetail_tpu.meter import Meter
-from dovetail_tpu.programs import Kind, Programs
+from dovetail_tpu.packing import pack
+from dovetail_tpu.programs import Programs
 
 __all__ = ["LEAST_SCORES", "Sampler"]
 
@@ -57,24 +57,23 @@ class Sampler:
 
     def sample(self, weights: Any, hidden_ND: Array, batch: Batch) -> tuple[Array, Array]:
         """Tokens (N,) and whether they are finite; beyond the S rows that get one, nothing."""
-        kind, size = _kind(batch.sampling), hidden_ND.shape[0]
-        rows = padded(batch.rows[batch.sampled].astype(np.int32) + 1, size) - 1
-        rows[rows < 0] = self._max_rows
-        controls = None if kind == "greedy" else Controls.of(batch.sampling, size)
-        bits = rules = None
-        if kind == "ruled":
-            bits, rules = _bits(batch.sampling, size, self._vocab_size), self._all_rules()
+        sampling, size = batch.sampling, hidden_ND.shape[0]
+        rows = np.full(size, self._max_rows, np.int32)
+        rows[: len(batch.sampled)] = batch.rows[batch.sampled]
+        ruled = sampling.shapes_logits or sampling.masks is not None
+        greedy = sampling.all_greedy and not ruled
+        controls = None if greedy else Controls.of(sampling, size)
+        bits = _bits(sampling, size, self._vocab_size) if ruled else None
+        restricts = ruled or (sampling.restricts and not sampling.all_greedy)
         with jax.enable_x64(True):
             tokens, finite, self.last, kept = self._meter.run(
-                f"sample {kind}",
-                self._programs.sample[kind],
+                "sample",
+                self._programs.sample(restricts),
                 weights,
                 self.last,
-                rules,
+                self._all_rules() if ruled else None,
                 hidden_ND,
-                rows,
-                controls,
-                bits,
+                pack((rows, controls, bits)),
             )
         self._rules = self._rules if kept is None else kept
         return tokens, finite
@@ -111,14 +110,6 @@ class Sampler:
         if self._rules is None:
             self._rules = self._meter.run("no rules", self._programs.no_rules)
         return self._rules
-
-
-def _kind(sampling: SamplingBatch) -> Kind:
-    if sampling.shapes_logits or sampling.masks is not None:
-        return "ruled"
-    if sampling.all_greedy:
-        return "greedy"
-    return "restricted" if sampling.restricts else "free"
 
 
 def _bits(sampling: SamplingBatch, size: int, vocab_size: int) -> np.ndarray[Any, Any]:
