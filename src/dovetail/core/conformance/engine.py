@@ -21,6 +21,7 @@ from dovetail.core.contracts.runner import CacheSpec, Runner
 from dovetail.core.engine.build import scheduler_config
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.models.registry import native_architectures
+from dovetail.core.plugins.quant import quant_registry
 from dovetail.core.request import Request
 from dovetail.core.scheduler.scheduler import Scheduler
 from dovetail.core.structured.base import Accepted
@@ -91,6 +92,7 @@ class Engine(AbstractContextManager["Engine"]):
             subject.platform,
             native=True,
             known=native_architectures(),
+            schemes=quant_registry().names(),
             draft=_draft(intent),
         )
         self.config = self.resolved.runner_config()

@@ -11,11 +11,12 @@ import numpy as np
 
 from dovetail.core.conformance.base import Check, expect, expect_equal, require
 from dovetail.core.conformance.engine import Engine, compare
-from dovetail.core.conformance.oracle import Wish
+from dovetail.core.conformance.oracle import Oracle, Wish
 from dovetail.core.conformance.sampler import log_softmax
 from dovetail.core.conformance.shelf import GREEDY, PROMPTS, prompt_of
 from dovetail.core.conformance.subject import Subject
 from dovetail.core.conformance.token_checks import check_alternatives, greedy_wishes
+from dovetail.core.plugins.quant import make_scheme, quant_registry
 from dovetail.core.request import SamplingParams
 
 __all__ = ["RULES", "checks", "rule_wishes"]
@@ -56,6 +57,9 @@ def checks(subject: Subject) -> Iterator[Check]:
     }
     for name, (function, statement) in features.items():
         yield _check(name, statement, function)
+    for scheme in quant_registry().names():
+        statement = f"Layers in {scheme} say what the weights that it stands for say."
+        yield _check(f"quantization.{scheme}", statement, partial(_quantized, name=scheme))
 
 
 def _check(name: str, statement: str, function: Callable[[Subject], None]) -> Check:
@@ -198,3 +202,14 @@ def _tensor_parallel(subject: Subject) -> None:
     wishes = greedy_wishes()
     with subject.open("llama", tensor_parallel_size=2) as engine:
         compare(wishes, engine.answer(wishes), subject.shelf.greedy("llama"))
+
+
+def _quantized(subject: Subject, name: str) -> None:
+    """Weights are quantized while they are loaded; a scheme that cannot is unsupported."""
+    subject.needs("quantization")
+    subject.needs_dtype("float32")
+    folder, model = subject.shelf.checkpoint("llama"), subject.shelf.model("llama")
+    oracle = Oracle.open(folder, model, scheme=make_scheme(name, {}))
+    wishes = greedy_wishes()
+    with subject.open("llama", quantization=name) as engine:
+        compare(wishes, engine.answer(wishes), oracle.tell(wishes))

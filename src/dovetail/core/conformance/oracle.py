@@ -20,6 +20,7 @@ from dovetail.core.conformance.numpy_ops import (
 from dovetail.core.conformance.sampler import choose, log_softmax
 from dovetail.core.contracts.attention import AttentionSpec
 from dovetail.core.contracts.model import Constant, Linear, Model, StepInputs, Tensor
+from dovetail.core.contracts.quant import QuantScheme
 from dovetail.core.models.weights import (
     Leaf,
     Source,
@@ -28,6 +29,7 @@ from dovetail.core.models.weights import (
     check,
     fill,
     leaves,
+    needs,
     open_checkpoint,
 )
 from dovetail.core.request import SamplingParams
@@ -88,21 +90,39 @@ class Oracle:
         model: The definition.
         source: Its tensors.
         weight_dtype: What they are rounded to before anything is computed with them.
+        scheme: Linear layers get the weights that its params stand for.
     """
 
-    def __init__(self, model: Model, source: Source, *, weight_dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        model: Model,
+        source: Source,
+        *,
+        weight_dtype: str = "float32",
+        scheme: QuantScheme | None = None,
+    ) -> None:
         self._model = model
         tree, dtype = model.weights(), NUMPY_DTYPES[weight_dtype]
-        bound = {path: _bound(leaf, source, dtype) for path, leaf in leaves(tree)}
+        bound: dict[str, Any] = {}
+        for path, leaf in leaves(tree):
+            keeps = scheme is None or not isinstance(leaf, Linear) or scheme.refuses(path, leaf)
+            bound[path] = _bound(leaf, source, dtype, None if keeps else scheme)
         self._weights = fill(tree, bound)
         self._ops = bind(_attend)
 
     @classmethod
-    def open(cls, folder: Path, model: Model, *, weight_dtype: str = "float32") -> Oracle:
+    def open(
+        cls,
+        folder: Path,
+        model: Model,
+        *,
+        weight_dtype: str = "float32",
+        scheme: QuantScheme | None = None,
+    ) -> Oracle:
         """From a checkpoint. Raises CheckpointError if it is not the model's."""
         source = align(open_checkpoint(folder), model.weights())
-        check(model.weights(), source, model.ignored)
-        return cls(model, source, weight_dtype=weight_dtype)
+        check(needs(model.weights()), source, model.ignored)
+        return cls(model, source, weight_dtype=weight_dtype, scheme=scheme)
 
     def tell(self, wishes: Sequence[Wish]) -> list[Told]:
         """Answer every wish to the end of its ``max_tokens``; stop tokens end nothing."""
@@ -171,7 +191,7 @@ def _answer(wish: Wish, answer: Told, logits_V: FloatArray) -> None:
     answer.token_ids.append(token)
 
 
-def _bound(leaf: Leaf, source: Source, dtype: np.dtype[Any]) -> Any:
+def _bound(leaf: Leaf, source: Source, dtype: np.dtype[Any], scheme: QuantScheme | None) -> Any:
     """Rounded to the dtype as runners do: all but tables, and weights with an offset."""
     parts = assemble(leaf, source)
     exact = isinstance(leaf, Constant) or (isinstance(leaf, Tensor) and bool(leaf.offset))
@@ -180,7 +200,10 @@ def _bound(leaf: Leaf, source: Source, dtype: np.dtype[Any]) -> Any:
     if not isinstance(leaf, Linear):
         return weights[0]
     biases = [array.astype(dtype).astype(np.float32) for array in parts.biases]
-    return DenseWeight(np.concatenate(weights), np.concatenate(biases) if biases else None)
+    weight = np.concatenate(weights)
+    if scheme is not None:
+        weight = scheme.reference(scheme.quantize(weight))
+    return DenseWeight(weight, np.concatenate(biases) if biases else None)
 
 
 def _attend(

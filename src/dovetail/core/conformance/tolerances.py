@@ -33,6 +33,7 @@ OP: Mapping[str, Table] = {
     "relu": _EXACT,
     "all_reduce": _EXACT,
     "linear": _units(3),
+    "int8_linear": _units(3),
     "rms_norm": _units(3),
     "add_rms_norm": _units(3),
     "layer_norm": _units(3),
