@@ -64,6 +64,7 @@ class Sampler:
         greedy = sampling.all_greedy and not ruled
         controls = None if greedy else Controls.of(sampling, size)
         bits = _bits(sampling, size, self._vocab_size) if ruled else None
+        rules = self._all_rules() if ruled else None
         restricts = ruled or (sampling.restricts and not sampling.all_greedy)
         with jax.enable_x64(True):
             tokens, finite, self.last, kept = self._meter.run(
@@ -71,7 +72,7 @@ class Sampler:
                 self._programs.sample(restricts),
                 weights,
                 self.last,
-                self._all_rules() if ruled else None,
+                rules,
                 hidden_ND,
                 pack((rows, controls, bits)),
             )

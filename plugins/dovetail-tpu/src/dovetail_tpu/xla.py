@@ -91,7 +91,7 @@ class XlaAttention:
         """Write, then attend. A new cache, which takes the old one's memory if that was donated."""
         if not isinstance(plan, _Plan):
             raise TypeError(f"a plan of another backend: {type(plan).__name__}")
-        block_size = cache.shape[2]
+        plan, block_size = jax.tree.map(jnp.asarray, plan), cache.shape[2]
         blocks, offsets = plan.slots_T // block_size, plan.slots_T % block_size
         kv = jnp.stack([k_TKE, v_TKE]).astype(cache.dtype)
         cache = cache.at[:, blocks, offsets].set(kv)
