@@ -15,6 +15,7 @@ from dovetail_tpu.choice import _first_beyond, _share
 from dovetail_tpu.loading import AXIS
 from dovetail_tpu.meter import Meter
 from dovetail_tpu.ops import references
+from dovetail_tpu.packing import pack, unpack
 from dovetail_tpu.programs import Programs
 from dovetail_tpu.sampler import Sampler
 
@@ -201,6 +202,21 @@ def test_products_and_sums_are_exact() -> None:
     sums = weights.cumsum(-1)
     held = np.minimum(targets, sums[:, -1] - 1)
     assert columns[:, 0].tolist() == (sums <= held[:, None]).sum(-1).tolist()
+
+
+def test_packed_trees_come_out_as_they_went_in() -> None:
+    tree = {
+        "floats": np.array([[0.5, -np.inf], [np.nan, -0.0]], np.float32),
+        "nothing": None,
+        "flags": (np.array([True, False]), np.array(7, np.int32), np.zeros((0, 3), np.int32)),
+    }
+    packed = pack(tree)
+    assert packed.words.shape == (7,)
+    found = jax.jit(unpack)(packed)
+    assert jax.tree.structure(found) == jax.tree.structure(tree)
+    for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(tree), strict=True):
+        assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
+        np.testing.assert_array_equal(np.asarray(mine), theirs)
 
 
 def test_every_op_has_a_reference() -> None:

@@ -105,10 +105,13 @@ def test_prompt_logprobs_equal_the_reference(core: EngineCore, reference: Engine
         np.testing.assert_allclose(mine.logprobs, theirs.logprobs, atol=1e-4)
 
 
-def test_after_the_warm_up_nothing_is_compiled(model: Path, platform: Platform) -> None:
+def test_after_the_warm_up_nothing_is_compiled(
+    model: Path, platform: Platform, compiled: str
+) -> None:
     with platform.watch() as everything:
         core = make_core(model, "tpu", **SMALL)
     assert any("compilation" in shape for shape in everything.shapes)
+    assert list((Path(compiled) / "dovetail" / "xla").iterdir()), "nothing was kept"
     meter = core.runner._platform.meter  # type: ignore[attr-defined]
     with meter.watch() as serving:
         answer(core, prompts(8), SAMPLED, seeds=range(8))

@@ -6,6 +6,7 @@ them at once. Any other step goes row by row, in tiles of a few queries of one r
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,20 +92,25 @@ class XlaAttention:
         """Write, then attend. A new cache, which takes the old one's memory if that was donated."""
         if not isinstance(plan, _Plan):
             raise TypeError(f"a plan of another backend: {type(plan).__name__}")
-        plan, block_size = jax.tree.map(jnp.asarray, plan), cache.shape[2]
-        blocks, offsets = plan.slots_T // block_size, plan.slots_T % block_size
-        kv = jnp.stack([k_TKE, v_TKE]).astype(cache.dtype)
-        cache = cache.at[:, blocks, offsets].set(kv)
-        if len(plan.tiles):
-            return _attend_tiles(q_THE, cache, plan, spec), cache
-        positions = plan.positions_T
-        first = _first_seen(positions, spec)
-        k, v = _gather(cache, plan.tables_RM, first, positions)
-        return _attend(q_THE[:, None], k, v, positions[:, None], spec)[:, 0], cache
+        attended: tuple[Array, Array] = _write_and_attend(q_THE, k_TKE, v_TKE, cache, plan, spec)
+        return attended
 
     def copy_blocks(self, caches: Sequence[Array], pairs: IntArray) -> Sequence[Array]:
         """New caches, as ``attend`` does."""
         return [cache.at[:, pairs[:, 1]].set(cache[:, pairs[:, 0]]) for cache in caches]
+
+
+@functools.partial(jax.jit, static_argnames="spec", inline=True)
+def _write_and_attend(
+    q_THE: Array, k_TKE: Array, v_TKE: Array, cache: Array, plan: _Plan, spec: AttentionSpec
+) -> tuple[Array, Array]:
+    block_size, positions = cache.shape[2], plan.positions_T
+    blocks, offsets = plan.slots_T // block_size, plan.slots_T % block_size
+    cache = cache.at[:, blocks, offsets].set(jnp.stack([k_TKE, v_TKE]).astype(cache.dtype))
+    if len(plan.tiles):
+        return _attend_tiles(q_THE, cache, plan, spec), cache
+    k, v = _gather(cache, plan.tables_RM, _first_seen(positions, spec), positions)
+    return _attend(q_THE[:, None], k, v, positions[:, None], spec)[:, 0], cache
 
 
 def _tiles(batch: Batch) -> tuple[IntArray, int]:
