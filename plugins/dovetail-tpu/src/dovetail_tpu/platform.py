@@ -64,9 +64,9 @@ class TpuPlatform(Platform):
             raise PluginError(f"JAX has no TPU here, only: {self.devices[0].platform}")
 
     def device_names(self) -> list[str]:
-        """The kind of chip, or that there is none."""
+        """The kind of each chip, or that it is none."""
         if self.simulated:
-            return [f"TPU {describe(len(self.devices))}"]
+            return [f"TPU {i}, simulated on the CPU" for i in range(len(self.devices))]
         return [f"{device.device_kind} {device.id}" for device in self.devices]
 
     def memory(self, device: int = 0) -> Memory:
