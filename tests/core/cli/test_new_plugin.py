@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import tomllib
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -60,7 +59,6 @@ def test_it_generates_what_the_reference_platform_does(target: Path) -> None:
     assert json.loads(mine.stdout) == json.loads(reference.stdout)
 
 
-@pytest.mark.skipif(find_spec("dovetail.core.conformance") is None, reason="the kit is not there")
 def test_it_keeps_the_contract_by_both_ways_of_asking(project: Path, target: Path) -> None:
     done = dovetail("conformance", "--device", NAME, "--level", "1", folder=target)
     assert done.returncode == 0, done.stdout + done.stderr

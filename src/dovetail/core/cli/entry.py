@@ -22,8 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "platforms": ("dovetail.core.cli.platforms", "Show what hardware can be used, and why not."),
     "doctor": ("dovetail.core.cli.doctor", "Examine the installation, and say what is wrong."),
     "plan": ("dovetail.core.cli.plan", "Show whether a model fits, and what would be chosen."),
-    "new-plugin": ("dovetail.core.cli.new_plugin", "Write a package for another kind of hardware."),
     "conformance": ("dovetail.core.cli.conformance", "Check that a platform keeps its contracts."),
+    "new-plugin": ("dovetail.core.cli.new_plugin", "Write a package for another kind of hardware."),
 }
 """Commands with the module that has ``add_arguments`` and ``run``, and what they do."""
 

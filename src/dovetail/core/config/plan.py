@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -128,29 +128,32 @@ def remedies(
         intent: What it was made of.
         again: Plans another intent.
     """
-    savings = list(_savings(plan, intent))
+    found: list[Remedy] = []
     together: dict[str, object] = {}
-    for field, value in savings:
-        together.setdefault(field, value)
-    alone: list[dict[str, object]] = [{field: value} for field, value in savings]
-    found = list(_fitting(alone, intent, again))
-    return tuple(found or _fitting([together, together | {"max_model_len": None}], intent, again))
-
-
-def _fitting(
-    changes: Iterable[dict[str, object]],
-    intent: EngineConfig,
-    again: Callable[[EngineConfig], EnginePlan],
-) -> Iterator[Remedy]:
-    """The changes with which it fits, of those that the platform and the model allow."""
-    for change in changes:
-        try:
-            plan = again(replace(intent, **change))  # type: ignore[arg-type]
-        except DovetailError:
+    for field, value in _savings(plan, intent):
+        remedy = _try({field: value}, intent, again)
+        if remedy is None:
             continue
-        if plan.fits:
-            flags = " ".join(_flag(field, value) for field, value in change.items())
-            yield Remedy(flags=flags, plan=plan)
+        together.setdefault(field, value)
+        if remedy.plan.fits:
+            found.append(remedy)
+    if found:
+        return tuple(found)
+    with_length = dict(together)
+    together.pop("max_model_len", None)
+    combined = (_try(change, intent, again) for change in (together, with_length))
+    return tuple(remedy for remedy in combined if remedy is not None and remedy.plan.fits)[:1]
+
+
+def _try(
+    change: dict[str, object], intent: EngineConfig, again: Callable[[EngineConfig], EnginePlan]
+) -> Remedy | None:
+    """A change with its plan; None if the platform or the model does not allow it."""
+    try:
+        plan = again(replace(intent, **change))  # type: ignore[arg-type]
+    except DovetailError:
+        return None
+    return Remedy(flags=" ".join(_flag(*item) for item in change.items()), plan=plan)
 
 
 def _draft_facts(intent: EngineConfig) -> ModelFacts | None:

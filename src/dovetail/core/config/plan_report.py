@@ -198,11 +198,12 @@ def _memory(plan: EnginePlan) -> Iterator[str]:
     yield f"memory: {readable_bytes(memory.free)} free of {readable_bytes(memory.total)}{each}"
     per_block = f"{readable_bytes(runner.bytes_per_block)} for {plan.resolved.block_size} tokens"
     least = "" if plan.fits else "at least "
+    blocks = f"{plan.num_blocks:,} block{'' if plan.num_blocks == 1 else 's'}"
     yield from _rows(
         {
             "weights": readable_bytes(runner.weight_bytes),
             "step": f"{readable_bytes(runner.step_bytes)} at most",
-            "KV cache": f"{readable_bytes(plan.cache_bytes)}: {least}{plan.num_blocks:,} blocks of"
+            "KV cache": f"{readable_bytes(plan.cache_bytes)}: {least}{blocks} of"
             f" {per_block}, {plan.bytes_per_token:,.0f} bytes per token",
             "left": readable_bytes(plan.left) if plan.left >= 0 else "nothing",
         }

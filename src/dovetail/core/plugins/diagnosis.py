@@ -41,7 +41,11 @@ def diagnose(examination: Examination) -> tuple[Finding, ...]:
         *(_of_platform(report) for report in _broken_platforms(examination)),
         *(_of_entry(report, examination) for report in _broken_entries(examination)),
         *(
-            Finding(what=f"{folder} {wrong}", remedy="see there", serious=False)
+            Finding(
+                what=f"{folder} {wrong}",
+                remedy="set the variable that is named there",
+                serious=False,
+            )
             for folder, wrong in _folders(examination)
         ),
     ]
