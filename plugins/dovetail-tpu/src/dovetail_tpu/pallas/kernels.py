@@ -25,7 +25,8 @@ __all__ = ["Interpret", "attend", "write"]
 Interpret: TypeAlias = bool | pltpu.InterpretParams
 
 _UNSEEN = -1e30
-"""Score of a key that is not seen. Finite: the difference of two of them is 0, not NaN."""
+"""Score of a key that is not seen. Finite: the difference of two of them is 0, not NaN, and what a
+query gathers before the first key that it sees fades to nothing then."""
 _VMEM_BYTES = 32 << 20
 """What a kernel may take: half of what the smallest generation from v5 on has."""
 
@@ -149,7 +150,7 @@ def _attend_tile(
             scores = spec.soft_cap * jnp.tanh(scores / spec.soft_cap)
         scores = jnp.where(seen, scores, _UNSEEN)
         higher = jnp.maximum(peak[some], scores.max(-1, keepdims=True))
-        weights = jnp.where(seen, jnp.exp(scores - higher), 0.0)
+        weights = jnp.exp(scores - higher)
         fade = jnp.exp(peak[some] - higher)
         # What is no key of the row may be anything, and 0 * NaN is NaN.
         values = lanes.values(entries)
