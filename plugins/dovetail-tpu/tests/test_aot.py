@@ -41,13 +41,13 @@ LLAMA = {
     "intermediate_size": 14336,
     "max_position_embeddings": 8192,
     "num_attention_heads": 32,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "num_key_value_heads": 8,
     "rms_norm_eps": 1e-5,
     "rope_theta": 500000.0,
     "vocab_size": 128256,
 }
-"""Llama 3 8B, of whose 32 layers, all alike, there are four."""
+"""Llama 3 8B, of whose 32 layers, all alike, there are two."""
 DECODE, PREFILL = StepShape(64, 64, 0), StepShape(512, 64, 0)
 CONTEXT, NUM_BLOCKS = 4096, 1024
 MIB = 1 << 20

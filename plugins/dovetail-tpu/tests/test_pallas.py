@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dovetail_tpu.pallas import PallasAttention
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental.pallas import tpu as pltpu
 
 from dovetail.core.batch import Batch, SamplingBatch
 from dovetail.core.buckets import Buckets
@@ -39,9 +41,8 @@ Piece = tuple[int, int, int]
 
 
 def make_spec(heads: int = 4, kv_heads: int = 2, size: int = 16, **more: Any) -> AttentionSpec:
-    return AttentionSpec(
-        layer=0, num_heads=heads, num_kv_heads=kv_heads, head_size=size, scale=size**-0.5, **more
-    )
+    fixed = {"layer": 0, "scale": size**-0.5}
+    return AttentionSpec(num_heads=heads, num_kv_heads=kv_heads, head_size=size, **(fixed | more))
 
 
 def make_need(*specs: AttentionSpec, **more: Any) -> AttentionNeed:
@@ -199,6 +200,17 @@ def test_shapes_and_features_give_dense_attention(case: str) -> None:
     spec, more = CASES[case]
     sequences = Sequences(spec, make_need(spec, **more), LENGTHS, COARSE)
     sequences.check(sequences.mixed())
+
+
+def test_nothing_races_or_reads_what_nobody_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a TPU does it: copies that overlap with products, and memory that holds NaN at first."""
+    parameters = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+    careful = PallasAttention(parameters)
+    monkeypatch.setattr(BACKEND, "attend", careful.attend)
+    spec = make_spec(4, 2, 16, window=20, layer=1)
+    sequences = Sequences(spec, make_need(spec, block_size=8), (1, 47, 16), COARSE)
+    sequences.check(sequences.mixed())
+    assert not interpret_pallas_call.races.races_found
 
 
 def test_a_sequence_longer_than_tiles_of_keys_and_queries() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 from dovetail.core.batch import Batch
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
 from dovetail.core.types import ITEM_SIZE, IntArray
-from dovetail_tpu.pallas.kernels import attend, write
+from dovetail_tpu.pallas.kernels import Interpret, attend, write
 from dovetail_tpu.pallas.lanes import Lanes
 from dovetail_tpu.pallas.plan import Plan, Tiles, Work, make_plan
 
@@ -30,15 +32,17 @@ class PallasAttention:
     A cache is (B, K, P, W), in which a head's positions make whole tiles of memory.
 
     Args:
-        interpret: Compute it with ordinary operations, on any device.
+        interpret: Compute with ordinary operations, on any device; with parameters, as a TPU does
+            it, copies and all.
     """
 
     name = "pallas"
     heads_axis = 1
     """The axis of a cache that counts KV heads."""
 
-    def __init__(self, interpret: bool) -> None:
+    def __init__(self, interpret: Interpret) -> None:
         self._interpret = interpret
+        self._jitted = jax.jit(self._attend, static_argnames="spec")
 
     def refuses(self, need: AttentionNeed) -> str | None:
         """Serves float32 and bfloat16, any head size, blocks of whole tiles."""
@@ -94,15 +98,25 @@ class PallasAttention:
         """Pure. The cache changes in place where it is donated; zeros for tokens of no row."""
         if not isinstance(plan, Plan):
             raise TypeError(f"a plan of another backend: {type(plan).__name__}")
+        # Layers that are alike are traced once. Indices are of 32 bits, whatever the caller has.
+        with jax.enable_x64(False):
+            alike = replace(spec, layer=0)
+            out: tuple[jax.Array, jax.Array] = self._jitted(
+                q_THE, k_TKE, v_TKE, cache, plan, spec=alike
+            )
+        return out
+
+    def _attend(
+        self, q_THE: Any, k_TKE: Any, v_TKE: Any, cache: Any, plan: Plan, spec: AttentionSpec
+    ) -> tuple[jax.Array, jax.Array]:
         fresh_TKW = Lanes(spec.head_size).join(k_TKE, v_TKE).astype(cache.dtype)
+        cache = write(cache, fresh_TKW.swapaxes(0, 1), plan.writes, self._interpret)
         window, lens_T11 = spec.window or 0, jnp.asarray(plan.lens_T)[:, None, None]
-        with jax.enable_x64(False):  # Indices are of 32 bits, whatever the caller counts in.
-            cache = write(cache, fresh_TKW.swapaxes(0, 1), plan.writes, self._interpret)
-            one_THE = self._attended(q_THE, cache, plan.one[window], plan, spec)
-            out_THE = jnp.where(lens_T11 == 1, one_THE, jnp.zeros_like(one_THE))
-            if plan.several:
-                several_THE = self._attended(q_THE, cache, plan.several[window], plan, spec)
-                out_THE = jnp.where(lens_T11 > 1, several_THE, out_THE)
+        one_THE = self._attended(q_THE, cache, plan.one[window], plan, spec)
+        out_THE = jnp.where(lens_T11 == 1, one_THE, jnp.zeros_like(one_THE))
+        if plan.several:
+            several_THE = self._attended(q_THE, cache, plan.several[window], plan, spec)
+            out_THE = jnp.where(lens_T11 > 1, several_THE, out_THE)
         return out_THE, cache
 
     def _attended(

@@ -7,7 +7,7 @@ are (B, K, P, W): W lanes hold a key and a value (``lanes.py``).
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +20,18 @@ from dovetail.core.contracts.attention import AttentionSpec
 from dovetail_tpu.pallas.lanes import Lanes
 from dovetail_tpu.pallas.plan import Plan, Work
 
-__all__ = ["attend", "write"]
+__all__ = ["Interpret", "attend", "write"]
+
+Interpret: TypeAlias = bool | pltpu.InterpretParams
 
 _UNSEEN = -1e30
-"""Score of a key that is not seen. Finite: the difference of two of them is 0, not NaN."""
+"""Score of a key that is not seen. Finite: the difference of two of them is 0, not NaN, and what a
+query gathers before the first key that it sees fades to nothing then."""
 _VMEM_BYTES = 32 << 20
 """What a kernel may take: half of what the smallest generation from v5 on has."""
 
 
-def write(cache: jax.Array, fresh_KTW: jax.Array, work: Work, interpret: bool) -> jax.Array:
+def write(cache: jax.Array, fresh_KTW: jax.Array, work: Work, interpret: Interpret) -> jax.Array:
     """Put the step's keys and values into the cache, in place.
 
     A tile of memory is the least that can be addressed: each is read, mixed and written back.
@@ -78,7 +81,7 @@ def attend(
     work: Work,
     plan: Plan,
     spec: AttentionSpec,
-    interpret: bool,
+    interpret: Interpret,
 ) -> jax.Array:
     """Online softmax (Milakov and Gimelshein, 2018) over the paged keys of each query's row.
 
@@ -88,7 +91,7 @@ def attend(
         work: Of the plan: which of them meet which keys.
         plan: Of the step.
         spec: Scale, soft cap and window; heads are those of the arrays.
-        interpret: Compute it here, without a TPU.
+        interpret: As for ``PallasAttention``.
 
     Returns:
         As ``q_NKQE``. A tile that the list does not name may hold anything.
@@ -147,7 +150,7 @@ def _attend_tile(
             scores = spec.soft_cap * jnp.tanh(scores / spec.soft_cap)
         scores = jnp.where(seen, scores, _UNSEEN)
         higher = jnp.maximum(peak[some], scores.max(-1, keepdims=True))
-        weights = jnp.where(seen, jnp.exp(scores - higher), 0.0)
+        weights = jnp.exp(scores - higher)
         fade = jnp.exp(peak[some] - higher)
         # What is no key of the row may be anything, and 0 * NaN is NaN.
         values = lanes.values(entries)
@@ -190,7 +193,7 @@ def _product(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
 
 def _call(
     kernel: Any, work: Work, *more: Any, inputs: list[Any], out_spec: Any, out: Any,
-    interpret: bool, name: str, scratch_shapes: Any = (), **options: Any,
+    interpret: Interpret, name: str, scratch_shapes: Any = (), **options: Any,
 ) -> jax.Array:  # fmt: skip
     lists, (in_specs, operands) = (*work.lists, *more), zip(*inputs, strict=True)
     result: jax.Array = pl.pallas_call(
