@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -70,14 +71,13 @@ class TpuPlatform(Platform):
         return [f"{device.device_kind} {device.id}" for device in self.devices]
 
     def memory(self, device: int = 0) -> Memory:
-        """What JAX says of the chip; a simulated one has its share of the host's memory."""
+        """What JAX says of the chip; a simulated one has its share of half the host's memory."""
         if not self.simulated:
             stats = self.devices[device].memory_stats() or {}
             limit = int(stats["bytes_limit"])
             return Memory(free=limit - int(stats["bytes_in_use"]), total=limit)
-        page, share = os.sysconf("SC_PAGE_SIZE"), 2 * len(self.devices)
-        free, total = (os.sysconf(name) for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
-        return Memory(free=free * page // share, total=total * page // share)
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (2 * len(self.devices))
+        return Memory(free=max(0, total - _held(self.devices[device])), total=total)
 
     def attention_backends(self) -> list[AttentionBackend]:
         """Kernels first on a chip; simulated, where they are interpreted, plain XLA first.
@@ -162,6 +162,14 @@ def _simulate(num_devices: int) -> list[jax.Device]:
             " before it is used."
         )
     return devices[:num_devices]
+
+
+def _held(device: jax.Device) -> int:
+    """Bytes of the arrays that are on a device."""
+    live = jax.live_arrays()  # type: ignore[no-untyped-call]
+    arrays = [array for array in live if device in array.sharding.device_set]
+    shapes = [(array.sharding.shard_shape(array.shape), array.dtype) for array in arrays]
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
 
 
 def _default_cache() -> Path:
