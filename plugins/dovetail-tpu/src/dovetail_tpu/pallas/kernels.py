@@ -164,8 +164,7 @@ def _attend_tile(
 
     @pl.when((i == end) | (tile[jnp.minimum(i + 1, end)] != tile[i]))
     def _() -> None:
-        sums = total[...]
-        out[0] = (acc[...] / jnp.where(sums == 0.0, 1.0, sums)).astype(out.dtype)
+        out[0] = (acc[...] / total[...]).astype(out.dtype)
 
 
 def _masks(
