@@ -173,6 +173,15 @@ def test_four_devices_give_the_same_tokens(family: str, tmp_path: Path) -> None:
     assert not re.findall(r"all-gather|all-to-all|collective-permute", text)
 
 
+def test_the_kernels_serve_a_model_on_two_devices(tmp_path: Path) -> None:
+    path = make_checkpoint("gemma2", tmp_path)
+    settings = {**SMALL, "tensor_parallel_size": 2, "attention_backend": "pallas"}
+    core = make_core(path, "tpu", **settings)
+    wanted = answer(make_core(path, "reference"), prompts(6))
+    assert core.runner.describe()["attention"].startswith("pallas")
+    assert [a.token_ids for a in answer(core, prompts(6))] == [a.token_ids for a in wanted]
+
+
 def _watched_forward(core: EngineCore) -> list[Any]:
     """The lowered forward program of the first step that comes."""
     runner: Any = core.runner
