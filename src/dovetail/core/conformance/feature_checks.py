@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from dovetail.core.conformance.base import Check, expect, expect_equal, require
-from dovetail.core.conformance.engine import Engine, compare
+from dovetail.core.conformance.engine import Answer, Engine, compare
 from dovetail.core.conformance.oracle import Wish
 from dovetail.core.conformance.sampler import log_softmax
 from dovetail.core.conformance.shelf import GREEDY, PROMPTS, prompt_of
@@ -171,11 +171,14 @@ def _deterministic(subject: Subject) -> None:
     subject.needs("deterministic")
     params = msgspec.structs.replace(GREEDY, max_tokens=12, logprobs=0)
     wishes = [Wish(prompt=prompt, params=params) for prompt in PROMPTS]
-    dtype = subject.capabilities.dtypes[0]
-    settings = {"dtype": dtype, "deterministic": True, "enable_prefix_caching": False}
-    with subject.open("llama", **settings) as engine:
-        alone = [engine.answer([wish])[0] for wish in wishes]
-        together = engine.answer(wishes)
+    for dtype in subject.capabilities.dtypes:
+        settings = {"dtype": dtype, "deterministic": True, "enable_prefix_caching": False}
+        with subject.open("llama", **settings) as engine:
+            alone = [engine.answer([wish])[0] for wish in wishes]
+            _expect_same_bits(engine.answer(wishes), alone)
+
+
+def _expect_same_bits(together: Sequence[Answer], alone: Sequence[Answer]) -> None:
     for number, (one, other) in enumerate(zip(alone, together, strict=True)):
         expect_equal(f"tokens of request {number}", other.token_ids, one.token_ids)
         said, known = ([place.logprobs[0] for place in answer.logprobs] for answer in (other, one))
