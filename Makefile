@@ -1,32 +1,46 @@
 # `make help` lists what can be made. Set-up is done once, and again when a file that it reads changes.
 
-VENV    ?= .venv
-PYTHON  ?= python3
-PORT    ?= 8000
-PLUGINS ?= plugins/dovetail-cpu
-ARGS    ?=
-SEEDS   ?= 20000
+VENV      ?= .venv
+PYTHON    ?= python3
+PORT      ?= 8000
+PLATFORMS ?= cpu sim tpu
+ARGS      ?=
+SEEDS     ?= 20000
 
 BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
-INPUTS  := Makefile pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
+INPUTS  := Makefile pyproject.toml constraints.txt
+PYTEST  := $(BIN)/python -m pytest
+KIT     := $(PYTEST) --pyargs dovetail.core.conformance --platform
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test determinism lint format bench simulate clean
+.SECONDARY:
+.PHONY: help setup serve test test-core test-reference determinism lint format bench simulate clean
+.PHONY: $(PLATFORMS:%=test-%)
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@printf "  make %-14s %s\n" $(foreach p,$(PLATFORMS),"test-$(p)" "Test the platform $(p) with its own packages only, and certify it")
 	@echo
-	@echo "  Settings: VENV=$(VENV) PYTHON=$(PYTHON) PORT=$(PORT) PLUGINS=$(PLUGINS) ARGS=..."
+	@echo "  Settings: VENV=$(VENV) PYTHON=$(PYTHON) PORT=$(PORT) PLATFORMS='$(PLATFORMS)' ARGS=..."
 
 setup: $(VENV)/.dev ## Make the virtual environment, with everything that work on Dovetail needs
 
-serve: $(VENV)/.runtime ## Serve the bundled model on PORT (ARGS are added to the command)
+serve: $(VENV)/.platform-cpu ## Serve the bundled model on PORT (ARGS are added to the command)
 	$(BIN)/dovetail serve --port $(PORT) $(ARGS)
 
-test: lint ## Check style and types, then run the tests (ARGS are given to pytest)
-	$(BIN)/python -m pytest $(ARGS)
+test: lint test-core test-reference $(PLATFORMS:%=test-%) ## Check style and types, then run every test that can run here
+
+test-core: $(VENV)/.tools $(VENV)/.platform-cpu ## Test everything but the plug-ins (ARGS are given to pytest)
+	$(PYTEST) tests $(ARGS)
+
+test-reference: $(VENV)/.tools ## Certify the reference platform, with which others are compared
+	$(KIT) reference $(ARGS)
+
+$(PLATFORMS:%=test-%): test-%: $(VENV)/.tools $(VENV)/.platform-%
+	$(PYTEST) plugins/dovetail-$*/tests $(ARGS)
+	$(KIT) $* $(ARGS)
 
 determinism: $(VENV)/.dev ## Run the whole determinism matrix (many minutes)
 	DOVETAIL_DETERMINISM=full $(BIN)/python -m pytest tests/system/test_determinism.py --timeout 3600 $(ARGS)
@@ -40,7 +54,7 @@ format: $(VENV)/.dev ## Mend what can be mended by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.runtime ## Measure throughput with the bundled model (ARGS are added to the command)
+bench: $(VENV)/.platform-cpu ## Measure throughput with the bundled model (ARGS are added to the command)
 	$(BIN)/dovetail bench throughput --num-prompts 100 --input-len 256 --output-len 64 $(ARGS)
 
 simulate: $(VENV)/.runtime ## Run 20,000 seeds of the simulator (SEEDS=n for another number)
@@ -59,11 +73,18 @@ $(BIN)/python:
 	    { echo "Python's venv module is missing (on Debian: apt-get install python3-venv)."; exit 1; }
 
 $(VENV)/.runtime: $(INPUTS) | $(BIN)/python
-	@echo "Installing Dovetail and $(PLUGINS). The first time this takes a few minutes."
-	$(INSTALL) torch --editable . $(PLUGINS:%=--editable %)
+	@echo "Installing Dovetail and torch. The first time this takes a few minutes."
+	$(INSTALL) torch --editable .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime
+$(VENV)/.platform-%: plugins/dovetail-%/pyproject.toml $(VENV)/.runtime
+	$(INSTALL) --editable plugins/dovetail-$*
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.runtime
 	@echo "Installing the tools."
 	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.tools $(PLATFORMS:%=$(VENV)/.platform-%)
 	@touch $@

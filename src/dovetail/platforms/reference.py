@@ -40,6 +40,7 @@ def _create() -> Platform:
                     "bad_words",
                     "logits_processors",
                     "prompt_logprobs",
+                    "quantization",
                     "structured_output",
                     "transformers_models",
                     "speculation",

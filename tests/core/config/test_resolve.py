@@ -60,6 +60,7 @@ def decide(machine=None, facts=None, native=True, allow_long=False, **wishes):
         machine or Machine(),
         native,
         known=("LlamaForCausalLM",),
+        schemes=("int8", "gptq"),
         allow_long=allow_long,
     )
 
@@ -105,7 +106,11 @@ def test_kv_dtype_follows_the_activations_where_it_can():
             "kv_cache_dtype=fp8_e4m3: platform toy keeps",
             {"kv_cache_dtype": "fp8"},
         ),
-        (UnsupportedError, "quantization gptq: platform toy has none", {"quantization": "gptq"}),
+        (
+            UnsupportedError,
+            "quantization gptq: platform toy runs no quantized",
+            {"quantization": "gptq"},
+        ),
         (ConfigError, "max_model_len=1001: m is made for 1000", {"max_model_len": 1001}),
         (
             ConfigError,
@@ -149,14 +154,25 @@ def test_model_code():
         decide(narrow, model_impl="transformers")
 
 
-def test_quantization_of_the_checkpoint():
-    able = Machine(quantization=("gptq",))
+def test_quantization():
+    able = Machine(features=frozenset({"quantization"}))
     stored = {"quantization": "gptq"}
-    assert decide(able, facts=stored).quantization == "gptq"
+    found = decide(able, facts=stored)
+    assert found.quantization == "gptq"
+    assert found.reasons["quantization"] == "the checkpoint is stored so"
+    assert decide(able, quantization="int8").quantization == "int8"
     with pytest.raises(ConfigError, match="quantization=awq: the checkpoint is quantized with g"):
         decide(able, facts=stored, quantization="awq")
-    with pytest.raises(UnsupportedError, match="choose a checkpoint without quantization"):
+    with pytest.raises(UnsupportedError, match="no quantized layers; choose a checkpoint without"):
         decide(facts=stored)
+    with pytest.raises(UnsupportedError, match="there are gptq, int8; leave it out"):
+        decide(able, quantization="int9")
+
+
+def test_quantized_layers_are_not_deterministic():
+    able = Machine(features=frozenset({"quantization", "deterministic"}))
+    with pytest.raises(UnsupportedError, match="cannot be deterministic; leave it out"):
+        decide(able, quantization="int8", deterministic=True)
 
 
 def test_missing_weights():

@@ -21,6 +21,7 @@ from dovetail.core.models.weights import (
     check,
     fill,
     leaves,
+    needs,
     open_checkpoint,
 )
 from dovetail.platforms.torch.dtypes import from_numpy
@@ -99,7 +100,7 @@ def logits_of(
 def our_logits(path: Path, token_ids: torch.Tensor, *, max_model_len: int = 512) -> torch.Tensor:
     model = model_of(path, max_model_len)
     source = align(open_checkpoint(path), model.weights())
-    check(model.weights(), source, model.ignored)
+    check(needs(model.weights()), source, model.ignored)
     return logits_of(model, source, token_ids)
 
 

@@ -73,6 +73,7 @@ def attention(
 OPS = SimpleNamespace(
     embedding=lambda ids, table: table[ids],
     linear=lambda x, bound: x @ bound[0].T + bound[1],
+    int8_linear=lambda x, codes, scales: (x @ codes.T.astype(x.dtype)) * scales,
     rms_norm=rms_norm,
     add_rms_norm=add_rms_norm,
     layer_norm=layer_norm,

@@ -19,6 +19,7 @@ from dovetail.core.models.weights import (
     check,
     fill,
     leaves,
+    needs,
     open_checkpoint,
 )
 from tests.checkpoints import FAMILIES, make_checkpoint
@@ -96,7 +97,7 @@ def test_checkpoints_of_every_family_are_complete(family: str, tmp_path: Path) -
     path = make_checkpoint(family, tmp_path, max_shard_size="60KB")
     model = model_of(path, 128)
     source = align(open_checkpoint(path), model.weights())
-    check(model.weights(), source, model.ignored)
+    check(needs(model.weights()), source, model.ignored)
     for _, leaf in leaves(model.weights()):
         if isinstance(leaf, Linear):
             rows = sum(array.shape[0] for array in assemble(leaf, source).weights)
@@ -113,7 +114,7 @@ def test_one_error_names_everything(tmp_path: Path) -> None:
         ),
     }
     with pytest.raises(CheckpointError) as caught:
-        check(tree, open_checkpoint(tmp_path), [r"extra\.1"])
+        check(needs(tree), open_checkpoint(tmp_path), [r"extra\.1"])
     message = str(caught.value)
     assert "lacks 2 tensors: absent (5, 4), absent.bias (5,)." in message
     assert "unknown to the model, 11 tensors: extra.0, extra." in message
@@ -125,7 +126,7 @@ def test_one_error_names_everything(tmp_path: Path) -> None:
 def test_a_transposed_shape(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(2, 6)}, tmp_path / "model.safetensors")
     tree = {"w": Linear(sources=("w",), out_features=(3, 3), in_features=2, transposed=True)}
-    check(tree, open_checkpoint(tmp_path), [])
+    check(needs(tree), open_checkpoint(tmp_path), [])
 
 
 # Tied embeddings and names without their beginning
@@ -177,7 +178,7 @@ def test_alignment_leaves_errors_alone(llama: Path) -> None:
     save_file(tensors, llama / "model.safetensors")
     tree = model_of(llama, 64).weights()
     with pytest.raises(CheckpointError, match=r"lacks 1 tensor: model\.norm\.weight \(64,\)\."):
-        check(tree, align(open_checkpoint(llama), tree), [r".*\.inv_freq"])
+        check(needs(tree), align(open_checkpoint(llama), tree), [r".*\.inv_freq"])
 
 
 # Made-up weights
@@ -187,7 +188,7 @@ def test_alignment_leaves_errors_alone(llama: Path) -> None:
 def test_dummy_weights_make_sense(family: str, tmp_path: Path) -> None:
     model = model_of(make_checkpoint(family, tmp_path), 64)
     source = Dummy(model.weights(), "float32", seed=3)
-    check(model.weights(), source, [])
+    check(needs(model.weights()), source, [])
     logits = logits_of(model, source, random_tokens(16))
     assert bool(torch.isfinite(logits).all())
     assert float(logits.std()) > 1e-4

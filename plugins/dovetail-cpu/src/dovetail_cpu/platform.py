@@ -42,6 +42,7 @@ class CpuPlatform(TorchPlatform):
                 "draft_model",
                 "logits_processors",
                 "prompt_logprobs",
+                "quantization",
                 "speculation",
                 "structured_output",
                 "transformers_models",

@@ -28,6 +28,12 @@ class Ops(Protocol):
     def linear(self, x: Array, weight: Array) -> Array:
         """``x @ W.T + b``; ``weight`` is what the platform bound W (out, in) and b (out,) to."""
 
+    def int8_linear(self, x: Array, codes: Array, scales: Array) -> Array:
+        """``x @ (codes * scales[:, None]).T`` for int8 codes (out, in) and float32 scales (out,).
+
+        The sum over the inputs is scaled in float32 and then rounded to the dtype of x.
+        """
+
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         """Root-mean-square norm over the last axis in float32 (Zhang and Sennrich, 2019)."""
 

@@ -57,11 +57,10 @@ class Capabilities:
     features: frozenset[str] = frozenset()
     """Optional abilities: ``transformers_models``, ``prompt_logprobs``, ``deterministic``,
     ``structured_output`` (``SamplingBatch.masks`` are honoured), ``bad_words``,
-    ``logits_processors``, ``speculation`` (steps check drafts), ``draft_model`` (the runner can
+    ``logits_processors``, ``quantization`` (the runner binds layers of any ``QuantScheme``),
+    ``speculation`` (steps check drafts), ``draft_model`` (the runner can
     have one), ``tensor_parallel`` (``RunnerConfig.tensor_parallel_size`` may be above 1). What a
     request asks for and the platform does not have is refused before it reaches the runner."""
-    quantization: tuple[str, ...] = ()
-    """Names of quantization schemes that have a kernel here."""
     static_shapes: bool = False
     """Every new shape costs a compilation: steps are padded to a few sizes (``core/buckets.py``),
     and after the warm-up no new one may appear."""

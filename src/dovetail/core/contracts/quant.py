@@ -1,39 +1,98 @@
-"""The quantization contract: a format says how bytes lie, a scheme owns a layer's parameters.
+"""The quantization contract: how the weights of linear layers are stored, and computed with.
 
-Offered through the entry-point group ``dovetail.quant``.
+A scheme is offered as a class through the entry-point group ``dovetail.quant``; the entry point's
+name is what ``--quantization`` and a checkpoint's ``quantization_config.quant_method`` say. It
+knows no platform: it makes arrays with numpy and computes with ops, which platforms may override.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from dovetail.core.contracts.model import Linear
 from dovetail.core.contracts.ops import Ops
+from dovetail.core.errors import UnsupportedError
 from dovetail.core.types import Array
 
-__all__ = ["QuantScheme"]
+__all__ = ["QuantParams", "QuantScheme", "StoredTensor"]
+
+QuantParams = Mapping[str, np.ndarray[Any, Any]]
+"""The arrays that stand for a layer's weight, by names of the scheme's own."""
 
 
-class QuantScheme(Protocol):
-    """How the linear layers of one model are stored and applied."""
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """A tensor of a quantized checkpoint."""
 
     name: str
+    shape: tuple[int, ...]
 
-    def sources(self, layer: Linear) -> Mapping[str, tuple[int, ...]]:
-        """Checkpoint tensors that make up this layer, with their shapes."""
-        ...
 
-    def bind(self, layer: Linear, tensors: Mapping[str, Array]) -> Array:
-        """Repack after loading; what it returns is the layer's ``weight`` from then on."""
-        ...
+class QuantScheme(ABC):
+    """One scheme, made once per model.
 
-    def apply(self, ops: Ops, x: Array, weight: Array) -> Array:
-        """The layer's output."""
-        ...
+    Args:
+        settings: The checkpoint's ``quantization_config``; empty if it is not quantized and is to
+            be quantized while it is loaded.
 
-    def reference(self, layer: Linear, tensors: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-        """The dequantized weight (out, in) in float32: the oracle of the scheme's test."""
-        ...
+    Raises:
+        UnsupportedError: A setting cannot be honoured.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+
+    def refuses(self, path: str, layer: Linear) -> str | None:
+        """Why a layer keeps its weight as it is. Default: none does.
+
+        Args:
+            path: Of the layer in the model's tree of weights, such as ``layers.0.mlp.down``.
+            layer: Its declaration.
+        """
+        return None
+
+    def stored(self, layer: Linear) -> Sequence[Mapping[str, StoredTensor]]:
+        """What a quantized checkpoint holds for each of the layer's sources, by role.
+
+        Default: raises UnsupportedError, for a scheme that only quantizes while loading.
+        """
+        raise UnsupportedError(
+            f"The quantization scheme {type(self).__name__} quantizes weights while it loads them;"
+            " it reads no checkpoint that is quantized already."
+        )
+
+    def read(
+        self, layer: Linear, tensors: Sequence[Mapping[str, np.ndarray[Any, Any]]]
+    ) -> QuantParams:
+        """The params of a layer from the tensors of its sources, which must not be written to.
+
+        Called only if ``stored`` says that there are any.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.stored needs a read beside it")
+
+    def quantize(self, weight: np.ndarray[Any, Any]) -> QuantParams:
+        """The params of a weight (out, in), of any float dtype.
+
+        Default: raises UnsupportedError, for a scheme that only reads.
+        """
+        raise UnsupportedError(
+            f"The quantization scheme {type(self).__name__} reads checkpoints that are quantized"
+            " already; it quantizes none itself."
+        )
+
+    @abstractmethod
+    def num_bytes(self, layer: Linear) -> int:
+        """Bytes of a layer's params."""
+
+    @abstractmethod
+    def apply(self, ops: Ops, x: Array, params: Mapping[str, Array]) -> Array:
+        """``x @ W.T`` in the dtype of x, (..., in) to (..., out), without the bias."""
+
+    @abstractmethod
+    def reference(self, params: QuantParams) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The weight (out, in) that the params stand for: what ``apply`` is compared with."""

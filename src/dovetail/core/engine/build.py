@@ -17,6 +17,7 @@ from dovetail.core.config.speculative import SpeculativeConfig
 from dovetail.core.contracts.platform import Platform
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.models.registry import find_model, native_architectures
+from dovetail.core.plugins.quant import quant_registry
 from dovetail.core.plugins.selection import load_platform
 from dovetail.core.scheduler.scheduler import Scheduler, SchedulerConfig
 from dovetail.core.structured.base import Grammars, NoGrammars
@@ -72,6 +73,7 @@ def build_engine(config: EngineConfig, platform_name: str, progress: Progress) -
         platform,
         find_model(facts.architectures) is not None,
         known=native_architectures(),
+        schemes=quant_registry(os.environ).names(),
         allow_long=environment.allow_long_max_model_len,
         draft=_draft_facts(config),
     )

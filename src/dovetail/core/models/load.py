@@ -7,8 +7,10 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from dovetail.core.contracts.model import Linear, Model, Tensor
+from dovetail.core.contracts.quant import QuantScheme
 from dovetail.core.contracts.runner import RunnerConfig
 from dovetail.core.errors import UnsupportedError
+from dovetail.core.models.quantized import QuantizedLayers
 from dovetail.core.models.registry import find_model
 from dovetail.core.models.weights import (
     Dummy,
@@ -16,7 +18,6 @@ from dovetail.core.models.weights import (
     Parts,
     Source,
     align,
-    assemble,
     check,
     fill,
     leaves,
@@ -42,7 +43,10 @@ def define(config: RunnerConfig) -> Model:
 
 
 def read_weights(
-    model: Model, config: RunnerConfig, bind: Callable[[Leaf, Parts], Any]
+    model: Model,
+    config: RunnerConfig,
+    bind: Callable[[Leaf, Parts], Any],
+    scheme: QuantScheme | None = None,
 ) -> Generator[tuple[int, int], None, dict[str, Any]]:
     """Read and bind every parameter; yields (bytes done, bytes in all), returns the filled tree.
 
@@ -50,24 +54,24 @@ def read_weights(
         model: The definition.
         config: Where the weights are, or the seed of made-up ones.
         bind: From a leaf and its arrays, which must not be written to, to what the model is given.
+        scheme: Of the linear layers, where it does not refuse them.
 
     Raises:
         CheckpointError: Tensors are missing, unknown or of the wrong shape; names them.
+        UnsupportedError: The scheme cannot quantize these weights, or cannot read them.
     """
     tree = model.weights()
+    layers = QuantizedLayers(tree, config, scheme)
     source: Source
     if config.load_format == "dummy":
         source = Dummy(tree, config.dtype, config.seed)
     else:
         source = align(open_checkpoint(config.model_path), tree)
-        check(tree, source, model.ignored)
+        check(layers.needs(), source, model.ignored)
     bound: dict[str, Any] = {}
     done = 0
     for path, leaf in leaves(tree):
-        if isinstance(leaf, Linear):
-            for name in leaf.sources:
-                source.read_ahead(name)
-        parts = assemble(leaf, source)
+        parts = layers.assemble(path, leaf, source)
         bound[path] = bind(leaf, parts)
         if isinstance(leaf, Tensor | Linear):
             done += parts.num_bytes
@@ -75,20 +79,23 @@ def read_weights(
     return fill(tree, bound)
 
 
-def weight_bytes(model: Model, config: RunnerConfig) -> int:
-    """Bytes of all parameters on one device, in the model's dtype.
+def weight_bytes(model: Model, config: RunnerConfig, scheme: QuantScheme | None = None) -> int:
+    """Bytes of all parameters on one device.
 
     A tied output layer counts as a layer of its own, for a platform may repack it.
     """
-    return sum(_leaf_bytes(leaf, ITEM_SIZE[config.dtype]) for _, leaf in leaves(model.weights()))
+    tree = model.weights()
+    layers, item = QuantizedLayers(tree, config, scheme), ITEM_SIZE[config.dtype]
+    return sum(_leaf_bytes(leaf, layers.scheme_of(path, leaf), item) for path, leaf in leaves(tree))
 
 
-def _leaf_bytes(leaf: Leaf, item: int) -> int:
+def _leaf_bytes(leaf: Leaf, scheme: QuantScheme | None, item: int) -> int:
     match leaf:
         case Tensor():
             return math.prod(leaf.shape) * (ITEM_SIZE["float32"] if leaf.offset else item)
         case Linear():
-            columns = leaf.in_features + bool(leaf.bias_sources)
-            return sum(leaf.out_features) * columns * item
+            rows = sum(leaf.out_features)
+            bias = rows * item if leaf.bias_sources else 0
+            return bias + (scheme.num_bytes(leaf) if scheme else rows * leaf.in_features * item)
         case _:
             return leaf.make().nbytes

@@ -3,7 +3,7 @@
 A runner loads like this::
 
     source = align(open_checkpoint(folder), tree)        # or Dummy(tree, dtype, seed)
-    check(tree, source, model.ignored)
+    check(needs(tree), source, model.ignored)
     arrays = {path: bind(assemble(leaf, source)) for path, leaf in leaves(tree)}
     weights = fill(tree, arrays)
 """
@@ -21,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from dovetail.core.contracts.model import Constant, Linear, Tensor, WeightTree
+from dovetail.core.contracts.quant import QuantParams
 from dovetail.core.errors import CheckpointError, UnsupportedError
 from dovetail.core.models.checkpoint import Checkpoint, open_checkpoint
 
@@ -34,7 +35,9 @@ __all__ = [
     "assemble",
     "check",
     "fill",
+    "leaf_needs",
     "leaves",
+    "needs",
     "open_checkpoint",
 ]
 
@@ -73,11 +76,14 @@ class Parts:
     """One per source; of a Linear (rows, in), to be joined one below the other if several."""
     biases: tuple[NumpyArray, ...] = ()
     """(rows,) per source, or none at all."""
+    quantized: QuantParams | None = None
+    """In place of ``weights``, of which there are none then: see ``QuantScheme``."""
 
     @property
     def num_bytes(self) -> int:
         """Of all arrays together."""
-        return sum(array.nbytes for array in (*self.weights, *self.biases))
+        params = (self.quantized or {}).values()
+        return sum(array.nbytes for array in (*self.weights, *self.biases, *params))
 
 
 def leaves(tree: WeightTree) -> Iterator[tuple[str, Leaf]]:
@@ -128,7 +134,7 @@ def align(checkpoint: Checkpoint, tree: WeightTree) -> Checkpoint:
     of at most two parts, the one is put in front that finds the most tensors; none if none helps.
     """
     held = checkpoint.shapes
-    wanted = [name for name in _needs(tree) if name not in held]
+    wanted = [name for name in needs(tree) if name not in held]
     starts = {".".join(name.split(".")[:parts]) + "." for name in wanted for parts in (1, 2)}
 
     def found(start: str) -> dict[str, str]:
@@ -142,18 +148,18 @@ def align(checkpoint: Checkpoint, tree: WeightTree) -> Checkpoint:
     return checkpoint.renamed(best) if best else checkpoint
 
 
-def check(tree: WeightTree, checkpoint: Source, ignored: Sequence[str]) -> None:
-    """Compare what a model declares with what there is.
+def check(needs: Mapping[str, tuple[int, ...]], checkpoint: Source, ignored: Sequence[str]) -> None:
+    """Compare what a model needs with what there is.
 
     Args:
-        tree: The declaration.
+        needs: Every tensor and its shape.
         checkpoint: The tensors.
         ignored: Regular expressions of tensors that may be there and are not used.
 
     Raises:
         CheckpointError: One, naming every tensor that is missing, not known or of a wrong shape.
     """
-    needs, held = _needs(tree), checkpoint.shapes
+    held = checkpoint.shapes
     skip = re.compile("|".join(f"(?:{pattern})" for pattern in ignored) or r"(?!)")
     problems = {
         "lacks": [f"{name} {shape}" for name, shape in needs.items() if name not in held],
@@ -207,7 +213,7 @@ class Dummy:
         scaled = (pool * np.float32(self._STD)).astype(self._dtype)
         self._pool = np.concatenate([scaled, scaled])
         self._pool.flags.writeable = False
-        self.shapes: dict[str, tuple[int, ...]] = _needs(tree)
+        self.shapes: dict[str, tuple[int, ...]] = needs(tree)
         self.total_bytes = sum(map(math.prod, self.shapes.values())) * self._dtype.itemsize
 
     def tensor(self, name: str) -> NumpyArray:
@@ -241,12 +247,13 @@ def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Leaf]]:
         yield ".".join(path), node
 
 
-def _needs(tree: WeightTree) -> dict[str, tuple[int, ...]]:
+def needs(tree: WeightTree) -> dict[str, tuple[int, ...]]:
     """Every tensor that a tree names, with the shape that the checkpoint must have."""
-    return {name: shape for _, leaf in leaves(tree) for name, shape in _leaf_needs(leaf)}
+    return {name: shape for _, leaf in leaves(tree) for name, shape in leaf_needs(leaf)}
 
 
-def _leaf_needs(leaf: Leaf) -> Iterator[tuple[str, tuple[int, ...]]]:
+def leaf_needs(leaf: Leaf) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors that an unquantized leaf is made of, with their shapes in the checkpoint."""
     if isinstance(leaf, Tensor):
         yield leaf.source, leaf.shape
     elif isinstance(leaf, Linear):

@@ -11,19 +11,21 @@ from torch import Tensor as TorchTensor
 from dovetail.core.contracts.attention import AttentionBackend, AttentionSpec
 from dovetail.core.contracts.model import Linear, Model, StepInputs, Tensor
 from dovetail.core.contracts.ops import OpTable
+from dovetail.core.contracts.quant import QuantScheme
 from dovetail.core.contracts.runner import RunnerConfig
 from dovetail.core.errors import UnsupportedError
 from dovetail.core.models.load import define, read_weights
 from dovetail.core.models.weights import Leaf, Parts
+from dovetail.core.plugins.quant import make_scheme
 from dovetail.core.types import IntArray
 from dovetail.platforms.torch.dtypes import from_numpy, torch_dtype
-from dovetail.platforms.torch.ops import references
+from dovetail.platforms.torch.ops import QuantizedLinear, references
 from dovetail.platforms.torch.platform import TorchPlatform
 
 __all__ = [
     "LoadedModel",
     "RunnableModel",
-    "check_quantization",
+    "chosen_scheme",
     "load_model",
     "op_table",
     "own_ops",
@@ -111,13 +113,22 @@ def own_ops(table: OpTable) -> dict[str, str]:
     return {"ops": own} if own else {}
 
 
-def check_quantization(config: RunnerConfig) -> None:
-    """Raises UnsupportedError for a scheme that has no kernel here."""
-    if config.quantization is not None:
+def chosen_scheme(config: RunnerConfig) -> QuantScheme | None:
+    """The scheme of the linear layers, if there is one.
+
+    Raises:
+        SelectionError: It is not installed.
+        UnsupportedError: The transformers library's code is to run, which has layers of its own.
+    """
+    if config.quantization is None:
+        return None
+    if config.model_impl == "transformers":
         raise UnsupportedError(
-            f"Quantization {config.quantization!r} has no kernel on this platform;"
-            " leave --quantization out, or use an unquantized checkpoint."
+            f"quantization={config.quantization}: only native models are quantized, not those that"
+            " the transformers library's code runs; leave --quantization out, or use an"
+            " unquantized checkpoint"
         )
+    return make_scheme(config.quantization, config.hf_config)
 
 
 def load_model(
@@ -129,21 +140,31 @@ def load_model(
         CheckpointError: A tensor is missing, unknown or of the wrong shape.
         UnsupportedError: The quantization or a setting of the model is not known here.
     """
-    check_quantization(config)
+    scheme = chosen_scheme(config)
     if config.model_impl == "transformers":
         from dovetail.platforms.torch.transformers_model import load_transformers_model
 
         return (yield from load_transformers_model(platform, config))
     model = define(config)
-    weights = yield from read_weights(model, config, _Binder(platform, config))
-    return LoadedModel(model, weights, op_table(platform))
+    table = op_table(platform)
+    binder = _Binder(platform, config, scheme, table)
+    weights = yield from read_weights(model, config, binder, scheme)
+    return LoadedModel(model, weights, table)
 
 
 class _Binder:
     """Turns declarations and their arrays into tensors and bound layers."""
 
-    def __init__(self, platform: TorchPlatform, config: RunnerConfig) -> None:
+    def __init__(
+        self,
+        platform: TorchPlatform,
+        config: RunnerConfig,
+        scheme: QuantScheme | None,
+        table: OpTable,
+    ) -> None:
         self._platform = platform
+        self._scheme = scheme
+        self._ops = table.bind()
         self._dtype = torch_dtype(config.dtype)
         self._tables: dict[str, TorchTensor] = {}
         """Tensors on the device by the names of their sources: what output layers are tied to."""
@@ -153,6 +174,9 @@ class _Binder:
         if isinstance(leaf, Linear):
             weight = self._tables.get(leaf.sources[0]) if leaf.tied_to else None
             bias = self._rows(parts.biases) if parts.biases else None
+            if self._scheme is not None and parts.quantized is not None:
+                params = {name: self._tensor(array) for name, array in parts.quantized.items()}
+                return QuantizedLinear(self._scheme, self._ops, params, bias)
             if weight is None:
                 weight = self._rows(parts.weights)
             return self._platform.bind_linear(weight, bias)

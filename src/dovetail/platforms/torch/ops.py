@@ -7,7 +7,7 @@ kept in float32 as Gemma does; with everything in float32 the two are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from dovetail.core.contracts.attention import AttentionSpec
-from dovetail.core.contracts.ops import OP_NAMES
+from dovetail.core.contracts.ops import OP_NAMES, Ops
+from dovetail.core.contracts.quant import QuantScheme
 from dovetail.core.errors import UnsupportedError
 
-__all__ = ["DenseLinear", "references"]
+__all__ = ["DenseLinear", "QuantizedLinear", "references"]
 
 
 class DenseLinear:
@@ -35,6 +36,32 @@ class DenseLinear:
         return functional.linear(x, self.weight, self.bias)
 
 
+class QuantizedLinear:
+    """The bound weight of a quantized layer: the scheme's params, and perhaps b (out,).
+
+    Args:
+        scheme: Computes with the params.
+        ops: The platform's, overrides included.
+        params: On the device.
+        bias: In the dtype of the activations.
+    """
+
+    __slots__ = ("_ops", "_params", "_scheme", "bias")
+
+    def __init__(
+        self, scheme: QuantScheme, ops: Ops, params: Mapping[str, Tensor], bias: Tensor | None
+    ) -> None:
+        self._scheme = scheme
+        self._ops = ops
+        self._params = params
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x @ W.T + b``: (..., in) to (..., out)."""
+        out: Tensor = self._scheme.apply(self._ops, x, self._params)
+        return out if self.bias is None else out + self.bias
+
+
 def embedding(ids_T: Tensor, table_VD: Tensor) -> Tensor:
     """Rows of a table."""
     return functional.embedding(ids_T, table_VD)
@@ -43,6 +70,11 @@ def embedding(ids_T: Tensor, table_VD: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply a bound weight: a ``DenseLinear``, or what a quantization scheme made."""
     return weight(x)
+
+
+def int8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+    """Every code is exact in each float dtype; products are summed as torch sums that dtype's."""
+    return (functional.linear(x, codes.to(x.dtype)).float() * scales).to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

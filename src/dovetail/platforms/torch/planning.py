@@ -11,7 +11,7 @@ from dovetail.core.errors import UnsupportedError
 from dovetail.core.models.load import define, weight_bytes
 from dovetail.core.plugins.attention import AttentionChoice, choose_attention
 from dovetail.core.types import ITEM_SIZE
-from dovetail.platforms.torch.loading import check_quantization, op_table, own_ops
+from dovetail.platforms.torch.loading import chosen_scheme, op_table, own_ops
 from dovetail.platforms.torch.platform import TorchPlatform
 
 __all__ = [
@@ -89,7 +89,7 @@ def plan_runner(platform: TorchPlatform, config: RunnerConfig) -> RunnerPlan:
 
 
 def _plan_model(platform: TorchPlatform, config: RunnerConfig) -> RunnerPlan:
-    check_quantization(config)
+    scheme = chosen_scheme(config)
     if config.model_impl == "transformers":
         raise UnsupportedError(
             "What a model of the transformers library needs is known only once its weights are"
@@ -99,7 +99,7 @@ def _plan_model(platform: TorchPlatform, config: RunnerConfig) -> RunnerPlan:
     need = attention_need(config, model.attention_specs())
     choice = choose_backend(platform, config, need)
     return RunnerPlan(
-        weight_bytes=weight_bytes(model, config),
+        weight_bytes=weight_bytes(model, config, scheme),
         step_bytes=step_bytes(config, model.vocab_size),
         bytes_per_block=block_bytes(choice.backend, need),
         window=need.window,

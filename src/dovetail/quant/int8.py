@@ -1,0 +1,46 @@
+"""Weights in 8 bits, symmetric, one scale per output row; activations as they are.
+
+``W[o, i]`` becomes ``round(W[o, i] / scale[o])`` with ``scale[o] = max |W[o]| / 127``: round to
+nearest, as in Dettmers et al., "LLM.int8()" (2022), section 2, without the outlier columns, which
+weight-only schemes do not need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dovetail.core.contracts.model import Linear
+from dovetail.core.contracts.ops import Ops
+from dovetail.core.contracts.quant import QuantParams, QuantScheme
+from dovetail.core.types import Array
+
+__all__ = ["Int8"]
+
+_LARGEST = 127
+
+
+class Int8(QuantScheme):
+    """``codes``, int8 (out, in), and ``scales``, float32 (out,)."""
+
+    def quantize(self, weight: np.ndarray[Any, Any]) -> QuantParams:
+        """A row of zeros gets the scale 1."""
+        wide = weight.astype(np.float32)
+        largest = np.abs(wide).max(axis=1)
+        scales = np.where(largest > 0, largest / np.float32(_LARGEST), np.float32(1))
+        codes = np.rint(wide / scales[:, None]).astype(np.int8)
+        return {"codes": codes, "scales": scales}
+
+    def num_bytes(self, layer: Linear) -> int:
+        """A byte per weight and four per row."""
+        return sum(layer.out_features) * (layer.in_features + 4)
+
+    def apply(self, ops: Ops, x: Array, params: Mapping[str, Array]) -> Array:
+        """One op, for which platforms have kernels."""
+        return ops.int8_linear(x, params["codes"], params["scales"])
+
+    def reference(self, params: QuantParams) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Codes times scales."""
+        return np.asarray(params["codes"] * params["scales"][:, None], np.float32)
