@@ -16,7 +16,7 @@ from dovetail.core.conformance.shelf import Shelf
 from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.platform import Memory
 from dovetail.core.contracts.workbench import Activity
-from dovetail.core.errors import OutOfMemoryError
+from dovetail.core.errors import OutOfMemoryError, UnsupportedError
 from dovetail.core.plugins.selection import load_platform
 from dovetail.platforms.torch.ops import references
 from tests.core.conformance.subjects import Wrapped, broken, capable, look
@@ -305,3 +305,20 @@ def test_memory(returned: float, status: str, shelf: Shelf) -> None:
         memory=lambda self, device=0: Memory(free=(4 << 30) - int(taken[0]), total=4 << 30),
     )
     assert look(platform, shelf, "engine.memory_returned").status == status
+
+
+def test_refusing_what_is_claimed_is_no_excuse(shelf: Shelf) -> None:
+    def refuse(self: Any, config: Any) -> Any:
+        raise UnsupportedError("not today")
+
+    for name in ("tokens.llama", "features.speculation", "engine.copies"):
+        outcome = look(broken(runner=refuse), shelf, name)
+        assert outcome.status == "fail" and "not today" in outcome.reason
+
+
+def test_quantized_layers_that_are_not(shelf: Shelf) -> None:
+    reference = load_platform("reference")
+    platform = broken(
+        runner=lambda self, config: reference.runner(replace(config, quantization=None))
+    )
+    assert look(platform, shelf, "features.quantization").status == "fail"

@@ -25,6 +25,7 @@ FEATURES = frozenset(
         "draft_model",
         "logits_processors",
         "prompt_logprobs",
+        "quantization",
         "speculation",
         "structured_output",
         "tensor_parallel",

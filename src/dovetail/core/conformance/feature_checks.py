@@ -11,11 +11,13 @@ import numpy as np
 
 from dovetail.core.conformance.base import Check, expect, expect_equal, require
 from dovetail.core.conformance.engine import Answer, Engine, compare
-from dovetail.core.conformance.oracle import Wish
+from dovetail.core.conformance.oracle import Oracle, Wish
 from dovetail.core.conformance.sampler import log_softmax
 from dovetail.core.conformance.shelf import GREEDY, PROMPTS, prompt_of
 from dovetail.core.conformance.subject import Subject
 from dovetail.core.conformance.token_checks import check_alternatives, greedy_wishes
+from dovetail.core.errors import UnsupportedError
+from dovetail.core.plugins.quant import make_scheme, quant_registry
 from dovetail.core.request import SamplingParams
 
 __all__ = ["RULES", "checks", "rule_wishes"]
@@ -51,6 +53,10 @@ def checks(subject: Subject) -> Iterator[Check]:
         "transformers_models": (
             _transformers,
             "The transformers library's model gives the same tokens.",
+        ),
+        "quantization": (
+            _quantization,
+            "With any scheme, tokens are those of the weights it left.",
         ),
         "tensor_parallel": (_tensor_parallel, "Two devices give the tokens of one."),
     }
@@ -191,6 +197,24 @@ def _transformers(subject: Subject) -> None:
     wishes = greedy_wishes()
     with subject.open("llama", model_impl="transformers") as engine:
         compare(wishes, engine.answer(wishes), subject.shelf.greedy("llama"))
+
+
+def _quantization(subject: Subject) -> None:
+    subject.needs("quantization")
+    subject.needs_dtype("float32")
+    params = msgspec.structs.replace(GREEDY, max_tokens=24)
+    wishes = [Wish(prompt=prompt, params=params) for prompt in PROMPTS]
+    folder, model, tried = subject.shelf.checkpoint("llama"), subject.shelf.model("llama"), 0
+    for name in quant_registry(subject.environ).names():
+        scheme = make_scheme(name, {})
+        try:
+            oracle = Oracle.open(folder, model, scheme=scheme)
+        except UnsupportedError:
+            continue  # It reads checkpoints that are quantized already.
+        tried += 1
+        with subject.open("llama", quantization=name) as engine:
+            compare(wishes, engine.answer(wishes), oracle.tell(wishes))
+    require(tried > 0, "no scheme that quantizes while loading is installed")
 
 
 def _tensor_parallel(subject: Subject) -> None:

@@ -59,6 +59,11 @@ def linear(x: NumpyArray, weight: DenseWeight) -> NumpyArray:
     return _round(product if weight.bias is None else product + weight.bias, x)
 
 
+def int8_linear(x: NumpyArray, codes: NumpyArray, scales: NumpyArray) -> NumpyArray:
+    """``x @ (codes * scales[:, None]).T``, rounded once."""
+    return _round(_wide(x) @ _wide(codes).T * _wide(scales), x)
+
+
 def rms_norm(x: NumpyArray, weight: NumpyArray, eps: float) -> NumpyArray:
     """Normed exactly, rounded to the weight's dtype, multiplied in it."""
     wide = _wide(x)

@@ -123,6 +123,14 @@ def _linear(random: Random, dtype: np.dtype[Any], rows: int, width: int) -> Iter
     yield x, weight, bias
 
 
+def _int8_linear(
+    random: Random, dtype: np.dtype[Any], rows: int, width: int
+) -> Iterator[Arguments]:
+    codes = random.integers(-127, 128, (width + 5, width)).astype(np.int8)
+    scales = (random.uniform(0.5, 2.0, width + 5) / 64 / width**0.5).astype(np.float32)
+    yield _draw(random, dtype, rows, width), codes, scales
+
+
 def _rms_norm(random: Random, dtype: np.dtype[Any], rows: int, width: int) -> Iterator[Arguments]:
     x, weight = _draw(random, dtype, rows, width), _draw(random, dtype, width)
     yield x, weight, 1e-6
@@ -155,6 +163,7 @@ def _rotary(random: Random, dtype: np.dtype[Any], rows: int, width: int) -> Iter
 _CASES: dict[str, Callable[[Random, np.dtype[Any], int, int], Iterator[Arguments]]] = {
     "embedding": _embedding,
     "linear": _linear,
+    "int8_linear": _int8_linear,
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
     "layer_norm": _layer_norm,

@@ -20,6 +20,7 @@ from dovetail.core.conformance.numpy_ops import (
 from dovetail.core.conformance.sampler import choose, log_softmax
 from dovetail.core.contracts.attention import AttentionSpec
 from dovetail.core.contracts.model import Constant, Linear, Model, StepInputs, Tensor
+from dovetail.core.contracts.quant import QuantScheme
 from dovetail.core.models.weights import (
     Leaf,
     Source,
@@ -28,6 +29,7 @@ from dovetail.core.models.weights import (
     check,
     fill,
     leaves,
+    needs,
     open_checkpoint,
 )
 from dovetail.core.request import SamplingParams
@@ -88,21 +90,41 @@ class Oracle:
         model: The definition.
         source: Its tensors.
         weight_dtype: What they are rounded to before anything is computed with them.
+        scheme: What linear layers are quantized with: the weights that are left are used.
     """
 
-    def __init__(self, model: Model, source: Source, *, weight_dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        model: Model,
+        source: Source,
+        *,
+        weight_dtype: str = "float32",
+        scheme: QuantScheme | None = None,
+    ) -> None:
         self._model = model
         tree, dtype = model.weights(), NUMPY_DTYPES[weight_dtype]
-        bound = {path: _bound(leaf, source, dtype) for path, leaf in leaves(tree)}
+        bound = {}
+        for path, leaf in leaves(tree):
+            bound[path] = _bound(leaf, source, dtype)
+            if scheme and isinstance(leaf, Linear) and scheme.refuses(path, leaf) is None:
+                weight = bound[path].weight.astype(np.float32)
+                bound[path].weight = scheme.reference(scheme.quantize(weight)).astype(np.float64)
         self._weights = fill(tree, bound)
         self._ops = bind(_attend)
 
     @classmethod
-    def open(cls, folder: Path, model: Model, *, weight_dtype: str = "float32") -> Oracle:
+    def open(
+        cls,
+        folder: Path,
+        model: Model,
+        *,
+        weight_dtype: str = "float32",
+        scheme: QuantScheme | None = None,
+    ) -> Oracle:
         """From a checkpoint. Raises CheckpointError if it is not the model's."""
         source = align(open_checkpoint(folder), model.weights())
-        check(model.weights(), source, model.ignored)
-        return cls(model, source, weight_dtype=weight_dtype)
+        check(needs(model.weights()), source, model.ignored)
+        return cls(model, source, weight_dtype=weight_dtype, scheme=scheme)
 
     def tell(self, wishes: Sequence[Wish]) -> list[Told]:
         """Answer every wish to the end of its ``max_tokens``; stop tokens end nothing."""
