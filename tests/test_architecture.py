@@ -30,6 +30,7 @@ LAYERS = (
         "faults",
         "speculative",
         "structured",
+        "template",
     ),
     ("engine",),
     ("llm", "server", "bench", "conformance", "simulate"),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dovetail.core.batch import Batch
 
-__all__ = ["Buckets", "StepShape", "doubling", "padded"]
+__all__ = ["Buckets", "StepShape", "doubling", "pad_to", "padded"]
 
 
 class StepShape(NamedTuple):
@@ -62,16 +62,7 @@ class Buckets:
 
     def pad(self, batch: Batch) -> Batch:
         """The batch in one of these sizes. Only T, R and M change: S, G and copies do not."""
-        num_tokens, num_rows, num_blocks = self.shape_of(batch)
-        return replace(
-            batch,
-            rows=padded(batch.rows, num_rows),
-            query_lens=padded(batch.query_lens, num_rows),
-            context_lens=padded(batch.context_lens, num_rows),
-            block_tables=padded(padded(batch.block_tables, num_rows), num_blocks, axis=1),
-            token_ids=padded(batch.token_ids, num_tokens),
-            num_padding=num_tokens - batch.num_tokens + batch.num_padding,
-        )
+        return pad_to(batch, self.shape_of(batch))
 
     def _mixed(self, num_tokens: int, num_blocks: int) -> StepShape:
         # A step of as many tokens as rows would be taken for a decode step.
@@ -83,6 +74,20 @@ class Buckets:
         if index == len(sizes):
             raise ValueError(f"a step of size {size} does not fit in {sizes}")
         return sizes[index]
+
+
+def pad_to(batch: Batch, shape: StepShape) -> Batch:
+    """The batch in a shape that has room for it."""
+    num_tokens, num_rows, num_blocks = shape
+    return replace(
+        batch,
+        rows=padded(batch.rows, num_rows),
+        query_lens=padded(batch.query_lens, num_rows),
+        context_lens=padded(batch.context_lens, num_rows),
+        block_tables=padded(padded(batch.block_tables, num_rows), num_blocks, axis=1),
+        token_ids=padded(batch.token_ids, num_tokens),
+        num_padding=num_tokens - batch.num_tokens + batch.num_padding,
+    )
 
 
 def doubling(smallest: int, largest: int) -> tuple[int, ...]:

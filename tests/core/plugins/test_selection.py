@@ -44,7 +44,9 @@ def test_the_flag_beats_the_variable_and_the_variable_beats_priority(fakes: Fake
     assert (by_variable.name, by_variable.reason) == ("slow", "named by DOVETAIL_DEVICE")
     by_flag = select_platform("null", environ)
     assert (by_flag.name, by_flag.reason) == ("null", "named by --device")
-    assert select_platform("auto", environ).name == "fast"
+    unnamed = select_platform("auto", environ)
+    assert unnamed.name == "slow", "auto is what a config says that names no device"
+    assert select_platform("auto", {}).name == "fast"
     assert select_platform(None, {"DOVETAIL_DEVICE": ""}).name == "fast"
 
 

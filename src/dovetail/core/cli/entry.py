@@ -20,7 +20,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("dovetail.core.cli.chat", "Talk to a model, here or on a server."),
     "bench": ("dovetail.core.cli.bench", "Measure throughput, latency or a server."),
     "platforms": ("dovetail.core.cli.platforms", "Show what hardware can be used, and why not."),
+    "doctor": ("dovetail.core.cli.doctor", "Examine the installation, and say what is wrong."),
+    "plan": ("dovetail.core.cli.plan", "Show whether a model fits, and what would be chosen."),
     "conformance": ("dovetail.core.cli.conformance", "Check that a platform keeps its contracts."),
+    "new-plugin": ("dovetail.core.cli.new_plugin", "Write a package for another kind of hardware."),
 }
 """Commands with the module that has ``add_arguments`` and ``run``, and what they do."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from dovetail.core.demo import DEMO_MODEL_NAME, demo_model_path
 from dovetail.core.errors import CheckpointError
 
-__all__ = ["cached_snapshot", "fetch", "locate", "locate_locally"]
+__all__ = ["cached_snapshot", "fetch", "hub_cache", "locate", "locate_locally"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _PATTERNS = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "vocab*", "merges.txt"]
@@ -62,7 +62,7 @@ def locate_locally(
     if snapshot is None:
         raise _NotDownloadedError(
             f"model {model!r} is neither a folder here nor in the Hugging Face cache"
-            f" ({_hub_cache(environ)}){_close_folder(folder) or _offline_hint(model, environ)}"
+            f" ({hub_cache(environ)}){_close_folder(folder) or _offline_hint(model, environ)}"
         )
     return snapshot
 
@@ -96,7 +96,7 @@ def _is_offline(environ: Mapping[str, str]) -> bool:
     return environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
-def _hub_cache(environ: Mapping[str, str]) -> Path:
+def hub_cache(environ: Mapping[str, str]) -> Path:
     """The folder of downloaded models, as the huggingface_hub library decides it."""
     if explicit := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(explicit).expanduser()
@@ -109,7 +109,7 @@ def cached_snapshot(
     model: str, *, tokenizer_only: bool = False, environ: Mapping[str, str] = os.environ
 ) -> Path | None:
     """The downloaded folder of a hub model: its main branch, else the newest; None if none."""
-    folder = _hub_cache(environ) / f"models--{model.replace('/', '--')}"
+    folder = hub_cache(environ) / f"models--{model.replace('/', '--')}"
     wanted = _TOKENIZER_FILES if tokenizer_only else ("config.json",)
     found = [
         path

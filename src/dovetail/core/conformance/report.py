@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from textwrap import shorten
 
 from dovetail.core.conformance.base import LEVELS, Check
 from dovetail.core.conformance.certify import Certificate
@@ -21,6 +22,7 @@ _WORDS: dict[Status, str] = {
     "gap": "known gaps",
 }
 _SHOWN = 4
+_REASON = 600
 
 
 def as_text(certificate: Certificate) -> str:
@@ -91,12 +93,17 @@ def _unsupported(outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 
 def _explained(outcomes: Sequence[Outcome], status: str, title: str) -> Iterator[str]:
-    found = [outcome for outcome in outcomes if outcome.status == status]
-    if found:
+    """By reason: one slip often fails many checks."""
+    reasons: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.status == status:
+            reasons.setdefault(outcome.reason, []).append(outcome)
+    if reasons:
         yield f"\n{title}"
-    for outcome in found:
-        yield f"  {outcome.name}: {outcome.statement}"
-        yield f"      {outcome.reason}"
+    for reason, members in reasons.items():
+        for outcome in members:
+            yield f"  {outcome.name}: {outcome.statement}"
+        yield f"      {shorten(reason, _REASON, placeholder=' ... (--json has all of it)')}"
 
 
 def _verdicts(certificate: Certificate) -> Iterator[str]:

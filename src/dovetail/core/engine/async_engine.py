@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -265,7 +266,7 @@ class AsyncEngine:
                 await asyncio.gather(*helpers, return_exceptions=True)
             self._child = None
             await child.end(0)
-            reason = self._failure or f"the engine process ended with status {code}"
+            reason = self._failure or _last_words(code, self._status)
             if not await self._may_restart(reason):
                 return
             child = await EngineChild.start(self.config, self.selection.name, extra)
@@ -380,3 +381,13 @@ class AsyncEngine:
         if child is not None:
             await child.send(Control(name="shutdown"))
             await child.end(2.0)
+
+
+def _last_words(code: int, status: EngineStatus) -> str:
+    """What to say of a process that ended without a word, and where to look."""
+    what = f"the engine process ended with status {code}"
+    if code < 0:
+        what += f" ({signal.Signals(-code).name})"
+    if status.state != "loading":
+        return what
+    return f"{what} after: {status.reason}; `dovetail doctor` tries each plug-in by itself"

@@ -18,7 +18,7 @@ from dovetail.core.contracts.platform import Platform
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.models.registry import find_model, native_architectures
 from dovetail.core.plugins.quant import quant_registry
-from dovetail.core.plugins.selection import load_platform
+from dovetail.core.plugins.selection import load_platform, platform_registry
 from dovetail.core.scheduler.scheduler import Scheduler, SchedulerConfig
 from dovetail.core.structured.base import Grammars, NoGrammars
 from dovetail.core.structured.grammars import EngineGrammars
@@ -66,6 +66,8 @@ def build_engine(config: EngineConfig, platform_name: str, progress: Progress) -
     """
     environment = read_environment(os.environ, warn=False)
     facts = read_facts(config)
+    origin = platform_registry(os.environ).entry(platform_name).origin
+    progress(f"starting platform {platform_name} ({origin})", 0, 0)
     platform = load_platform(platform_name, os.environ)
     resolved = resolve(
         config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -55,7 +56,17 @@ def refuse_platform(found: object) -> str | None:
         )
     if not (plugin.priority is None or type(plugin.priority) is int):
         return f"has the priority {plugin.priority!r:.80}, which is neither an integer nor None"
+    if not _is_environment(plugin.environment):
+        return f"has the environment {plugin.environment!r:.80}, which does not map text to text"
+    if not (callable(plugin.probe) and callable(plugin.create)):
+        return "has a probe or a create that cannot be called"
     return None
+
+
+def _is_environment(found: object) -> bool:
+    if not isinstance(found, Mapping):
+        return False
+    return all(isinstance(text, str) for pair in found.items() for text in pair)
 
 
 def examine(entry: Entry) -> PlatformReport:

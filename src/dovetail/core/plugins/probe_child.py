@@ -1,7 +1,8 @@
-"""The child process of a probe: ``python -m dovetail.core.plugins.probe_child ENTRY``.
+"""The child process of a question: ``python -m dovetail.core.plugins.probe_child WHAT ENTRIES``.
 
-``ENTRY`` is the entry as JSON. The report goes to the standard output that the process was started
-with, behind a marker; whatever the plug-in prints goes to standard error.
+``WHAT`` is a question of ``children.Errand``, ``ENTRIES`` a JSON list of entries. Each answer goes
+to the standard output that the process was started with, on a line of its own behind a marker;
+whatever the plug-in prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -9,25 +10,43 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 from dovetail.core.plugins.entries import Entry
-from dovetail.core.plugins.examine import examine
 
 __all__ = ["MARKER", "main"]
 
 MARKER = "@dovetail-probe@"
-"""Begins the line that holds the report."""
+"""Begins a line that holds an answer."""
 
 
 def main(arguments: list[str]) -> None:
-    """Examine the entry, write the report, and end without waiting for what the plug-in started."""
-    report_stream = os.dup(1)
+    """Answer for each entry, and end without waiting for what the plug-ins started."""
+    question, entries = arguments
+    answers = os.dup(1)
     os.dup2(2, 1)
-    report = examine(Entry(**json.loads(arguments[0])))
-    os.write(report_stream, f"\n{MARKER}{json.dumps(asdict(report))}\n".encode())
+    for fields in json.loads(entries):
+        report = _answerer(question, answers)(Entry(**fields))
+        os.write(answers, f"\n{MARKER}{json.dumps(asdict(report))}\n".encode())
     sys.stderr.flush()
     os._exit(0)
+
+
+def _answerer(question: str, answers: int) -> Callable[[Entry], Any]:
+    """Who answers; only what is needed is imported."""
+    if question == "probe":
+        from dovetail.core.plugins.examine import examine
+
+        return examine
+    if question == "import":
+        from dovetail.core.plugins.health import import_report
+
+        return import_report
+    from dovetail.core.plugins.start import start_report
+
+    return lambda entry: start_report(entry, answers)
 
 
 if __name__ == "__main__":

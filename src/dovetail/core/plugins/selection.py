@@ -68,7 +68,8 @@ def select_platform(requested: str | None, environ: Mapping[str, str]) -> Select
     deadline = probe_deadline(environ)
     reports = probe_platforms([registry.entry(name)], environ, deadline=deadline)
     if reports[0].probe != "usable":
-        reports = probe_platforms(registry.entries, environ, deadline=deadline)
+        others = [entry for entry in registry.entries if entry.name != name]
+        reports += probe_platforms(others, environ, deadline=deadline)
     return choose(reports, requested, environ)
 
 
@@ -147,8 +148,8 @@ def _named(requested: str | None, environ: Mapping[str, str]) -> tuple[str | Non
     """The platform that the user named, None if it is left to us, and where they said so."""
     for value, source in ((requested, "--device"), (environ.get(DEVICE_VARIABLE), DEVICE_VARIABLE)):
         name = (value or "").strip().lower()
-        if name:
-            return (None if name == AUTOMATIC else name), source
+        if name not in ("", AUTOMATIC):
+            return name, source
     return None, ""
 
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dovetail.core.buckets import Buckets
 from dovetail.core.contracts.attention import AttentionBackend
 from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.platform import Memory
+from dovetail.core.contracts.runner import RunnerConfig
 from dovetail.platforms.torch.ops import references
 from dovetail.platforms.torch.platform import BoundLinear, TorchPlatform
 from dovetail.platforms.torch.steady import steady
@@ -113,6 +115,15 @@ class InvariantPlatform(TorchPlatform):
         self.name = inner.name
         self.device = inner.device
         self.capabilities = inner.capabilities
+
+    @property
+    def sampling_device(self) -> torch.device:
+        """That of the platform."""
+        return self._inner.sampling_device
+
+    def buckets(self, config: RunnerConfig) -> Buckets:
+        """Those of the platform."""
+        return self._inner.buckets(config)
 
     def device_names(self) -> list[str]:
         """Those of the platform."""

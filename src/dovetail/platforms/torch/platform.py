@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import torch
 
+from dovetail.core.buckets import Buckets, doubling
 from dovetail.core.contracts.attention import AttentionBackend
 from dovetail.core.contracts.communicator import Communicator
 from dovetail.core.contracts.ops import OpTable
@@ -29,6 +30,23 @@ class TorchPlatform(Platform):
     device: torch.device
     attention_order: tuple[str, ...] = ("sdpa", "reference")
     """Attention backends, preferred first; those of other packages come after, by name."""
+
+    @property
+    def sampling_device(self) -> torch.device:
+        """Where tokens are chosen: the device, or the host where shapes are static.
+
+        Choosing them exactly has shapes that depend on the logits.
+        """
+        return torch.device("cpu") if self.capabilities.static_shapes else self.device
+
+    def buckets(self, config: RunnerConfig) -> Buckets:
+        """The sizes of steps, where shapes are static. Default: each twice the one before."""
+        most_blocks = -(-config.max_model_len // config.block_size)
+        return Buckets(
+            decode=doubling(1, config.max_num_seqs),
+            tokens=doubling(32, config.max_num_batched_tokens),
+            blocks=doubling(8, most_blocks),
+        )
 
     def override_ops(self, table: OpTable) -> None:
         """Enter this platform's own ops. Default: the references serve."""

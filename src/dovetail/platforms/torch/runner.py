@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dovetail.core.batch import Batch, LogprobArrays, PromptLogprobNeed, SamplingBatch, StepOutput
+from dovetail.core.batch import Batch, LogprobArrays, PromptLogprobNeed, StepOutput
 from dovetail.core.contracts.model import StepInputs
 from dovetail.core.contracts.runner import CacheSpec, Pending, RunnerConfig, RunnerPlan, WarmUp
 from dovetail.core.errors import OutOfMemoryError
-from dovetail.core.types import IntArray
+from dovetail.core.types import BoolArray, IntArray
 from dovetail.platforms.torch.draft import DraftModel
 from dovetail.platforms.torch.loading import RunnableModel, load_model
 from dovetail.platforms.torch.planning import (
@@ -28,6 +28,7 @@ from dovetail.platforms.torch.planning import (
 )
 from dovetail.platforms.torch.platform import TorchPlatform
 from dovetail.platforms.torch.sampler import LogprobTensors, Sampler, SampleResult
+from dovetail.platforms.torch.shapes import FreeShapes, PaddedShapes, Shapes
 
 __all__ = ["TorchRunner"]
 
@@ -44,6 +45,8 @@ class TorchRunner:
         self._platform = platform
         self._config = config
         self._device = platform.device
+        self._sampling_device = platform.sampling_device
+        self._shapes = _shapes_of(platform, config)
         self._caches: list[Any] = []
         self._draft = None if config.draft is None else DraftModel(platform, config.draft)
 
@@ -53,6 +56,15 @@ class TorchRunner:
 
     def load(self) -> Iterator[tuple[int, int]]:
         """Read the weights and choose the attention backend."""
+        try:
+            yield from self._load()
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"The weights do not fit in the device's memory: {error}. Choose a smaller model,"
+                " or a dtype of fewer bytes."
+            ) from error
+
+    def _load(self) -> Iterator[tuple[int, int]]:
         model = yield from load_model(self._platform, self._config)
         self._need = attention_need(self._config, model.attention_specs)
         self._choice = choose_backend(self._platform, self._config, self._need)
@@ -62,8 +74,8 @@ class TorchRunner:
         if self._draft is not None:
             yield from self._draft.load()
         rows, vocab = self._config.max_num_seqs, model.vocab_size
-        self._sampler = Sampler(vocab, rows, self._device)
-        self._last_token = torch.zeros(rows, dtype=torch.long, device=self._device)
+        self._sampler = Sampler(vocab, rows, self._sampling_device)
+        self._last_token = torch.zeros(rows, dtype=torch.long, device=self._sampling_device)
 
     def cache_spec(self) -> CacheSpec:
         """Cost of a block; the device's free memory less what the largest step needs."""
@@ -94,52 +106,91 @@ class TorchRunner:
             ) from error
 
     def warm_up(self) -> Iterator[WarmUp]:
-        """Run a short prompt and a token after it: kernels and threads are set up on first use."""
-        for name, context, count in (("prefill", 0, 8), ("decode", 8, 1)):
+        """Run every shape that steps will have where shapes are static, else two short steps."""
+        for name, batch in self._shapes.rehearsals():
             start = time.perf_counter()
-            self.step(_rehearsal(context, count)).result()
+            self.step(batch).result()
             yield WarmUp(name=name, seconds=time.perf_counter() - start)
 
-    @torch.inference_mode()
     def step(self, batch: Batch) -> Pending:
-        """Start a step; on a device with a queue of its own it may still run on return."""
+        """Start a step; on a device with a queue of its own it may still run on return.
+
+        Raises:
+            OutOfMemoryError: The device's memory does not suffice. Another step may.
+        """
+        try:
+            return self._start(batch)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"A step of {batch.num_tokens} tokens does not fit in the device's memory: {error}."
+                " Lower max_num_batched_tokens, max_num_seqs or gpu_memory_utilization."
+            ) from error
+
+    @torch.inference_mode()
+    def _start(self, batch: Batch) -> Pending:
         self._sampler.join(batch.joined)
-        if len(batch.copies):
-            self._caches = list(self._attention.copy_blocks(self._caches, batch.copies))
-            if self._draft is not None:
-                self._draft.copy_blocks(batch.copies)
-        tokens = self._tensor(batch.token_ids)
-        if len(batch.carried):
-            tokens[self._tensor(batch.carried)] = self._last_token[self._tensor(batch.carried_rows)]
+        self._copy_blocks(batch.copies)
+        step = self._shapes.step(batch)
         inputs = StepInputs(
-            token_ids_T=tokens,
-            positions_T=self._tensor(self._model.positions(batch.positions)),
-            plan=self._attention.plan(batch, self._need),
+            token_ids_T=self._token_ids(step),
+            positions_T=self._tensor(self._model.positions(step.positions)),
+            plan=self._attention.plan(step, self._need),
         )
         hidden, self._caches = self._model.forward(inputs, self._caches)
         result = drafts = None
         if len(batch.sampled):
-            logits = self._model.logits(hidden[self._tensor(batch.logit_index)])
+            logits = self._logits(hidden, step)
             result = self._sampler.sample(logits, batch)
-            self._last_token[self._tensor(batch.rows[batch.sampled])] = result.token_ids
+            self._last_token[self._at_sampler(batch.rows[batch.sampled])] = result.token_ids
         if self._draft is not None:
             drafts = self._draft.step(batch, result)
         prompt = None
         if batch.prompt_logprobs is not None:
-            prompt = self._prompt_logprobs(hidden, batch.prompt_logprobs)
+            prompt = self._prompt_logprobs(hidden, step, batch.prompt_logprobs)
         return _Step(result, prompt, drafts)
+
+    def _copy_blocks(self, copies: IntArray) -> None:
+        for pairs in self._shapes.copies(copies):
+            self._caches = list(self._attention.copy_blocks(self._caches, pairs))
+            if self._draft is not None:
+                self._draft.copy_blocks(pairs)
+
+    def _token_ids(self, step: Batch) -> Tensor:
+        """(T,) on the device; what is carried over is known where tokens are chosen."""
+        tokens = self._at_sampler(step.token_ids)
+        if len(step.carried):
+            last = self._last_token[self._at_sampler(step.carried_rows)]
+            tokens[self._at_sampler(step.carried)] = last
+        return tokens.to(self._device)
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(array).to(self._device, torch.long)
 
-    def _prompt_logprobs(self, hidden: Tensor, need: PromptLogprobNeed) -> LogprobTensors:
-        index, target = self._tensor(need.token_index), self._tensor(need.target)
-        parts = [
-            self._sampler.logprobs(self._model.logits(hidden[i]), t, need.num_logprobs)
-            for i, t in zip(
-                torch.split(index, LOGIT_ROWS), torch.split(target, LOGIT_ROWS), strict=True
-            )
-        ]
+    def _at_sampler(self, array: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(array).to(self._sampling_device, torch.long)
+
+    def _logits(self, hidden: Tensor, step: Batch) -> Tensor:
+        """(G, V), where tokens are chosen."""
+        parts = [part for part, _ in self._logit_parts(hidden, step, step.logit_index)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _logit_parts(
+        self, hidden: Tensor, step: Batch, index: IntArray, most: int | None = None
+    ) -> Iterator[tuple[Tensor, int]]:
+        """Logits (n, V) of the tokens ``index``, and n, some tokens at a time."""
+        for rows, count in self._shapes.logit_rows(index, step, most):
+            logits = self._model.logits(hidden[self._tensor(rows)]).to(self._sampling_device)
+            yield logits[:count], count
+
+    def _prompt_logprobs(
+        self, hidden: Tensor, step: Batch, need: PromptLogprobNeed
+    ) -> LogprobTensors:
+        targets, done = self._at_sampler(need.target), 0
+        parts = []
+        for logits, count in self._logit_parts(hidden, step, need.token_index, LOGIT_ROWS):
+            target = targets[done : done + count]
+            parts.append(self._sampler.logprobs(logits, target, need.num_logprobs))
+            done += count
         return LogprobTensors(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def describe(self) -> dict[str, str]:
@@ -173,10 +224,11 @@ class _Step:
                 finite=np.zeros(0, np.bool_),
                 prompt_logprobs=prompt,
             )
+        token_ids, num_tokens, finite = _chosen(self._result)
         return StepOutput(
-            token_ids=self._result.chosen.to("cpu", torch.int32).numpy(),
-            num_tokens=self._result.num_tokens.to("cpu", torch.int32).numpy(),
-            finite=self._result.finite.cpu().numpy(),
+            token_ids=token_ids,
+            num_tokens=num_tokens,
+            finite=finite,
             drafts=self._drafts,
             failures=self._result.failures,
             logprobs=None if self._result.logprobs is None else _arrays(self._result.logprobs),
@@ -184,33 +236,17 @@ class _Step:
         )
 
 
-def _rehearsal(num_context: int, num_tokens: int) -> Batch:
-    """A step of one row in block 1, which nobody has yet."""
-    one, zero, row = np.ones(1, np.float32), np.zeros(1, np.int32), np.zeros(1, np.intp)
-    return Batch(
-        step=0,
-        rows=row,
-        query_lens=np.array([num_tokens], np.int32),
-        context_lens=np.array([num_context], np.int32),
-        block_tables=np.ones((1, num_context + num_tokens), np.int32),
-        token_ids=np.zeros(num_tokens, np.int32),
-        carried=row[:0],
-        carried_rows=row[:0],
-        sampled=row,
-        sampling=SamplingBatch(
-            temperature=one * 0,
-            top_k=zero,
-            top_p=one,
-            min_p=one * 0,
-            uniform=one * 0,
-            num_generated=zero,
-            all_greedy=True,
-            restricts=False,
-            shapes_logits=False,
-            num_logprobs=None,
-        ),
-        copies=np.zeros((0, 2), np.int32),
-    )
+def _chosen(result: SampleResult) -> tuple[IntArray, IntArray, BoolArray]:
+    """Token ids (S, W), how many are valid (S,), and which rows are finite (S,): in one copy."""
+    columns = (result.chosen, result.num_tokens[:, None], result.finite[:, None])
+    packed = torch.cat(columns, 1).to("cpu", torch.int32).numpy()
+    return packed[:, :-2], packed[:, -2], packed[:, -1].astype(np.bool_)
+
+
+def _shapes_of(platform: TorchPlatform, config: RunnerConfig) -> Shapes:
+    if platform.capabilities.static_shapes:
+        return PaddedShapes(platform.buckets(config), config)
+    return FreeShapes()
 
 
 def _arrays(tensors: LogprobTensors) -> LogprobArrays:

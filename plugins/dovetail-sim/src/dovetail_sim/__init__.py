@@ -1,0 +1,24 @@
+"""Dovetail on a simulated accelerator: for developing platforms without hardware."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from dovetail.core.contracts.platform import API_VERSION, Platform, PlatformPlugin, ProbeResult
+
+__all__ = ["PLUGIN"]
+
+
+def _probe() -> ProbeResult:
+    if find_spec("torch") is None:
+        return ProbeResult(usable=False, reason="torch is not installed: pip install torch")
+    return ProbeResult(usable=True, reason="simulated on the host, for development", num_devices=1)
+
+
+def _create() -> Platform:
+    from dovetail_sim.platform import SimPlatform
+
+    return SimPlatform()
+
+
+PLUGIN = PlatformPlugin(api_version=API_VERSION, probe=_probe, create=_create)
