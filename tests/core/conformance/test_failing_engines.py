@@ -321,4 +321,4 @@ def test_quantized_layers_that_are_not(shelf: Shelf) -> None:
     platform = broken(
         runner=lambda self, config: reference.runner(replace(config, quantization=None))
     )
-    assert look(platform, shelf, "features.quantization").status == "fail"
+    assert look(platform, shelf, "features.quantization.int8").status == "fail"

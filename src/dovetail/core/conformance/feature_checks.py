@@ -16,7 +16,6 @@ from dovetail.core.conformance.sampler import log_softmax
 from dovetail.core.conformance.shelf import GREEDY, PROMPTS, prompt_of
 from dovetail.core.conformance.subject import Subject
 from dovetail.core.conformance.token_checks import check_alternatives, greedy_wishes
-from dovetail.core.errors import UnsupportedError
 from dovetail.core.plugins.quant import make_scheme, quant_registry
 from dovetail.core.request import SamplingParams
 
@@ -54,14 +53,15 @@ def checks(subject: Subject) -> Iterator[Check]:
             _transformers,
             "The transformers library's model gives the same tokens.",
         ),
-        "quantization": (
-            _quantization,
-            "With any scheme, tokens are those of the weights it left.",
-        ),
         "tensor_parallel": (_tensor_parallel, "Two devices give the tokens of one."),
     }
     for name, (function, statement) in features.items():
         yield _check(name, statement, function)
+    for scheme in quant_registry(subject.environ).names():
+        statement = (
+            f"Quantized by {scheme}, the model gives the tokens of the weights that are left."
+        )
+        yield _check(f"quantization.{scheme}", statement, partial(_quantized, name=scheme))
 
 
 def _check(name: str, statement: str, function: Callable[[Subject], None]) -> Check:
@@ -199,22 +199,16 @@ def _transformers(subject: Subject) -> None:
         compare(wishes, engine.answer(wishes), subject.shelf.greedy("llama"))
 
 
-def _quantization(subject: Subject) -> None:
+def _quantized(subject: Subject, name: str) -> None:
+    """The scheme quantizes weights while they are loaded; one that cannot is unsupported."""
     subject.needs("quantization")
     subject.needs_dtype("float32")
+    folder, model = subject.shelf.checkpoint("llama"), subject.shelf.model("llama")
+    oracle = Oracle.open(folder, model, scheme=make_scheme(name, {}))
     params = msgspec.structs.replace(GREEDY, max_tokens=24)
     wishes = [Wish(prompt=prompt, params=params) for prompt in PROMPTS]
-    folder, model, tried = subject.shelf.checkpoint("llama"), subject.shelf.model("llama"), 0
-    for name in quant_registry(subject.environ).names():
-        scheme = make_scheme(name, {})
-        try:
-            oracle = Oracle.open(folder, model, scheme=scheme)
-        except UnsupportedError:
-            continue  # It reads checkpoints that are quantized already.
-        tried += 1
-        with subject.open("llama", quantization=name) as engine:
-            compare(wishes, engine.answer(wishes), oracle.tell(wishes))
-    require(tried > 0, "no scheme that quantizes while loading is installed")
+    with subject.open("llama", quantization=name) as engine:
+        compare(wishes, engine.answer(wishes), oracle.tell(wishes))
 
 
 def _tensor_parallel(subject: Subject) -> None:
