@@ -25,6 +25,8 @@ _LARGEST = 127
 class Int8(QuantScheme):
     """``codes``, int8 (out, in), and ``scales``, float32 (out,)."""
 
+    ops = ("int8_linear",)
+
     def quantize(self, weight: np.ndarray[Any, Any]) -> QuantParams:
         """A row of zeros gets the scale 1."""
         wide = weight.astype(np.float32)

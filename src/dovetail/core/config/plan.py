@@ -7,15 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dovetail.core.config.cache import fit_cache, readable_bytes
-from dovetail.core.config.checkpoint import ModelFacts, read_facts
-from dovetail.core.config.resolve import resolve
+from dovetail.core.config.checkpoint import ModelFacts
+from dovetail.core.config.installed import resolve_installed
 from dovetail.core.config.resolved import ResolvedConfig
 from dovetail.core.config.schema import EngineConfig
-from dovetail.core.config.speculative import SpeculativeConfig
 from dovetail.core.contracts.runner import CacheSpec, RunnerPlan
 from dovetail.core.errors import DovetailError, OutOfMemoryError
 from dovetail.core.kv.extent import blocks_for, most_blocks
-from dovetail.core.models.registry import find_model, native_architectures
 from dovetail.core.plugins.quant import quant_registry
 
 if TYPE_CHECKING:
@@ -104,16 +102,7 @@ def plan_engine(
         UserError: The settings cannot be served, whatever the memory, or nothing can be known
             before the weights are read.
     """
-    resolved = resolve(
-        intent,
-        facts,
-        platform,
-        find_model(facts.architectures) is not None,
-        known=native_architectures(),
-        schemes=quant_registry().names(),
-        allow_long=allow_long,
-        draft=_draft_facts(intent),
-    )
+    resolved = resolve_installed(intent, facts, platform, allow_long=allow_long)
     runner = platform.runner(resolved.runner_config()).plan()
     return _fit(resolved, runner, memory)
 
@@ -154,14 +143,6 @@ def _try(
     except DovetailError:
         return None
     return Remedy(flags=" ".join(_flag(*item) for item in change.items()), plan=plan)
-
-
-def _draft_facts(intent: EngineConfig) -> ModelFacts | None:
-    """The facts of the draft model, if there is to be one."""
-    speculation = SpeculativeConfig.parse(intent.speculative_config)
-    if speculation is None or speculation.model is None:
-        return None
-    return read_facts(replace(intent, model=speculation.model, tokenizer=None))
 
 
 def _fit(resolved: ResolvedConfig, runner: RunnerPlan, memory: Memory) -> EnginePlan:

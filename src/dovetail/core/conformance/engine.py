@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dovetail.core.config.cache import fit_cache
-from dovetail.core.config.checkpoint import ModelFacts, read_facts
-from dovetail.core.config.resolve import resolve
+from dovetail.core.config.checkpoint import read_facts
+from dovetail.core.config.installed import resolve_installed
 from dovetail.core.config.schema import EngineConfig
-from dovetail.core.config.speculative import SpeculativeConfig
 from dovetail.core.conformance.base import CheckFailedError, expect, expect_equal
 from dovetail.core.conformance.oracle import Told, Wish
 from dovetail.core.contracts.runner import CacheSpec, Runner
 from dovetail.core.engine.build import scheduler_config
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.errors import UnsupportedError
-from dovetail.core.models.registry import native_architectures
-from dovetail.core.plugins.quant import quant_registry
 from dovetail.core.request import Request
 from dovetail.core.scheduler.scheduler import Scheduler
 from dovetail.core.structured.base import Accepted
@@ -108,15 +105,7 @@ class Engine(AbstractContextManager["Engine"]):
         """Decide the settings, read the weights, make the cache, warm up."""
         folder = str(subject.shelf.checkpoint(family))
         intent = EngineConfig.from_kwargs(model=folder, **(_SETTINGS | settings))
-        resolved = resolve(
-            intent,
-            read_facts(intent),
-            subject.platform,
-            native=True,
-            known=native_architectures(),
-            schemes=quant_registry(subject.environ).names(),
-            draft=_draft(intent),
-        )
+        resolved = resolve_installed(intent, read_facts(intent), subject.platform)
         self.runner = subject.platform.runner(resolved.runner_config())
         for _ in self.runner.load():
             pass
@@ -188,13 +177,6 @@ def compare(wishes: Sequence[Wish], got: Sequence[Answer], want: Sequence[Told])
                 f" {told.margins()[wrong]:.2g} apart"
             )
         expect_equal(f"{where}: number of tokens", len(answer.token_ids), len(told.token_ids))
-
-
-def _draft(intent: EngineConfig) -> ModelFacts | None:
-    speculation = SpeculativeConfig.parse(intent.speculative_config)
-    if speculation is None or speculation.model is None:
-        return None
-    return read_facts(replace(intent, model=speculation.model))
 
 
 class _Masks:

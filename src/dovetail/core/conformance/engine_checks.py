@@ -13,7 +13,7 @@ import numpy as np
 
 from dovetail.core.batch import Batch, LogprobArrays, StepOutput
 from dovetail.core.config.checkpoint import read_facts
-from dovetail.core.config.resolve import resolve
+from dovetail.core.config.installed import resolve_installed
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.conformance.base import (
     Check,
@@ -184,7 +184,7 @@ def _runner(subject: Subject, folder: Path, **settings: Any) -> Runner:
         model=str(folder), dtype=_dtype(subject), max_num_seqs=4, max_num_batched_tokens=48,
         **settings,
     )  # fmt: skip
-    resolved = resolve(intent, read_facts(intent), subject.platform, native=True)
+    resolved = resolve_installed(intent, read_facts(intent), subject.platform)
     return subject.platform.runner(resolved.runner_config())
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -43,6 +43,9 @@ class QuantScheme(ABC):
     Raises:
         UnsupportedError: A setting cannot be honoured.
     """
+
+    ops: ClassVar[tuple[str, ...]] = ()
+    """The ops that ``apply`` calls, so that users can be told whose kernels they get."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings

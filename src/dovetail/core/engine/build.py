@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dovetail.core.config.cache import fit_cache, readable_bytes
 from dovetail.core.config.checkpoint import ModelFacts, read_facts
 from dovetail.core.config.env import read_environment
-from dovetail.core.config.resolve import resolve
+from dovetail.core.config.installed import resolve_installed
 from dovetail.core.config.resolved import ResolvedConfig
 from dovetail.core.config.schema import EngineConfig
-from dovetail.core.config.speculative import SpeculativeConfig
 from dovetail.core.contracts.platform import Platform
 from dovetail.core.engine.core import EngineCore
-from dovetail.core.models.registry import find_model, native_architectures
-from dovetail.core.plugins.quant import quant_registry
 from dovetail.core.plugins.selection import load_platform, platform_registry
 from dovetail.core.scheduler.scheduler import Scheduler, SchedulerConfig
 from dovetail.core.structured.base import Grammars, NoGrammars
@@ -69,25 +66,9 @@ def build_engine(config: EngineConfig, platform_name: str, progress: Progress) -
     origin = platform_registry(os.environ).entry(platform_name).origin
     progress(f"starting platform {platform_name} ({origin})", 0, 0)
     platform = load_platform(platform_name, os.environ)
-    resolved = resolve(
-        config,
-        facts,
-        platform,
-        find_model(facts.architectures) is not None,
-        known=native_architectures(),
-        schemes=quant_registry(os.environ).names(),
-        allow_long=environment.allow_long_max_model_len,
-        draft=_draft_facts(config),
-    )
+    allow_long = environment.allow_long_max_model_len
+    resolved = resolve_installed(config, facts, platform, allow_long=allow_long)
     return _load(config, resolved, facts, platform, progress)
-
-
-def _draft_facts(config: EngineConfig) -> ModelFacts | None:
-    """The facts of the draft model, if there is to be one."""
-    speculation = SpeculativeConfig.parse(config.speculative_config)
-    if speculation is None or speculation.model is None:
-        return None
-    return read_facts(replace(config, model=speculation.model, tokenizer=None))
 
 
 def _load(

@@ -223,7 +223,10 @@ class _Run:
         is_dead = self._is_dead()
         if is_dead:
             reason = self._client.status.reason
-            _log.critical("The engine is dead: %s. The server stops.", reason or "no reason given")
+            _log.critical(
+                "The engine is dead: %s. The server stops.",
+                (reason or "no reason given").rstrip("."),
+            )
             error: Exception = EngineDeadError(reason)
         else:
             error = OverloadedError("The server shut down and ended this request.", status=503)

@@ -28,8 +28,11 @@ __all__ = [
     "chosen_scheme",
     "load_model",
     "op_table",
-    "own_ops",
+    "chosen_kernels",
 ]
+
+
+_REFERENCE = "the reference of the op"
 
 
 class RunnableModel(Protocol):
@@ -68,12 +71,15 @@ class LoadedModel:
         model: The definition.
         weights: Its tree, with tensors and bound linear layers as leaves.
         table: The references and the platform's overrides.
+        kernels: What was chosen among them, for the start-up banner.
     """
 
-    def __init__(self, model: Model, weights: dict[str, Any], table: OpTable) -> None:
+    def __init__(
+        self, model: Model, weights: dict[str, Any], table: OpTable, kernels: dict[str, str]
+    ) -> None:
         self._model = model
         self._weights = weights
-        self._table = table
+        self._kernels = kernels
         self._ops = table.bind()
         self.vocab_size = model.vocab_size
         self.attention_specs: tuple[AttentionSpec, ...] = model.attention_specs()
@@ -97,7 +103,7 @@ class LoadedModel:
 
     def describe(self) -> dict[str, str]:
         """Which ops are not the references."""
-        return own_ops(self._table)
+        return self._kernels
 
 
 def op_table(platform: TorchPlatform) -> OpTable:
@@ -107,10 +113,16 @@ def op_table(platform: TorchPlatform) -> OpTable:
     return table
 
 
-def own_ops(table: OpTable) -> dict[str, str]:
-    """Which ops are the platform's own, for the start-up banner."""
-    own = ", ".join(f"{name}: {op.origin}" for name, op in table.overrides.items())
-    return {"ops": own} if own else {}
+def chosen_kernels(
+    table: OpTable, config: RunnerConfig, scheme: QuantScheme | None
+) -> dict[str, str]:
+    """Which ops are the platform's own, and whose a scheme's are, for the start-up banner."""
+    own = {name: op.origin for name, op in table.overrides.items()}
+    lines = {"ops": ", ".join(f"{name}: {origin}" for name, origin in own.items())} if own else {}
+    if scheme is not None:
+        used = (f"{name}: {own.get(name, _REFERENCE)}" for name in scheme.ops)
+        lines["quantization"] = f"{config.quantization} ({', '.join(used)})"
+    return lines
 
 
 def chosen_scheme(config: RunnerConfig) -> QuantScheme | None:
@@ -149,7 +161,7 @@ def load_model(
     table = op_table(platform)
     binder = _Binder(platform, config, scheme, table)
     weights = yield from read_weights(model, config, binder, scheme)
-    return LoadedModel(model, weights, table)
+    return LoadedModel(model, weights, table, chosen_kernels(table, config, scheme))
 
 
 class _Binder:

@@ -11,7 +11,7 @@ from dovetail.core.errors import UnsupportedError
 from dovetail.core.models.load import define, weight_bytes
 from dovetail.core.plugins.attention import AttentionChoice, choose_attention
 from dovetail.core.types import ITEM_SIZE
-from dovetail.platforms.torch.loading import chosen_scheme, op_table, own_ops
+from dovetail.platforms.torch.loading import chosen_kernels, chosen_scheme, op_table
 from dovetail.platforms.torch.platform import TorchPlatform
 
 __all__ = [
@@ -103,7 +103,10 @@ def _plan_model(platform: TorchPlatform, config: RunnerConfig) -> RunnerPlan:
         step_bytes=step_bytes(config, model.vocab_size),
         bytes_per_block=block_bytes(choice.backend, need),
         window=need.window,
-        choices={"attention": choice.describe(), **own_ops(op_table(platform))},
+        choices={
+            "attention": choice.describe(),
+            **chosen_kernels(op_table(platform), config, scheme),
+        },
     )
 
 
