@@ -26,7 +26,7 @@ from dovetail.core.contracts.platform import *
 def probe():
     {probe}
     return ProbeResult(usable=True, reason="2 cards", num_devices=2)
-PLUGIN = PlatformPlugin(api_version={api}, probe=probe, create=None)
+PLUGIN = PlatformPlugin(api_version={api}, probe=probe, create=print)
 """
 
 
@@ -54,7 +54,8 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shelf: Shelf):
 
 @pytest.mark.parametrize("name", ["import", "probe", "probe_time", "probe_silent"])
 def test_a_good_plugin(name: str, seen) -> None:
-    assert seen(name).status == "pass"
+    outcome = seen(name)
+    assert outcome.status == "pass", outcome.reason
 
 
 @pytest.mark.parametrize(
