@@ -100,7 +100,7 @@ class ReferenceAttention:
         if not isinstance(plan, _Plan):
             raise TypeError(f"a plan of another backend: {type(plan).__name__}")
         cache.write(k_TKE, v_TKE, plan.blocks_T, plan.offsets_T)
-        out_THE = torch.empty_like(q_THE)
+        out_THE = torch.zeros_like(q_THE)  # tokens of no row must stay finite
         for start, count, length, blocks in plan.rows:
             k_LKE, v_LKE = cache.gather(blocks, torch.float32)[:, :, :length].transpose(1, 2)
             query = q_THE[start : start + count].float()

@@ -167,7 +167,7 @@ class SdpaAttention:
             cache.write(k_TKE, v_TKE, plan.blocks_T, plan.offsets_T)
         if len(plan.decodes) == 1 and plan.decodes[0].tokens_X is None:
             return self._decode(q_THE, cache, plan, 0, spec), cache
-        out_THE = torch.empty_like(q_THE)
+        out_THE = torch.zeros_like(q_THE)  # tokens of no row must stay finite
         for index, decode in enumerate(plan.decodes):
             if decode.tokens_X is not None:
                 q_XHE = q_THE[decode.tokens_X]

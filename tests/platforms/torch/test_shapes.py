@@ -17,6 +17,7 @@ from dovetail.core.config.schema import EngineConfig
 from dovetail.core.contracts.runner import RunnerConfig
 from dovetail.core.engine.build import scheduler_config
 from dovetail.core.engine.core import EngineCore
+from dovetail.core.errors import UnsupportedError
 from dovetail.core.plugins.selection import load_platform
 from dovetail.core.request import SamplingParams
 from dovetail.core.scheduler.scheduler import Scheduler
@@ -94,6 +95,12 @@ def test_default_sizes_hold_every_step() -> None:
     assert buckets.decode == (1, 2, 4, 6)
     assert buckets.tokens == (32, 64, 100)
     assert buckets.blocks == (8, 11)
+
+
+def test_a_draft_model_is_refused_where_shapes_are_static() -> None:
+    config = runner_config(max_num_seqs=4, max_num_batched_tokens=64, max_model_len=160)
+    with pytest.raises(UnsupportedError, match="ngram and suffix need none"):
+        static(reference()).runner(replace(config, draft=config))
 
 
 def runner_config(**more: Any) -> RunnerConfig:

@@ -158,5 +158,7 @@ def _attend_tiles(q_IQHE: Tensor, cache: _Cache, plan: _Plan, spec: AttentionSpe
         hidden = hidden | (distance_IQL >= spec.window)
     by_query = scores.view(num_tiles, kv, num_queries, -1, scores.shape[-1])
     weights = by_query.masked_fill(hidden[:, None, :, None], float("-inf")).softmax(-1)
-    out = (weights.flatten(2, 3) @ values.float()).view(grouped.shape)
+    # What nobody has written may be NaN, and that times a weight of 0 is NaN.
+    seen = values.float().masked_fill(hidden.all(1)[:, None, :, None], 0.0)
+    out = (weights.flatten(2, 3) @ seen).view(grouped.shape)
     return out.transpose(1, 2).reshape(q_IQHE.shape).to(q_IQHE.dtype)

@@ -36,6 +36,7 @@ class SimPlatform(TorchPlatform):
                 "bad_words",
                 "logits_processors",
                 "prompt_logprobs",
+                "quantization",
                 "speculation",
                 "structured_output",
             }

@@ -12,6 +12,7 @@ from dovetail.core.contracts.runner import RunnerConfig
 from dovetail.core.errors import UnsupportedError
 from dovetail.core.models.quantized import QuantizedLayers
 from dovetail.core.models.registry import find_model
+from dovetail.core.models.split import share_of_leaf
 from dovetail.core.models.weights import (
     Dummy,
     Leaf,
@@ -84,9 +85,12 @@ def weight_bytes(model: Model, config: RunnerConfig, scheme: QuantScheme | None 
 
     A tied output layer counts as a layer of its own, for a platform may repack it.
     """
-    tree = model.weights()
+    tree, size = model.weights(), config.tensor_parallel_size
     layers, item = QuantizedLayers(tree, config, scheme), ITEM_SIZE[config.dtype]
-    return sum(_leaf_bytes(leaf, layers.scheme_of(path, leaf), item) for path, leaf in leaves(tree))
+    return sum(
+        _leaf_bytes(share_of_leaf(leaf, size), layers.scheme_of(path, leaf), item)
+        for path, leaf in leaves(tree)
+    )
 
 
 def _leaf_bytes(leaf: Leaf, scheme: QuantScheme | None, item: int) -> int:

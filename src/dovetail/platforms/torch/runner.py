@@ -13,7 +13,7 @@ from torch import Tensor
 from dovetail.core.batch import Batch, LogprobArrays, PromptLogprobNeed, StepOutput
 from dovetail.core.contracts.model import StepInputs
 from dovetail.core.contracts.runner import CacheSpec, Pending, RunnerConfig, RunnerPlan, WarmUp
-from dovetail.core.errors import OutOfMemoryError
+from dovetail.core.errors import OutOfMemoryError, UnsupportedError
 from dovetail.core.types import BoolArray, IntArray
 from dovetail.platforms.torch.draft import DraftModel
 from dovetail.platforms.torch.loading import RunnableModel, load_model
@@ -244,7 +244,13 @@ def _chosen(result: SampleResult) -> tuple[IntArray, IntArray, BoolArray]:
 
 
 def _shapes_of(platform: TorchPlatform, config: RunnerConfig) -> Shapes:
+    """Raises UnsupportedError where they are static and there is a draft model."""
     if platform.capabilities.static_shapes:
+        if config.draft is not None:
+            raise UnsupportedError(
+                f"platform {platform.name} has static shapes, and the steps of a draft model are"
+                " not padded; the methods ngram and suffix need none"
+            )
         return PaddedShapes(platform.buckets(config), config)
     return FreeShapes()
 

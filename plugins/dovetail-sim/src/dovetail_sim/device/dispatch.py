@@ -72,7 +72,7 @@ class Dispatcher:
             known = aliases.get(id(array))
             return self._storages.adopt(array, device) if known is None else known[1]
 
-        host_args, host_kwargs = _mapped((args, kwargs), to_host)
+        host_args, host_kwargs = _mapped((_with_numbers(op, args, arrays), kwargs), to_host)
         if "device" in host_kwargs:
             host_kwargs["device"] = torch.device("cpu")
         host_kwargs.pop("pin_memory", None)
@@ -156,6 +156,32 @@ def _bound(run: Callable[..., Any], op: OpOverload) -> Callable[..., Any]:
 def _name(op: OpOverload) -> str:
     """Without the overload: structured operations arrive as their ``out`` one."""
     return str(op._schema.name).replace("::", ".")
+
+
+def _with_numbers(op: OpOverload, args: tuple[Any, ...], arrays: list[Tensor]) -> tuple[Any, ...]:
+    """Numbers as arrays again, where the op takes arrays.
+
+    Torch gives kernels written in Python plain numbers, and has only some ops take them back.
+    """
+    places = [i for i in _strict_places(op) if i < len(args) and isinstance(args[i], int | float)]
+    if not places:
+        return args
+    # What keeps both the precision of the number and the dtype of the result.
+    wide = torch.float64 if any(a.is_floating_point() for a in arrays) else None
+    changed = list(args)
+    for i in places:
+        dtype = wide if isinstance(args[i], float) else None
+        changed[i] = torch.tensor(args[i], dtype=dtype)
+    return tuple(changed)
+
+
+@cache
+def _strict_places(op: OpOverload) -> tuple[int, ...]:
+    """Positions of arguments that must be arrays."""
+    if torch._C._should_allow_numbers_as_tensors(op._schema.name.removeprefix("aten::")):
+        return ()
+    arguments = enumerate(op._schema.arguments)
+    return tuple(i for i, argument in arguments if str(argument.type) == "Tensor")
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -34,6 +34,9 @@ def missing() -> str | None:
 def hardware() -> Hardware:
     """The devices of this process; the first call makes them, as the environment says.
 
+    From then on torch computes on one thread of the host: models made to develop with are so small
+    that sharing them out costs several times what it saves, most of all beside other work.
+
     Raises:
         UnsupportedError: This torch cannot have them, or another package has taken the place.
         ConfigError: A variable makes no sense.
@@ -42,6 +45,7 @@ def hardware() -> Hardware:
     if reason is not None:
         raise UnsupportedError(f"the simulated device cannot be used: {reason}")
     made = Hardware.from_environ()
+    torch.set_num_threads(1)
     getattr(backend_registration, _SETUP)(NAME, backend_module=_Module(made))
     _kept.extend(Dispatcher(made).register())
     return made

@@ -1,0 +1,192 @@
+"""The TPU platform: JAX's devices, real or simulated on the CPU."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dovetail.core.contracts.attention import AttentionBackend
+from dovetail.core.contracts.communicator import Communicator
+from dovetail.core.contracts.ops import Op, OpTable
+from dovetail.core.contracts.platform import Capabilities, Memory, Platform
+from dovetail.core.contracts.runner import Runner, RunnerConfig
+from dovetail.core.contracts.workbench import Activity, Workbench
+from dovetail.core.errors import ConfigError, PluginError, UnsupportedError
+from dovetail.core.plugins.attention import installed_backends
+from dovetail.core.types import Array
+from dovetail_tpu import SIMULATE, describe
+from dovetail_tpu.meter import Meter
+from dovetail_tpu.ops import DenseLinear, references
+
+__all__ = ["TpuPlatform"]
+
+_log = logging.getLogger(__name__)
+_OPTIONS = ("compilation_cache",)
+_OFF = "off"
+
+
+class TpuPlatform(Platform):
+    """Steps are programs compiled by XLA for a few shapes; dispatched, not waited for.
+
+    Args:
+        num_simulated: So many devices are the host's processor; None: they are real.
+
+    Raises:
+        PluginError: JAX runs in this process already, with fewer devices or others.
+    """
+
+    name = "tpu"
+    capabilities = Capabilities(
+        family="jax",
+        dtypes=("bfloat16", "float32"),
+        kv_dtypes=("auto",),
+        block_sizes=(32, 16, 64, 128, 8),
+        features=frozenset({"prompt_logprobs", "structured_output", "tensor_parallel"}),
+        static_shapes=True,
+        async_steps=True,
+        max_num_batched_tokens=1024,
+        max_num_seqs=64,
+    )
+
+    def __init__(self, num_simulated: int | None) -> None:
+        self.simulated = num_simulated is not None
+        self.meter = Meter()
+        self.devices = jax.devices() if num_simulated is None else _simulate(num_simulated)
+        if self.simulated:
+            _log.warning("the TPU is %s", describe(len(self.devices)))
+        elif self.devices[0].platform != "tpu":
+            raise PluginError(f"JAX has no TPU here, only: {self.devices[0].platform}")
+
+    def device_names(self) -> list[str]:
+        """The kind of each chip, or that it is none."""
+        if self.simulated:
+            return [f"TPU {i}, simulated on the CPU" for i in range(len(self.devices))]
+        return [f"{device.device_kind} {device.id}" for device in self.devices]
+
+    def memory(self, device: int = 0) -> Memory:
+        """What JAX says of the chip; a simulated one has its share of half the host's memory."""
+        if not self.simulated:
+            stats = self.devices[device].memory_stats() or {}
+            limit = int(stats["bytes_limit"])
+            return Memory(free=limit - int(stats["bytes_in_use"]), total=limit)
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (2 * len(self.devices))
+        return Memory(free=max(0, total - _held(self.devices[device])), total=total)
+
+    def attention_backends(self) -> list[AttentionBackend]:
+        """Kernels first on a chip; simulated, where they are interpreted, plain XLA first.
+
+        The backends of JAX's arrays are made with whether kernels must be interpreted.
+        """
+        order = ("xla", "pallas") if self.simulated else ("pallas", "xla")
+        return installed_backends(self.capabilities.family, self.simulated, order)
+
+    def runner(self, config: RunnerConfig) -> Runner:
+        """A runner; option ``compilation_cache`` is a folder for compiled programs, or "off"."""
+        from dovetail_tpu.runner import JaxRunner
+
+        unknown = sorted(set(config.options) - set(_OPTIONS))
+        if unknown:
+            known = ", ".join(_OPTIONS)
+            raise ConfigError(f"The tpu platform has no option {unknown[0]!r}; it has: {known}.")
+        if config.tensor_parallel_size > len(self.devices):
+            more = f"; {SIMULATE} says how many are simulated" if self.simulated else ""
+            raise ConfigError(
+                f"tensor_parallel_size={config.tensor_parallel_size}: there are"
+                f" {len(self.devices)} devices{more}."
+            )
+        _keep_programs(str(config.options.get("compilation_cache") or _default_cache()))
+        return JaxRunner(self, config)
+
+    def workbench(self) -> Workbench:
+        """Ops and arrays of the first device."""
+        return _Workbench(self)
+
+    def watch(self) -> AbstractContextManager[Activity]:
+        """Count programs, compilations, and the copies that the runner and the workbench make."""
+        return self.meter.watch()
+
+    def communicator(self, rank: int, size: int, address: str) -> Communicator:
+        """Raises UnsupportedError."""
+        raise UnsupportedError(
+            f"platform {self.name} has no collectives between processes: one process drives all"
+            " devices, and their collectives are inside the compiled step"
+        )
+
+    def synchronize(self) -> None:
+        """Wait until every device has done what it was given."""
+        for device in self.devices:
+            jax.device_put(np.zeros((), np.int32), device).block_until_ready()
+
+
+class _Workbench:
+    """See ``core/contracts/workbench.py``."""
+
+    def __init__(self, platform: TpuPlatform) -> None:
+        self._device, self._meter = platform.devices[0], platform.meter
+        table = OpTable(references())
+        self.ops: Any = table.bind()
+        self.overrides: dict[str, Op] = table.overrides
+
+    def put(self, array: np.ndarray[Any, Any]) -> Array:
+        with jax.enable_x64(True):
+            return self._meter.run("put", lambda x: jax.device_put(x, self._device), array)
+
+    def get(self, array: Array) -> np.ndarray[Any, Any]:
+        return self._meter.fetch(array)
+
+    def bind_linear(self, weight: Array, bias: Array | None) -> Array:
+        return DenseLinear(weight, bias)
+
+    def num_bytes(self, array: Array) -> int:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(array))
+
+
+def _simulate(num_devices: int) -> list[jax.Device]:
+    """The host's processor as several devices. JAX decides on them when it is first used."""
+    try:
+        _configure(jax_platforms="cpu", jax_num_cpu_devices=num_devices)
+    except RuntimeError as error:
+        _log.debug("JAX had started before: %s", error)
+    devices = jax.devices()
+    if devices[0].platform != "cpu" or len(devices) < num_devices:
+        raise PluginError(
+            f"JAX runs in this process already, with {len(devices)} devices of"
+            f" {devices[0].platform}; set JAX_PLATFORMS=cpu and JAX_NUM_CPU_DEVICES={num_devices}"
+            " before it is used."
+        )
+    return devices[:num_devices]
+
+
+def _held(device: jax.Device) -> int:
+    """Bytes of the arrays that are on a device."""
+    live = jax.live_arrays()  # type: ignore[no-untyped-call]
+    arrays = [array for array in live if device in array.sharding.device_set]
+    shapes = [(array.sharding.shard_shape(array.shape), array.dtype) for array in arrays]
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
+
+
+def _default_cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "dovetail" / "xla"
+
+
+def _keep_programs(folder: str) -> None:
+    """Look for compiled programs in a folder, and leave them there."""
+    _configure(
+        jax_enable_compilation_cache=folder != _OFF,
+        jax_compilation_cache_dir=folder,
+        jax_persistent_cache_min_compile_time_secs=0.0,
+        jax_persistent_cache_min_entry_size_bytes=-1,
+    )
+
+
+def _configure(**settings: Any) -> None:
+    for name, value in settings.items():
+        jax.config.update(name, value)  # type: ignore[no-untyped-call]
