@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from dovetail.core.conformance.shelf import Shelf
 
@@ -11,3 +12,12 @@ def shelf() -> Iterator[Shelf]:
     made = Shelf()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The kit's models are so small that a second thread only costs time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from dovetail.core.conformance.peer import exercise
+from dovetail.core.conformance import collective_checks
+from dovetail.core.conformance.peer import exercise, notices
 from dovetail.core.conformance.shelf import Shelf
 from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.platform import Adjustment, Memory
@@ -288,3 +289,35 @@ def members(address: Any, **methods: Any) -> list[dict[str, str]]:
     for thread in threads:
         thread.join(60)
     return found
+
+
+def test_a_lost_member_that_nobody_misses() -> None:
+    bench = load_platform("reference").workbench()
+
+    class Alone:
+        def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+    class Broken:
+        def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("connection closed by peer")
+
+    assert not notices(Alone(), bench)  # type: ignore[arg-type]
+    assert notices(Broken(), bench)  # type: ignore[arg-type]
+
+
+def test_members_that_find_nothing_or_wait_for_ever(
+    shelf: Shelf, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check ends at its deadline, and says what the process said last."""
+    monkeypatch.setattr(collective_checks, "_DEADLINE_S", 3.0)
+    package = tmp_path / "dovetail_conformance_stand_in.py"
+    for source, said in (
+        ("import sys; sys.exit('no network')", "ended with status 1 and found nothing: no network"),
+        ("import time; time.sleep(60)", "did not end and found nothing"),
+    ):
+        package.write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(collective_checks, "_PEER", "dovetail_conformance_stand_in")
+        outcome = look(load_platform("reference"), shelf, "collectives.all_reduce")
+        assert outcome.status == "fail" and said in outcome.reason

@@ -99,12 +99,19 @@ def _check(name: str, statement: str, function: Callable[[Subject], None]) -> Ch
 
 
 def check_case(subject: Subject, name: str, dtype: str, case: Case) -> None:
-    """Raise unless whole sequences, last tokens one by one, and mixed pieces are all right."""
+    """Raise unless whole sequences, last tokens one by one, and mixed pieces are all right.
+
+    Where sequences are cut has little to do with dtypes: one of them goes all three ways, the
+    others come in mixed pieces only.
+    """
     backend = _backend(subject, name)
     work = _work(subject, backend, dtype, case)
     want = work.want()
     tolerance = ATTENTION[dtype] + KV[work.need.kv_dtype]
-    for path in (work.whole, work.one_by_one, work.mixed):
+    able = subject.capabilities.dtypes
+    main = "float32" if "float32" in able else able[0]
+    paths = (work.whole, work.one_by_one, work.mixed) if dtype == main else (work.mixed,)
+    for path in paths:
         got = work.run(backend, subject.workbench, path())
         for ours, theirs in zip(got, want, strict=True):
             where = f"{path.__name__}, a sequence of {len(theirs)}"

@@ -18,7 +18,7 @@ from dovetail.core.contracts.model import Linear, Model, Tensor
 from dovetail.core.errors import PluginError
 from dovetail.core.models.registry import find_model
 from dovetail.core.models.shard import DTYPES
-from dovetail.core.models.weights import Dummy, leaves
+from dovetail.core.models.weights import leaves, needs
 
 __all__ = [
     "FAMILIES",
@@ -136,7 +136,7 @@ def write_checkpoint(family: str, folder: Path) -> Path:
 def _weights(model: Model, seed: int) -> dict[str, NumpyArray]:
     """Every tensor that the model declares, float32, by its name in the checkpoint."""
     tree = model.weights()
-    shapes = Dummy(tree, "float32").shapes
+    shapes = needs(tree)
     offsets = {leaf.source: leaf.offset for _, leaf in leaves(tree) if isinstance(leaf, Tensor)}
     biases = {
         name for _, leaf in leaves(tree) if isinstance(leaf, Linear) for name in leaf.bias_sources

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from dovetail.core.conformance.base import Check, CheckFailedError, expect
-from dovetail.core.conformance.peer import COLLECTIVES, DIES, UNSUPPORTED, Found
+from dovetail.core.conformance.peer import COLLECTIVES, LOST, UNSUPPORTED, Found
 from dovetail.core.conformance.subject import Subject
 from dovetail.core.errors import UnsupportedError
 
@@ -23,6 +22,7 @@ __all__ = ["checks"]
 _SIZE = 2
 _DEADLINE_S = 60.0
 _POLL_S = 0.02
+_PEER = "dovetail.core.conformance.peer"
 
 
 def checks(subject: Subject) -> Iterator[Check]:
@@ -44,49 +44,41 @@ def checks(subject: Subject) -> Iterator[Check]:
 
 def _collective(subject: Subject, name: str) -> None:
     members = subject.once("collectives", lambda: _found(subject))
-    for rank, found in enumerate(members):
+    for rank, (found, *_) in enumerate(members):
         expect(name not in found, f"member {rank}: {found.get(name)}")
 
 
-def _found(subject: Subject) -> list[Found]:
-    """What each member of a group has found."""
-    with _Group(subject, [[]] * _SIZE) as group:
+def _found(subject: Subject) -> list[list[Found]]:
+    """What each member of a group has found, at first and when one was lost."""
+    with _Group(subject, _SIZE) as group:
         group.wait(_DEADLINE_S)
-        return [group.answer(rank) for rank in range(_SIZE)]
+        return [group.answers(rank) for rank in range(_SIZE)]
 
 
 def _lost_member(subject: Subject) -> None:
-    subject.once("collectives", lambda: _found(subject))
-    with _Group(subject, [[], [DIES]]) as group:
-        group.wait(_DEADLINE_S)
-        status = group.members[0].returncode
-        expect(status is not None, f"the other member still waits after {_DEADLINE_S:g} s")
-        expect(status != 0, "the other member has noticed nothing")
+    survivor = subject.once("collectives", lambda: _found(subject))[0]
+    expect(len(survivor) > 1, f"the other member still waits after {_DEADLINE_S:g} s")
+    expect(LOST not in survivor[1], f"the other member: {survivor[1].get(LOST)}")
 
 
 class _Group:
-    """Processes that form a group, killed with the context.
+    """Processes that form a group, killed with the context."""
 
-    Args:
-        subject: Whose platform's collectives they use.
-        extra: More arguments for each member.
-    """
-
-    def __init__(self, subject: Subject, extra: list[list[str]]) -> None:
+    def __init__(self, subject: Subject, size: int) -> None:
         self._folder = TemporaryDirectory(prefix="dovetail-conformance-")
         address = str(Path(self._folder.name, "address"))
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         wanted = {**subject.plugin.environment, **os.environ, "PYTHONPATH": path}
-        common = [sys.executable, "-P", "-m", "dovetail.core.conformance.peer", subject.name]
+        common = [sys.executable, "-P", "-m", _PEER, subject.name]
         self.members = [
             subprocess.Popen(
-                [*common, str(rank), str(len(extra)), address, *more],
+                [*common, str(rank), str(size), address],
                 env=wanted,
                 stdin=subprocess.DEVNULL,
                 stdout=self._file(rank, "out").open("wb"),
                 stderr=self._file(rank, "err").open("wb"),
             )
-            for rank, more in enumerate(extra)
+            for rank in range(size)
         ]
 
     def __enter__(self) -> _Group:
@@ -104,19 +96,18 @@ class _Group:
         while any(m.poll() is None for m in self.members) and time.monotonic() < end:
             time.sleep(_POLL_S)
 
-    def answer(self, rank: int) -> Found:
-        """What a member has written. Raises CheckFailedError if it wrote nothing."""
-        status = self.members[rank].poll()
-        if status is None:
-            raise CheckFailedError(f"member {rank} did not end within {_DEADLINE_S:g} s")
+    def answers(self, rank: int) -> list[Found]:
+        """The lines that a member has written. Raises CheckFailedError if there is none."""
         lines = self._file(rank, "out").read_text("utf-8", "replace").splitlines()
-        if status or not lines:
-            said = self._file(rank, "err").read_text("utf-8", "replace").split("\n")
+        found: list[Found] = [json.loads(line) for line in lines if line.startswith("{")]
+        if not found:
+            status = self.members[rank].poll()
+            said = self._file(rank, "err").read_text("utf-8", "replace").splitlines()
             last = next((line for line in reversed(said) if line.strip()), "")
-            raise CheckFailedError(f"member {rank} ended with status {status}: {last:.300}")
-        found: dict[str, Any] = json.loads(lines[-1])
-        if UNSUPPORTED in found:
-            raise UnsupportedError(str(found[UNSUPPORTED]))
+            ended = "did not end" if status is None else f"ended with status {status}"
+            raise CheckFailedError(f"member {rank} {ended} and found nothing: {last:.300}")
+        if UNSUPPORTED in found[0]:
+            raise UnsupportedError(found[0][UNSUPPORTED])
         return found
 
     def _file(self, rank: int, kind: str) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dovetail.core.config.checkpoint import read_facts
-from dovetail.core.config.resolve import resolve
+from dovetail.core.config.installed import resolve_installed
 from dovetail.core.config.resolved import ResolvedConfig
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.conformance.base import Check, expect, expect_equal
@@ -162,7 +162,7 @@ def _adjust(subject: Subject) -> None:
     intent = EngineConfig.from_kwargs(
         model=str(subject.shelf.checkpoint("llama")), dtype=subject.capabilities.dtypes[0]
     )
-    resolved = resolve(intent, read_facts(intent), subject.platform, native=True)
+    resolved = resolve_installed(intent, read_facts(intent), subject.platform)
     settings = {f.name: getattr(resolved, f.name) for f in dataclasses.fields(ResolvedConfig)}
     changes = subject.platform.adjust(settings)
     expect(isinstance(changes, list), f"adjust() gives a {type(changes).__name__}, not a list")

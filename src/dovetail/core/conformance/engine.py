@@ -19,6 +19,7 @@ from dovetail.core.conformance.oracle import Told, Wish
 from dovetail.core.contracts.runner import CacheSpec, Runner
 from dovetail.core.engine.build import scheduler_config
 from dovetail.core.engine.core import EngineCore
+from dovetail.core.errors import UnsupportedError
 from dovetail.core.request import Request
 from dovetail.core.scheduler.scheduler import Scheduler
 from dovetail.core.structured.base import Accepted
@@ -79,30 +80,44 @@ class Engine(AbstractContextManager["Engine"]):
         wrap: Callable[[Runner], Runner] | None = None,
         **settings: Any,
     ) -> None:
-        folder = str(subject.shelf.checkpoint(family))
-        intent = EngineConfig.from_kwargs(model=folder, **(_SETTINGS | settings))
-        facts = read_facts(intent)
         self.broken = False
-        self.resolved = resolve_installed(intent, facts, subject.platform)
-        self.config = self.resolved.runner_config()
-        self.runner = subject.platform.runner(self.config)
-        self.weight_bytes = max((total for _, total in self.runner.load()), default=0)
-        self.spec = self.runner.cache_spec()
-        plan = fit_cache(self.resolved, self.spec)
-        self.resolved = self.resolved.with_cache(plan)
-        self.num_blocks = plan.num_blocks
-        if before_allocate is not None:
-            before_allocate(self.runner, self.spec)
-        self.runner.allocate(plan.num_blocks)
-        self.warm_up = [part.name for part in self.runner.warm_up()]
+        try:
+            self._load(subject, family, settings, before_allocate)
+        except UnsupportedError as error:
+            # What may be lacking was asked before: this contradicts the capabilities.
+            raise CheckFailedError(f"the platform refuses what it says it has: {error}") from error
         self._grammars = _Masks(self.resolved.vocab_size)
         self._next_id = 1
-        limits = scheduler_config(self.resolved, plan.num_blocks, self.spec.window)
+        limits = scheduler_config(self.resolved, self.num_blocks, self.spec.window)
         self.core = EngineCore(
             Scheduler(limits, self._grammars),
             self.runner if wrap is None else wrap(self.runner),
             steps_ahead=int(self.resolved.async_scheduling),
         )
+
+    def _load(
+        self,
+        subject: Subject,
+        family: str,
+        settings: dict[str, Any],
+        before_allocate: Callable[[Runner, CacheSpec], None] | None,
+    ) -> None:
+        """Decide the settings, read the weights, make the cache, warm up."""
+        folder = str(subject.shelf.checkpoint(family))
+        intent = EngineConfig.from_kwargs(model=folder, **(_SETTINGS | settings))
+        resolved = resolve_installed(intent, read_facts(intent), subject.platform)
+        self.runner = subject.platform.runner(resolved.runner_config())
+        for _ in self.runner.load():
+            pass
+        self.spec = self.runner.cache_spec()
+        plan = fit_cache(resolved, self.spec)
+        self.resolved = resolved.with_cache(plan)
+        self.num_blocks = plan.num_blocks
+        if before_allocate is not None:
+            before_allocate(self.runner, self.spec)
+        self.runner.allocate(plan.num_blocks)
+        for _ in self.runner.warm_up():
+            pass
 
     def answer(self, wishes: Sequence[Wish]) -> list[Answer]:
         """Run all requests together to their end. Raises CheckFailedError if one fails."""

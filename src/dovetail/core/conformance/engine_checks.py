@@ -13,7 +13,7 @@ import numpy as np
 
 from dovetail.core.batch import Batch, LogprobArrays, StepOutput
 from dovetail.core.config.checkpoint import read_facts
-from dovetail.core.config.resolve import resolve
+from dovetail.core.config.installed import resolve_installed
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.conformance.base import (
     Check,
@@ -46,7 +46,8 @@ _WATCHED_STEPS = 20
 _FAR_TOO_MUCH = 1 << 50
 """Bytes that no device has."""
 _CACHE_BYTES = 256 << 20
-"""Of a cache whose coming and going must show where the memory of a device shows anything."""
+"""The most of a cache whose coming and going must show where memory() shows anything; otherwise an
+eighth of what is free."""
 
 
 def checks(subject: Subject) -> Iterator[Check]:
@@ -183,7 +184,7 @@ def _runner(subject: Subject, folder: Path, **settings: Any) -> Runner:
         model=str(folder), dtype=_dtype(subject), max_num_seqs=4, max_num_batched_tokens=48,
         **settings,
     )  # fmt: skip
-    resolved = resolve(intent, read_facts(intent), subject.platform, native=True)
+    resolved = resolve_installed(intent, read_facts(intent), subject.platform)
     return subject.platform.runner(resolved.runner_config())
 
 
@@ -259,21 +260,22 @@ def _incomplete(file: Path) -> None:
 def _memory_returned(subject: Subject) -> None:
     for _ in range(2):
         before = _free(subject)
+        size = min(_CACHE_BYTES, before // 8)
         runner = _runner(subject, subject.shelf.checkpoint("llama"))
         for _ in runner.load():
             pass
-        num_blocks = _CACHE_BYTES // runner.cache_spec().bytes_per_block
-        require(before > 4 * _CACHE_BYTES, "there is little free memory to see anything by")
+        num_blocks = size // runner.cache_spec().bytes_per_block
+        require(num_blocks > 0, "there is no free memory to see anything by")
         runner.allocate(num_blocks)
         taken = before - _free(subject)
         runner.close()
         del runner
         gc.collect()
-        shown = 0.9 * _CACHE_BYTES < taken < 1.2 * _CACHE_BYTES
+        shown = 0.9 * size < taken < 1.2 * size
         require(shown, "memory() does not show what a runner holds")
         kept = before - _free(subject)
         expect(
-            kept < 0.1 * _CACHE_BYTES,
+            kept < 0.1 * size,
             f"{kept} of {taken} bytes are still taken after close()",
         )
 

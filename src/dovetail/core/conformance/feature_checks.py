@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from dovetail.core.conformance.base import Check, expect, expect_equal, require
-from dovetail.core.conformance.engine import Engine, compare
+from dovetail.core.conformance.engine import Answer, Engine, compare
 from dovetail.core.conformance.oracle import Oracle, Wish
 from dovetail.core.conformance.sampler import log_softmax
 from dovetail.core.conformance.shelf import GREEDY, PROMPTS, prompt_of
@@ -57,8 +57,10 @@ def checks(subject: Subject) -> Iterator[Check]:
     }
     for name, (function, statement) in features.items():
         yield _check(name, statement, function)
-    for scheme in quant_registry().names():
-        statement = f"Layers in {scheme} say what the weights that it stands for say."
+    for scheme in quant_registry(subject.environ).names():
+        statement = (
+            f"Quantized by {scheme}, the model gives the tokens of the weights that are left."
+        )
         yield _check(f"quantization.{scheme}", statement, partial(_quantized, name=scheme))
 
 
@@ -175,11 +177,14 @@ def _deterministic(subject: Subject) -> None:
     subject.needs("deterministic")
     params = msgspec.structs.replace(GREEDY, max_tokens=12, logprobs=0)
     wishes = [Wish(prompt=prompt, params=params) for prompt in PROMPTS]
-    dtype = subject.capabilities.dtypes[0]
-    settings = {"dtype": dtype, "deterministic": True, "enable_prefix_caching": False}
-    with subject.open("llama", **settings) as engine:
-        alone = [engine.answer([wish])[0] for wish in wishes]
-        together = engine.answer(wishes)
+    for dtype in subject.capabilities.dtypes:
+        settings = {"dtype": dtype, "deterministic": True, "enable_prefix_caching": False}
+        with subject.open("llama", **settings) as engine:
+            alone = [engine.answer([wish])[0] for wish in wishes]
+            _expect_same_bits(engine.answer(wishes), alone)
+
+
+def _expect_same_bits(together: Sequence[Answer], alone: Sequence[Answer]) -> None:
     for number, (one, other) in enumerate(zip(alone, together, strict=True)):
         expect_equal(f"tokens of request {number}", other.token_ids, one.token_ids)
         said, known = ([place.logprobs[0] for place in answer.logprobs] for answer in (other, one))
@@ -194,6 +199,18 @@ def _transformers(subject: Subject) -> None:
         compare(wishes, engine.answer(wishes), subject.shelf.greedy("llama"))
 
 
+def _quantized(subject: Subject, name: str) -> None:
+    """The scheme quantizes weights while they are loaded; one that cannot is unsupported."""
+    subject.needs("quantization")
+    subject.needs_dtype("float32")
+    folder, model = subject.shelf.checkpoint("llama"), subject.shelf.model("llama")
+    oracle = Oracle.open(folder, model, scheme=make_scheme(name, {}))
+    params = msgspec.structs.replace(GREEDY, max_tokens=24)
+    wishes = [Wish(prompt=prompt, params=params) for prompt in PROMPTS]
+    with subject.open("llama", quantization=name) as engine:
+        compare(wishes, engine.answer(wishes), oracle.tell(wishes))
+
+
 def _tensor_parallel(subject: Subject) -> None:
     subject.needs("tensor_parallel")
     subject.needs_dtype("float32")
@@ -202,14 +219,3 @@ def _tensor_parallel(subject: Subject) -> None:
     wishes = greedy_wishes()
     with subject.open("llama", tensor_parallel_size=2) as engine:
         compare(wishes, engine.answer(wishes), subject.shelf.greedy("llama"))
-
-
-def _quantized(subject: Subject, name: str) -> None:
-    """Weights are quantized while they are loaded; a scheme that cannot is unsupported."""
-    subject.needs("quantization")
-    subject.needs_dtype("float32")
-    folder, model = subject.shelf.checkpoint("llama"), subject.shelf.model("llama")
-    oracle = Oracle.open(folder, model, scheme=make_scheme(name, {}))
-    wishes = greedy_wishes()
-    with subject.open("llama", quantization=name) as engine:
-        compare(wishes, engine.answer(wishes), oracle.tell(wishes))

@@ -60,8 +60,8 @@ def linear(x: NumpyArray, weight: DenseWeight) -> NumpyArray:
 
 
 def int8_linear(x: NumpyArray, codes: NumpyArray, scales: NumpyArray) -> NumpyArray:
-    """Dequantized, then ``linear``."""
-    return _round(_wide(x) @ (_wide(codes) * _wide(scales)[:, None]).T, x)
+    """``x @ (codes * scales[:, None]).T``, rounded once."""
+    return _round(_wide(x) @ _wide(codes).T * _wide(scales), x)
 
 
 def rms_norm(x: NumpyArray, weight: NumpyArray, eps: float) -> NumpyArray:

@@ -127,7 +127,7 @@ def _int8_linear(
     random: Random, dtype: np.dtype[Any], rows: int, width: int
 ) -> Iterator[Arguments]:
     codes = random.integers(-127, 128, (width + 5, width)).astype(np.int8)
-    scales = (random.uniform(0.5, 2, width + 5) / (64 * width**0.5)).astype(np.float32)
+    scales = (random.uniform(0.5, 2.0, width + 5) / 64 / width**0.5).astype(np.float32)
     yield _draw(random, dtype, rows, width), codes, scales
 
 

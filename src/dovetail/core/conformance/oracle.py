@@ -90,7 +90,7 @@ class Oracle:
         model: The definition.
         source: Its tensors.
         weight_dtype: What they are rounded to before anything is computed with them.
-        scheme: Linear layers get the weights that its params stand for.
+        scheme: What linear layers are quantized with: the weights that are left are used.
     """
 
     def __init__(
@@ -103,10 +103,12 @@ class Oracle:
     ) -> None:
         self._model = model
         tree, dtype = model.weights(), NUMPY_DTYPES[weight_dtype]
-        bound: dict[str, Any] = {}
+        bound = {}
         for path, leaf in leaves(tree):
-            keeps = scheme is None or not isinstance(leaf, Linear) or scheme.refuses(path, leaf)
-            bound[path] = _bound(leaf, source, dtype, None if keeps else scheme)
+            bound[path] = _bound(leaf, source, dtype)
+            if scheme and isinstance(leaf, Linear) and scheme.refuses(path, leaf) is None:
+                weight = bound[path].weight.astype(np.float32)
+                bound[path].weight = scheme.reference(scheme.quantize(weight)).astype(np.float64)
         self._weights = fill(tree, bound)
         self._ops = bind(_attend)
 
@@ -191,7 +193,7 @@ def _answer(wish: Wish, answer: Told, logits_V: FloatArray) -> None:
     answer.token_ids.append(token)
 
 
-def _bound(leaf: Leaf, source: Source, dtype: np.dtype[Any], scheme: QuantScheme | None) -> Any:
+def _bound(leaf: Leaf, source: Source, dtype: np.dtype[Any]) -> Any:
     """Rounded to the dtype as runners do: all but tables, and weights with an offset."""
     parts = assemble(leaf, source)
     exact = isinstance(leaf, Constant) or (isinstance(leaf, Tensor) and bool(leaf.offset))
@@ -200,10 +202,7 @@ def _bound(leaf: Leaf, source: Source, dtype: np.dtype[Any], scheme: QuantScheme
     if not isinstance(leaf, Linear):
         return weights[0]
     biases = [array.astype(dtype).astype(np.float32) for array in parts.biases]
-    weight = np.concatenate(weights)
-    if scheme is not None:
-        weight = scheme.reference(scheme.quantize(weight))
-    return DenseWeight(weight, np.concatenate(biases) if biases else None)
+    return DenseWeight(np.concatenate(weights), np.concatenate(biases) if biases else None)
 
 
 def _attend(

@@ -1,11 +1,12 @@
 """One member of a group: ``python -m dovetail.core.conformance.peer NAME RANK SIZE ADDRESS``.
 
-Writes what it found, by collective, as one line of JSON.
+Writes what it found as two lines of JSON: by collective, and once a member was lost.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,14 +22,13 @@ from dovetail.core.contracts.communicator import Communicator
 from dovetail.core.contracts.workbench import Workbench
 from dovetail.core.errors import UnsupportedError
 
-__all__ = ["COLLECTIVES", "DIES", "Found", "exercise", "main"]
+__all__ = ["COLLECTIVES", "LOST", "UNSUPPORTED", "Found", "exercise", "main", "notices"]
 
 Found = dict[str, str]
 """What is wrong, by collective; nothing where all is right."""
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "barrier")
-DIES = "dies"
-"""A fifth argument: the member ends without a word once it has joined."""
+LOST = "lost_member"
 UNSUPPORTED = "unsupported"
 """In what a member writes: why there are no collectives here."""
 
@@ -107,22 +107,40 @@ def _bound(call: Callable[[Any, int], Any], argument: int) -> Callable[[Any], An
 
 
 def main(arguments: list[str]) -> None:
-    """Join the group, look at every collective, write what is wrong."""
-    name, rank, size, address, *rest = arguments
+    """Join a group, look at every collective, leave; join another, whose last member is lost."""
+    name, rank, size, address = arguments[0], int(arguments[1]), int(arguments[2]), arguments[3]
     shelf = Shelf()
     subject = Subject.named(name, shelf)
     try:
-        group = subject.platform.communicator(int(rank), int(size), address)
-        if DIES in rest:
-            sys.exit(0)
-        dtypes = tuple(subject.capabilities.dtypes)
-        found = exercise(group, subject.workbench, dtypes)
+        group = subject.platform.communicator(rank, size, address)
+        _write(exercise(group, subject.workbench, tuple(subject.capabilities.dtypes)))
         group.close()
+        group = subject.platform.communicator(rank, size, f"{address}.lost")
     except UnsupportedError as error:
-        found = {UNSUPPORTED: str(error)}
+        _write({UNSUPPORTED: str(error)})
+        return
     finally:
         shelf.close()
+    if rank == size - 1:
+        os._exit(0)
+    _write({} if notices(group, subject.workbench) else {LOST: "it has noticed nothing"})
+    # Leaving a group that is broken may wait for ever.
+    os._exit(0)
+
+
+def notices(group: Communicator, bench: Workbench) -> bool:
+    """Whether a collective raises when a member is gone."""
+    try:
+        for _ in range(3):
+            bench.get(group.all_reduce(bench.put(np.ones(3, np.float32))))
+    except Exception:
+        return True
+    return False
+
+
+def _write(found: Found) -> None:
     sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

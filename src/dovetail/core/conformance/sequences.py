@@ -207,7 +207,7 @@ class Sequences:
         """Each sequence in one piece, all in one step."""
         return [[Piece(i, 0, n) for i, n in enumerate(self.lengths)]]
 
-    def one_by_one(self, last: int = 6) -> Steps:
+    def one_by_one(self, last: int = 4) -> Steps:
         """The last tokens of every sequence one at a time, as decoding does."""
         starts = [max(1, n - last) for n in self.lengths]
         steps = [[Piece(i, 0, a) for i, a in enumerate(starts)]]
@@ -222,7 +222,7 @@ class Sequences:
         while any(a < n for a, n in zip(done, self.lengths, strict=True)):
             pieces = []
             for i in random.permutation(len(done)).tolist():
-                count = min(int(random.choice([1, 1, 7, 33])), self.lengths[i] - done[i])
+                count = min(int(random.choice([1, 1, 9, 40])), self.lengths[i] - done[i])
                 if count and random.random() < 0.8:
                     pieces.append(Piece(i, done[i], count))
                     done[i] += count

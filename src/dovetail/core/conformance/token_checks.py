@@ -150,7 +150,8 @@ def check_alternatives(
             f" allowed is a difference of {tolerance:g}",
         )
     chosen = float(known_V[token_ids[0]])
-    least, most = (int((known_V > chosen + slack).sum()) + 1 for slack in (tolerance, -tolerance))
+    least = int((known_V > chosen + tolerance).sum()) + 1
+    most = int((known_V > chosen - tolerance).sum())
     expect(least <= rank <= most, f"token {token_ids[0]} has rank {rank}, not {least} to {most}")
     best = np.sort(known_V)[::-1][:count]
     for got, wanted in zip(logprobs[1 : 1 + count], best.tolist(), strict=True):
