@@ -38,9 +38,13 @@ test-core: $(VENV)/.tools $(VENV)/.platform-cpu ## Test everything but the plug-
 test-reference: $(VENV)/.tools ## Certify the reference platform, with which others are compared
 	$(KIT) reference $(ARGS)
 
+# Where there is no TPU, the host stands in for eight; its kernels have tests of their own.
+test-tpu: export DOVETAIL_TPU_SIMULATE ?= 8
+test-tpu: SKIP = -k 'not pallas'
+
 $(PLATFORMS:%=test-%): test-%: $(VENV)/.tools $(VENV)/.platform-%
 	$(PYTEST) plugins/dovetail-$*/tests $(ARGS)
-	$(KIT) $* $(ARGS)
+	$(KIT) $* $(SKIP) $(ARGS)
 
 determinism: $(VENV)/.dev ## Run the whole determinism matrix (many minutes)
 	DOVETAIL_DETERMINISM=full $(BIN)/python -m pytest tests/system/test_determinism.py --timeout 3600 $(ARGS)
