@@ -25,18 +25,6 @@ BLOCK = 32
 SPEC = AttentionSpec(layer=0, num_heads=14, num_kv_heads=2, head_size=64, scale=0.125)
 NONE = np.zeros(0, np.int32)
 NO_FLOATS = np.zeros(0, np.float32)
-SAMPLING = SamplingBatch(
-    temperature=NO_FLOATS,
-    top_k=NONE,
-    top_p=NO_FLOATS,
-    min_p=NO_FLOATS,
-    uniform=NO_FLOATS,
-    num_generated=NONE,
-    all_greedy=True,
-    restricts=False,
-    shapes_logits=False,
-    num_logprobs=None,
-)
 
 
 def make_batch(rows: int, context: int, count: int) -> Batch:
@@ -51,7 +39,7 @@ def make_batch(rows: int, context: int, count: int) -> Batch:
         carried=NONE,
         carried_rows=NONE,
         sampled=NONE,
-        sampling=SAMPLING,
+        sampling=SamplingBatch.greedy(0),
         copies=np.zeros((0, 2), np.int32),
     )
 

@@ -20,6 +20,7 @@ LAYERS = (
     ("contracts",),
     (
         "plugins",
+        "shapes",
         "kv",
         "scheduler",
         "models",

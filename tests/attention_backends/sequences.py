@@ -13,18 +13,7 @@ from torch import Tensor
 from dovetail.core.batch import Batch, SamplingBatch
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
 
-NO_SAMPLING = SamplingBatch(
-    temperature=np.zeros(0, np.float32),
-    top_k=np.zeros(0, np.int32),
-    top_p=np.zeros(0, np.float32),
-    min_p=np.zeros(0, np.float32),
-    uniform=np.zeros(0, np.float32),
-    num_generated=np.zeros(0, np.int32),
-    all_greedy=True,
-    restricts=False,
-    shapes_logits=False,
-    num_logprobs=None,
-)
+NO_SAMPLING = SamplingBatch.greedy(0)
 Piece = tuple[int, int, int]
 """(sequence, first position, number of positions) that a step computes."""
 

@@ -51,18 +51,6 @@ LLAMA = {
 DECODE, PREFILL = StepShape(64, 64, 0), StepShape(512, 64, 0)
 CONTEXT, NUM_BLOCKS = 4096, 1024
 MIB = 1 << 20
-NO_SAMPLING = SamplingBatch(
-    temperature=np.zeros(0, np.float32),
-    top_k=np.zeros(0, np.int32),
-    top_p=np.zeros(0, np.float32),
-    min_p=np.zeros(0, np.float32),
-    uniform=np.zeros(0, np.float32),
-    num_generated=np.zeros(0, np.int32),
-    all_greedy=True,
-    restricts=False,
-    shapes_logits=False,
-    num_logprobs=None,
-)
 
 
 @functools.cache
@@ -98,7 +86,7 @@ def batch_of(shape: StepShape, block_size: int) -> Batch:
         carried=none,
         carried_rows=none,
         sampled=none,
-        sampling=NO_SAMPLING,
+        sampling=SamplingBatch.greedy(0),
         copies=np.zeros((0, 2), np.int32),
         num_padding=shape.num_tokens,
     )

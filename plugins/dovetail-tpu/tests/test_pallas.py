@@ -24,18 +24,6 @@ from dovetail.core.errors import UnsupportedError
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2}
 """Largest difference, for values of about 1: sums in another order, and weights in 8 bits."""
 BACKEND = PallasAttention(interpret=True)
-NO_SAMPLING = SamplingBatch(
-    temperature=np.zeros(0, np.float32),
-    top_k=np.zeros(0, np.int32),
-    top_p=np.zeros(0, np.float32),
-    min_p=np.zeros(0, np.float32),
-    uniform=np.zeros(0, np.float32),
-    num_generated=np.zeros(0, np.int32),
-    all_greedy=True,
-    restricts=False,
-    shapes_logits=False,
-    num_logprobs=None,
-)
 Piece = tuple[int, int, int]
 """(sequence, first position, number of positions) that a step computes."""
 
@@ -112,7 +100,7 @@ class Sequences:
             query_lens=np.array([n for *_, n in pieces], np.int32),
             context_lens=np.array([a for _, a, _ in pieces], np.int32),
             token_ids=np.zeros(sum(n for *_, n in pieces), np.int32),
-            carried=none, carried_rows=none, sampled=none, sampling=NO_SAMPLING,
+            carried=none, carried_rows=none, sampled=none, sampling=SamplingBatch.greedy(0),
             copies=np.zeros((0, 2), np.int32),
         )  # fmt: skip
         return self.buckets.pad(batch) if self.buckets else batch

@@ -78,6 +78,23 @@ class SamplingBatch:
     """Alternatives wanted per token, the most of any row; None if no row wants any."""
     masks: TokenMasks | None = None
 
+    @classmethod
+    def greedy(cls, num_places: int) -> SamplingBatch:
+        """The likeliest token of each place, and nothing else."""
+        floats, ints = np.zeros(num_places, np.float32), np.zeros(num_places, np.int32)
+        return cls(
+            temperature=floats,
+            top_k=ints,
+            top_p=floats + 1,
+            min_p=floats,
+            uniform=floats,
+            num_generated=ints,
+            all_greedy=True,
+            restricts=False,
+            shapes_logits=False,
+            num_logprobs=None,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptLogprobNeed:

@@ -13,14 +13,15 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from dovetail.core.batch import Batch, LogprobArrays, PromptLogprobNeed, SamplingBatch, StepOutput
-from dovetail.core.buckets import Buckets, StepShape, doubling, padded
-from dovetail.core.contracts.attention import AttentionNeed
+from dovetail.core.batch import Batch, LogprobArrays, PromptLogprobNeed, StepOutput
+from dovetail.core.buckets import Buckets, doubling, padded
 from dovetail.core.contracts.runner import CacheSpec, Pending, RunnerConfig, RunnerPlan, WarmUp
 from dovetail.core.errors import OutOfMemoryError
+from dovetail.core.models.demand import attention_need, block_bytes, widest_layer
 from dovetail.core.models.load import define, read_weights, weight_bytes
 from dovetail.core.models.split import check_split, share_of_attention
 from dovetail.core.plugins.attention import choose_attention
+from dovetail.core.shapes import PaddedShapes
 from dovetail.core.types import ITEM_SIZE, IntArray
 from dovetail_tpu.choice import Scores
 from dovetail_tpu.loading import AXIS, Binder
@@ -37,8 +38,8 @@ _LEAST_ROWS = 8
 _LEAST_TOKENS = 16
 _PROMPT_ROWS = 64
 """Prompt tokens whose log-probabilities are made at a time."""
-_COPIES = 8
-"""Block copies that are made at a time."""
+_KINDS = ((True, False, False), (False, False, False), (False, True, False), (False, True, True))
+"""Steps that have sampling programs of their own: all_greedy, restricts, shapes_logits."""
 
 
 class JaxRunner:
@@ -59,18 +60,14 @@ class JaxRunner:
         self._model = define(config)
         specs = self._model.attention_specs()
         check_split(self._model.weights(), specs, size)
-        self._need = AttentionNeed(
-            specs=tuple(share_of_attention(spec, 0, size) for spec in specs),
-            dtype=config.dtype,
-            kv_dtype=config.kv_dtype,
-            block_size=config.block_size,
-            deterministic=config.deterministic,
-        )
+        shares = tuple(share_of_attention(spec, 0, size) for spec in specs)
+        self._need = attention_need(config, shares)
         self._choice = choose_attention(
             platform.attention_backends(), self._need, insisted=config.attention_backend
         )
         self._attention: Any = self._choice.backend
         self._buckets = self._sizes()
+        self._shapes = PaddedShapes(self._buckets, config)
         self._caches: list[Array] = []
 
     def _sizes(self) -> Buckets:
@@ -90,7 +87,7 @@ class JaxRunner:
         return RunnerPlan(
             weight_bytes=weight_bytes(self._model, self._config),
             step_bytes=self._step_bytes(),
-            bytes_per_block=self._block_bytes(),
+            bytes_per_block=block_bytes(self._attention, self._need),
             window=self._need.window,
             choices=self.describe(),
         )
@@ -109,28 +106,22 @@ class JaxRunner:
         """Cost of a block; the first device's free memory less what the largest step needs."""
         free = self._platform.memory().free
         return CacheSpec(
-            bytes_per_block=self._block_bytes(),
+            bytes_per_block=block_bytes(self._attention, self._need),
             bytes_available=max(0, free - self._step_bytes()),
             window=self._need.window,
         )
 
-    def _block_bytes(self) -> int:
-        backend, need = self._attention, self._need
-        return sum(backend.bytes_per_block(spec, need) for spec in need.specs)
-
     def _step_bytes(self) -> int:
         """An upper bound of the arrays that a step holds at once, without the cache."""
         config, item, vocab = self._config, ITEM_SIZE[self._config.dtype], self._model.vocab_size
-        widths = [v for k, v in config.hf_config.items() if k.endswith("_size")]
-        hidden = max((w for w in widths if isinstance(w, int) and w != vocab), default=4096)
-        activations = config.max_num_batched_tokens * hidden * item * 8
+        activations = config.max_num_batched_tokens * widest_layer(config, vocab) * item * 8
         rows = max(config.max_num_seqs, _PROMPT_ROWS)
         # Logits, their order, weights of 8 bytes; and what rows with rules ask for.
         sampling = rows * vocab * 40 + config.max_num_seqs * vocab * 10
         gathered = 0
         if isinstance(self._attention, XlaAttention):
             # Of one layer at a time: keys and values, and both again in float32.
-            layer = self._block_bytes() // len(self._need.specs)
+            layer = block_bytes(self._attention, self._need) // len(self._need.specs)
             gathered = config.max_num_seqs * self._buckets.blocks[-1] * layer * 4
         return activations + sampling + gathered
 
@@ -145,30 +136,31 @@ class JaxRunner:
             ) from error
 
     def warm_up(self) -> Iterator[WarmUp]:
-        """Compile, or find compiled, every program in every shape, by running it on nothing."""
-        hidden: dict[int, Array] = {}
+        """Compile, or find compiled, every program in every shape, by running it."""
+        hidden: dict[int, tuple[Array, Batch]] = {}
         most: list[Array] = []
-        for shape in self._buckets.shapes():
-            name = f"{'decode' if shape.is_decode else 'prefill'} {shape.num_tokens}"
+        for name, batch in self._shapes.rehearsals():
 
-            def forward(shape: StepShape = shape) -> None:
-                of_tokens, of_rows = self._forward(_void(shape, _GREEDY))
+            def forward(batch: Batch = batch) -> None:
+                of_tokens, of_rows = self._forward(batch)
                 index = np.zeros(_PROMPT_ROWS, np.int32)
                 self._meter.run("take", self._programs.take, of_tokens, index)
-                hidden[shape.num_rows] = of_rows
+                hidden[batch.num_rows] = of_rows, batch
                 most[:] = [of_tokens]
 
-            yield _timed(f"{name}, {shape.num_blocks} blocks", forward)
-        for num_rows, states in hidden.items():
-            yield _timed(f"sampling {num_rows}", partial(self._rehearse_sampling, states))
+            yield _timed(name, forward)
+        for num_rows, (states, batch) in hidden.items():
+            yield _timed(f"sampling {num_rows}", partial(self._rehearse_sampling, states, batch))
         yield _timed("prompts and copies", lambda: self._rehearse_rest(most[0]))
 
-    def _rehearse_sampling(self, hidden: Array) -> None:
-        num_rows = hidden.shape[0]
-        for sampling in (_GREEDY, _FREE, _RESTRICTED, _RULED):
-            batch = _void(StepShape(num_rows, num_rows, 1), sampling)
-            tokens, _ = self._sampler.sample(self._weights, hidden, batch)
-        self._sampler.scores(self._weights, hidden, tokens, batch)
+    def _rehearse_sampling(self, hidden: Array, batch: Batch) -> None:
+        for greedy, restricts, shapes in _KINDS:
+            sampling = replace(
+                batch.sampling, all_greedy=greedy, restricts=restricts, shapes_logits=shapes
+            )
+            step = replace(batch, sampling=sampling)
+            tokens, _ = self._sampler.sample(self._weights, hidden, step)
+        self._sampler.scores(self._weights, hidden, tokens, step)
 
     def _rehearse_rest(self, of_tokens: Array) -> None:
         self._sampler.rehearse()
@@ -183,7 +175,7 @@ class JaxRunner:
         """Start a step; it may still run on return."""
         self._sampler.join(batch.joined)
         self._copy(batch.copies)
-        of_tokens, of_rows = self._forward(self._buckets.pad(batch))
+        of_tokens, of_rows = self._forward(self._shapes.step(batch))
         result = scores = None
         if len(batch.sampled):
             result = self._sampler.sample(self._weights, of_rows, batch)
@@ -215,8 +207,7 @@ class JaxRunner:
         return of_tokens, of_rows
 
     def _copy(self, pairs: IntArray) -> None:
-        for start in range(0, len(pairs), _COPIES):
-            some = padded(pairs[start : start + _COPIES], _COPIES)
+        for some in self._shapes.copies(pairs):
             self._caches = self._meter.run("copy", self._programs.copy, self._caches, some)
 
     def _prompt_scores(self, of_tokens: Array, need: PromptLogprobNeed) -> list[Scores]:
@@ -296,40 +287,3 @@ def _timed(name: str, work: Callable[[], object]) -> WarmUp:
 
 def _listed(sizes: tuple[int, ...]) -> str:
     return ", ".join(map(str, sizes))
-
-
-_NO_FLOATS, _NO_INTS = np.zeros(0, np.float32), np.zeros(0, np.int32)
-_GREEDY = SamplingBatch(
-    temperature=_NO_FLOATS,
-    top_k=_NO_INTS,
-    top_p=_NO_FLOATS,
-    min_p=_NO_FLOATS,
-    uniform=_NO_FLOATS,
-    num_generated=_NO_INTS,
-    all_greedy=True,
-    restricts=False,
-    shapes_logits=False,
-    num_logprobs=None,
-)
-_FREE = replace(_GREEDY, all_greedy=False)
-_RESTRICTED = replace(_FREE, restricts=True)
-_RULED = replace(_RESTRICTED, shapes_logits=True)
-
-
-def _void(shape: StepShape, sampling: SamplingBatch) -> Batch:
-    """A step of nothing but padding, which only block 0 feels."""
-    rows, none = np.zeros(shape.num_rows, np.int32), np.zeros(0, np.intp)
-    return Batch(
-        step=0,
-        rows=rows.astype(np.intp),
-        query_lens=rows,
-        context_lens=rows,
-        block_tables=np.zeros((shape.num_rows, shape.num_blocks), np.int32),
-        token_ids=np.zeros(shape.num_tokens, np.int32),
-        carried=none,
-        carried_rows=none,
-        sampled=none,
-        sampling=sampling,
-        copies=np.zeros((0, 2), np.int32),
-        num_padding=shape.num_tokens,
-    )

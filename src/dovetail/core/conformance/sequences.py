@@ -18,18 +18,6 @@ from dovetail.core.types import IntArray
 __all__ = ["Piece", "Sequences", "Sides", "Steps", "batch_of"]
 
 _NONE = np.zeros(0, np.int32)
-_NO_SAMPLING = SamplingBatch(
-    temperature=np.zeros(0, np.float32),
-    top_k=_NONE,
-    top_p=np.zeros(0, np.float32),
-    min_p=np.zeros(0, np.float32),
-    uniform=np.zeros(0, np.float32),
-    num_generated=_NONE,
-    all_greedy=True,
-    restricts=False,
-    shapes_logits=False,
-    num_logprobs=None,
-)
 _VOID = 1e4
 """Queries, keys and values of the tokens that pad a step: large, so that they show."""
 
@@ -80,7 +68,7 @@ def batch_of(pieces: Sequence[Piece], tables: IntArray, block_size: int) -> Batc
         carried=np.zeros(0, np.intp),
         carried_rows=np.zeros(0, np.intp),
         sampled=np.zeros(0, np.intp),
-        sampling=_NO_SAMPLING,
+        sampling=SamplingBatch.greedy(0),
         copies=np.zeros((0, 2), np.int32),
     )
 

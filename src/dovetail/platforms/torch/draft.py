@@ -19,9 +19,10 @@ from torch import Tensor
 from dovetail.core.batch import Batch, SamplingBatch
 from dovetail.core.contracts.model import StepInputs
 from dovetail.core.contracts.runner import RunnerConfig
+from dovetail.core.models.demand import attention_need, block_bytes
 from dovetail.core.types import IntArray
 from dovetail.platforms.torch.loading import RunnableModel, load_model
-from dovetail.platforms.torch.planning import attention_need, block_bytes, choose_backend
+from dovetail.platforms.torch.planning import choose_backend
 from dovetail.platforms.torch.platform import TorchPlatform
 from dovetail.platforms.torch.sampler import SampleResult
 from dovetail.platforms.torch.sampling.order import greedy
@@ -30,7 +31,6 @@ __all__ = ["DraftModel"]
 
 Places = npt.NDArray[np.integer[Any]]
 
-_NONE = np.zeros(0, np.int32)
 _NO_INDEX = np.zeros(0, np.intp)
 
 
@@ -199,7 +199,7 @@ class DraftModel:
             carried=_NO_INDEX,
             carried_rows=_NO_INDEX,
             sampled=np.arange(len(which)),
-            sampling=_GREEDY,
+            sampling=SamplingBatch.greedy(0),
             copies=np.zeros((0, 2), np.int32),
         )
         inputs = StepInputs(
@@ -212,17 +212,3 @@ class DraftModel:
 
     def _tensor(self, array: IntArray) -> Tensor:
         return torch.from_numpy(array).to(self._platform.device, torch.long)
-
-
-_GREEDY = SamplingBatch(
-    temperature=np.zeros(0, np.float32),
-    top_k=_NONE,
-    top_p=np.zeros(0, np.float32),
-    min_p=np.zeros(0, np.float32),
-    uniform=np.zeros(0, np.float32),
-    num_generated=_NONE,
-    all_greedy=True,
-    restricts=False,
-    shapes_logits=False,
-    num_logprobs=None,
-)

@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-from dovetail.core.contracts.attention import AttentionBackend, AttentionNeed, AttentionSpec
+from dovetail.core.contracts.attention import AttentionNeed
 from dovetail.core.contracts.runner import RunnerConfig, RunnerPlan
 from dovetail.core.errors import UnsupportedError
+from dovetail.core.models.demand import (
+    attention_need,
+    block_bytes,
+    widest_layer,
+    widest_window,
+)
 from dovetail.core.models.load import define, weight_bytes
 from dovetail.core.plugins.attention import AttentionChoice, choose_attention
 from dovetail.core.types import ITEM_SIZE
 from dovetail.platforms.torch.loading import chosen_kernels, chosen_scheme, op_table
 from dovetail.platforms.torch.platform import TorchPlatform
 
-__all__ = [
-    "LOGIT_ROWS",
-    "attention_need",
-    "block_bytes",
-    "choose_backend",
-    "plan_runner",
-    "step_bytes",
-    "widest",
-]
+__all__ = ["LOGIT_ROWS", "choose_backend", "plan_runner", "step_bytes"]
 
 LOGIT_ROWS = 256
 """Rows of logits made at a time for prompts: bounds the memory of a long prompt's."""
 
 _HELD = 6
 """Arrays as wide as the widest layer that a step holds at once, at most."""
-
-
-def attention_need(config: RunnerConfig, specs: tuple[AttentionSpec, ...]) -> AttentionNeed:
-    """What the layers of a model ask for together."""
-    return AttentionNeed(
-        specs=specs,
-        dtype=config.dtype,
-        kv_dtype=config.kv_dtype,
-        block_size=config.block_size,
-        deterministic=config.deterministic,
-    )
 
 
 def choose_backend(
@@ -49,25 +35,13 @@ def choose_backend(
     return choose_attention(platform.attention_backends(), need, insisted=config.attention_backend)
 
 
-def block_bytes(backend: AttentionBackend, need: AttentionNeed) -> int:
-    """Bytes of a KV block, of all layers."""
-    return sum(backend.bytes_per_block(spec, need) for spec in need.specs)
-
-
 def step_bytes(config: RunnerConfig, vocab_size: int) -> int:
     """An upper bound of the arrays that a step holds at once, without weights and cache."""
     item = ITEM_SIZE[config.dtype]
-    widths = [v for k, v in config.hf_config.items() if k.endswith("_size") and _is_count(v)]
-    widest_layer = max((width for width in widths if width != vocab_size), default=4096)
-    activations = config.max_num_batched_tokens * widest_layer * item * _HELD
+    width = widest_layer(config, vocab_size)
+    activations = config.max_num_batched_tokens * width * item * _HELD
     rows = max(config.max_num_seqs * (1 + config.max_drafts), LOGIT_ROWS)
     return activations + rows * vocab_size * (item + 8)
-
-
-def widest(windows: Sequence[int | None]) -> int | None:
-    """The window of several models together: None, which is no limit, is the widest."""
-    known = [window for window in windows if window is not None]
-    return max(known) if len(known) == len(windows) else None
 
 
 def plan_runner(platform: TorchPlatform, config: RunnerConfig) -> RunnerPlan:
@@ -84,7 +58,7 @@ def plan_runner(platform: TorchPlatform, config: RunnerConfig) -> RunnerPlan:
         plan,
         weight_bytes=plan.weight_bytes + draft.weight_bytes,
         bytes_per_block=plan.bytes_per_block + draft.bytes_per_block,
-        window=widest([plan.window, draft.window]),
+        window=widest_window([plan.window, draft.window]),
     )
 
 
@@ -108,7 +82,3 @@ def _plan_model(platform: TorchPlatform, config: RunnerConfig) -> RunnerPlan:
             **chosen_kernels(op_table(platform), config, scheme),
         },
     )
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value > 0

@@ -14,21 +14,19 @@ from dovetail.core.batch import Batch, LogprobArrays, PromptLogprobNeed, StepOut
 from dovetail.core.contracts.model import StepInputs
 from dovetail.core.contracts.runner import CacheSpec, Pending, RunnerConfig, RunnerPlan, WarmUp
 from dovetail.core.errors import OutOfMemoryError, UnsupportedError
+from dovetail.core.models.demand import attention_need, block_bytes, widest_window
+from dovetail.core.shapes import FreeShapes, PaddedShapes, Shapes
 from dovetail.core.types import BoolArray, IntArray
 from dovetail.platforms.torch.draft import DraftModel
 from dovetail.platforms.torch.loading import RunnableModel, load_model
 from dovetail.platforms.torch.planning import (
     LOGIT_ROWS,
-    attention_need,
-    block_bytes,
     choose_backend,
     plan_runner,
     step_bytes,
-    widest,
 )
 from dovetail.platforms.torch.platform import TorchPlatform
 from dovetail.platforms.torch.sampler import LogprobTensors, Sampler, SampleResult
-from dovetail.platforms.torch.shapes import FreeShapes, PaddedShapes, Shapes
 
 __all__ = ["TorchRunner"]
 
@@ -87,7 +85,7 @@ class TorchRunner:
         return CacheSpec(
             bytes_per_block=per_block,
             bytes_available=max(0, free - step_bytes(self._config, self._model.vocab_size)),
-            window=widest(windows),
+            window=widest_window(windows),
         )
 
     def allocate(self, num_blocks: int) -> None:

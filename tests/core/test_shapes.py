@@ -21,8 +21,8 @@ from dovetail.core.errors import UnsupportedError
 from dovetail.core.plugins.selection import load_platform
 from dovetail.core.request import SamplingParams
 from dovetail.core.scheduler.scheduler import Scheduler
+from dovetail.core.shapes import FreeShapes, PaddedShapes
 from dovetail.platforms.torch.platform import TorchPlatform
-from dovetail.platforms.torch.shapes import FreeShapes, PaddedShapes
 from tests.checkpoints import make_checkpoint
 from tests.core.test_buckets import make_batch
 from tests.engines import answer, make_core

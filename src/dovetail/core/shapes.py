@@ -133,7 +133,7 @@ def _name(shape: StepShape) -> str:
 
 def _rehearsal(num_context: int, num_tokens: int, num_blocks: int) -> Batch:
     """A step of one row, all of whose blocks are block 0."""
-    one, zero, row = np.ones(1, np.float32), np.zeros(1, np.int32), np.zeros(1, np.intp)
+    row = np.zeros(1, np.intp)
     return Batch(
         step=0,
         rows=row,
@@ -144,17 +144,6 @@ def _rehearsal(num_context: int, num_tokens: int, num_blocks: int) -> Batch:
         carried=row[:0],
         carried_rows=row[:0],
         sampled=row,
-        sampling=SamplingBatch(
-            temperature=one * 0,
-            top_k=zero,
-            top_p=one,
-            min_p=one * 0,
-            uniform=one * 0,
-            num_generated=zero,
-            all_greedy=True,
-            restricts=False,
-            shapes_logits=False,
-            num_logprobs=None,
-        ),
+        sampling=SamplingBatch.greedy(1),
         copies=np.zeros((0, 2), np.int32),
     )
