@@ -32,19 +32,23 @@ serve: $(VENV)/.platform-cpu ## Serve the bundled model on PORT (ARGS are added 
 
 test: lint test-core test-reference $(PLATFORMS:%=test-%) ## Check style and types, then run every test that can run here
 
+# Several processes of one thread each: models made for tests are too small to share out.
+PARALLEL := --numprocesses auto
+test-core test-reference $(PLATFORMS:%=test-%): export OMP_NUM_THREADS ?= 1
+
 test-core: $(VENV)/.tools $(VENV)/.platform-cpu ## Test everything but the plug-ins (ARGS are given to pytest)
-	$(PYTEST) tests $(ARGS)
+	$(PYTEST) tests $(PARALLEL) --dist loadfile $(ARGS)
 
 test-reference: $(VENV)/.tools ## Certify the reference platform, with which others are compared
-	$(KIT) reference $(ARGS)
+	$(KIT) reference $(PARALLEL) $(ARGS)
 
 # Where there is no TPU, the host stands in for eight; its kernels have tests of their own.
 test-tpu: export DOVETAIL_TPU_SIMULATE ?= 8
 test-tpu: SKIP = -k 'not pallas'
 
 $(PLATFORMS:%=test-%): test-%: $(VENV)/.tools $(VENV)/.platform-%
-	$(PYTEST) plugins/dovetail-$*/tests $(ARGS)
-	$(KIT) $* $(SKIP) $(ARGS)
+	$(PYTEST) plugins/dovetail-$*/tests $(PARALLEL) $(ARGS)
+	$(KIT) $* $(SKIP) $(PARALLEL) $(ARGS)
 
 determinism: $(VENV)/.dev ## Run the whole determinism matrix (many minutes)
 	DOVETAIL_DETERMINISM=full $(BIN)/python -m pytest tests/system/test_determinism.py --timeout 3600 $(ARGS)
