@@ -52,3 +52,11 @@ def test_every_variable_that_the_code_names_is_known():
         name for f in files for name in re.findall(r"\bDOVETAIL_[A-Z_]*[A-Z]\b", f.read_text())
     }
     assert named - {"DOVETAIL_TEST", "DOVETAIL_BENCH"} <= set(KNOWN_VARIABLES)
+
+
+def test_variables_named_after_an_installed_platform_are_its_own(monkeypatch):
+    from dovetail.core.config import env
+
+    monkeypatch.setattr(env, "_platforms", lambda: {"acme-x", "null"})
+    found = env.unknown_variables({"DOVETAIL_ACME_X_SIZE": "1", "DOVETAIL_ACME": "1", "OTHER": "1"})
+    assert len(found) == 1 and "DOVETAIL_ACME is unknown" in found[0]

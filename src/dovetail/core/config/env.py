@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dovetail.core.config.parsers import flag
 from dovetail.core.config.schema import EngineConfig, nearest
 from dovetail.core.errors import ConfigError
+from dovetail.core.plugins.entries import installed_entries
 
 __all__ = ["KNOWN_VARIABLES", "Environment", "read_environment", "with_environment"]
 
@@ -60,14 +61,28 @@ def read_environment(environ: Mapping[str, str] = os.environ, *, warn: bool = Tr
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """One line for each ``DOVETAIL_*`` variable that means nothing, with the nearest known one."""
+    """One line for each ``DOVETAIL_*`` variable that means nothing, with the nearest known one.
+
+    Those that go on with the name of an installed platform are its own: ``DOVETAIL_ACME_...``.
+    """
+    ours = [name for name in environ if name.startswith("DOVETAIL_")]
+    strange = [name for name in sorted(ours) if name not in KNOWN_VARIABLES]
+    if not strange:
+        return []
+    free = (*_FREE_PREFIXES, *(f"DOVETAIL_{_as_variable(name)}_" for name in _platforms()))
     return [
         f"the environment variable {name} is unknown{nearest(name, KNOWN_VARIABLES)}"
-        for name in sorted(environ)
-        if name.startswith("DOVETAIL_")
-        and name not in KNOWN_VARIABLES
-        and not name.startswith(_FREE_PREFIXES)
+        for name in strange
+        if not name.startswith(free)
     ]
+
+
+def _platforms() -> set[str]:
+    return {entry.name for entry in installed_entries() if entry.group == "dovetail.platforms"}
+
+
+def _as_variable(name: str) -> str:
+    return name.upper().replace("-", "_")
 
 
 def with_environment(config: EngineConfig, environment: Environment) -> EngineConfig:
