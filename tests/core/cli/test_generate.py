@@ -59,3 +59,9 @@ def test_an_engine_that_cannot_start(engine, capsys):
     assert main(["generate", "a"]) == 1
     assert capsys.readouterr().err.endswith("dovetail: error: no such platform\n")
     assert engine.closed
+
+
+def test_the_seed_is_that_of_the_answer(engine):
+    assert main(["generate", "ab", "--seed", "7"]) == 0
+    assert main(["generate", "ab"]) == 0
+    assert [params.seed for _, params in engine.asked] == [7, None]

@@ -48,12 +48,16 @@ def add_sampling_arguments(parser: Parser) -> None:
 
 
 def given_sampling(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The fields that were given on the command line."""
-    return {
+    """The fields that were given on the command line.
+
+    The engine's own ``--seed`` is the seed of what is asked here, too: the same words again.
+    """
+    given = {
         name.removeprefix(_PREFIX): value
         for name, value in vars(namespace).items()
         if name.startswith(_PREFIX)
     }
+    return given | ({"seed": int(namespace.seed)} if "seed" in namespace else {})
 
 
 def sampling_params(
