@@ -16,7 +16,7 @@ KIT     := $(PYTEST) --pyargs dovetail.core.conformance --platform
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help setup serve test test-core test-reference determinism lint format bench simulate clean
+.PHONY: help setup serve test test-core test-reference determinism aot lint format bench simulate clean
 .PHONY: $(PLATFORMS:%=test-%)
 
 help: ## Show this list
@@ -52,6 +52,11 @@ $(PLATFORMS:%=test-%): test-%: $(VENV)/.tools $(VENV)/.platform-%
 
 determinism: $(VENV)/.dev ## Run the whole determinism matrix (many minutes)
 	DOVETAIL_DETERMINISM=full $(BIN)/python -m pytest tests/system/test_determinism.py --timeout 3600 $(ARGS)
+
+aot: $(VENV)/.dev ## Compile kernels and a model for four generations of TPU, without one (700 MB)
+	$(INSTALL) --no-deps --quiet --target $(VENV)/libtpu 'libtpu==0.0.42.*'
+	TPU_LIBRARY_PATH=$(abspath $(VENV))/libtpu/libtpu/libtpu.so \
+	    $(PYTEST) plugins/dovetail-tpu/tests/test_aot.py -s $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check .

@@ -10,8 +10,6 @@ import pytest
 from tests.checkpoints import make_checkpoint
 from tests.engines import answer, make_core
 
-pytest.importorskip("dovetail_tpu.runner", reason="the runner is not there")
-
 LENGTHS = (1, 7, 33, 90)
 
 
