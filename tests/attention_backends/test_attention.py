@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from dovetail.attention_backends.invariant import InvariantAttention
 from dovetail.attention_backends.reference import ReferenceAttention
 from dovetail.attention_backends.sdpa import SdpaAttention
+from dovetail.core.buckets import Buckets
+from dovetail.core.conformance.sequences import Sequences as Padded
+from dovetail.core.plugins.selection import load_platform
 from tests.attention_backends.sequences import Sequences, make_need, make_spec
 
 CPU = torch.device("cpu")
@@ -75,3 +79,19 @@ def test_only_the_invariant_backend_serves_deterministic_mode() -> None:
     assert InvariantAttention(CPU).refuses(need) is None
     odd = make_need(make_spec(), deterministic=True, block_size=48)
     assert "48" in str(InvariantAttention(CPU).refuses(odd))
+
+
+@pytest.mark.parametrize("backend", [SdpaAttention, InvariantAttention, ReferenceAttention])
+@pytest.mark.parametrize("rows", [5, 8])
+def test_padding_changes_nothing(backend: Any, rows: int) -> None:
+    spec = make_spec()
+    work = Padded(
+        spec,
+        make_need(spec),
+        (1, 5, 16, 17, 45),
+        buckets=Buckets(decode=(rows,), tokens=(96,), blocks=(4,)),
+    )
+    bench = load_platform("reference").workbench()
+    for steps in (work.whole(), work.one_by_one(), work.mixed()):
+        for got, want in zip(work.run(backend(CPU), bench, steps), work.want(), strict=True):
+            assert np.allclose(got, want, atol=3e-6)

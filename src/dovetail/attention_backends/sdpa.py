@@ -99,17 +99,15 @@ class SdpaAttention:
     def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
         """Sort the rows into groups that decode together and rows that prefill."""
         blocks, offsets = np.divmod(batch.slots(need.block_size), need.block_size)
-        together = (batch.query_lens == 1) | (
-            (batch.query_lens <= _FEW_QUERIES) & (batch.context_lens > 0)
-        )
+        few = (batch.query_lens <= _FEW_QUERIES) & (batch.context_lens > 0)
+        together = (batch.query_lens == 1) | few
+        alone = np.flatnonzero(~together & (batch.query_lens > 0))
         return _Plan(
             blocks_T=self._tensor(blocks),
             offsets_T=self._tensor(offsets),
             places=[(int(blocks[0]), int(offsets[0]))] if len(blocks) == 1 else [],
             decodes=self._plan_decodes(batch, np.flatnonzero(together), need.block_size),
-            prefills=[
-                self._plan_prefill(batch, i, need) for i in np.flatnonzero(~together).tolist()
-            ],
+            prefills=[self._plan_prefill(batch, i, need) for i in alone.tolist()],
             biases={},
         )
 
@@ -132,7 +130,7 @@ class SdpaAttention:
             queries = np.arange(count)
             tokens = batch.query_starts[members][:, None] + queries
             positions = batch.context_lens[members][:, None] + queries
-            whole = len(members) == batch.num_rows
+            whole = len(members) == batch.num_rows and not batch.num_padding
             groups.append(
                 _Decode(
                     tokens_X=None if whole else self._tensor(tokens.ravel()),
