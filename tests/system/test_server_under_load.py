@@ -15,6 +15,7 @@ from tests.servers import Server
 
 NUM_STREAMS = 200
 ROUNDS = 10
+SETTLED = 5
 NUM_PROMPTS = 25
 STEP_TOKENS = 256
 
@@ -93,5 +94,7 @@ async def test_streams_survive_others_that_leave(server: Server) -> None:
         assert server.gauge("dovetail:num_requests_running") == 0.0
         assert server.gauge("dovetail:num_requests_waiting") == 0.0
         sizes.append(server.resident_bytes())
-    growth = sizes[-1] - sizes[2]
-    assert growth < 8 << 20, f"memory grew by {growth >> 20} MiB over {ROUNDS - 3} rounds: {sizes}"
+    # Allocators settle for a while; what a round leaks, every later one leaks too.
+    growth = sizes[-1] - sizes[SETTLED - 1]
+    rounds = ROUNDS - SETTLED
+    assert growth < rounds * 1.2 * (1 << 20), f"{growth} bytes over {rounds} rounds: {sizes}"
