@@ -32,9 +32,11 @@ serve: $(VENV)/.platform-cpu ## Serve the bundled model on PORT (ARGS are added 
 
 test: lint test-core test-reference $(PLATFORMS:%=test-%) ## Check style and types, then run every test that can run here
 
-# Several processes of one thread each: models made for tests are too small to share out.
+# Several processes of one thread each: models made for tests are too small to share out. The cpu
+# platform is certified with all threads, as users run it.
 PARALLEL := --numprocesses auto
-test-core test-reference $(PLATFORMS:%=test-%): export OMP_NUM_THREADS ?= 1
+test-core test-reference $(patsubst %,test-%,$(filter-out cpu,$(PLATFORMS))): export OMP_NUM_THREADS ?= 1
+test-cpu: PARALLEL =
 
 test-core: $(VENV)/.tools $(VENV)/.platform-cpu ## Test everything but the plug-ins (ARGS are given to pytest)
 	$(PYTEST) tests $(PARALLEL) --dist loadfile $(ARGS)

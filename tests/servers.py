@@ -20,12 +20,12 @@ __all__ = ["Server"]
 class Server:
     """A ``dovetail serve`` process and its address."""
 
-    def __init__(self, log: Path, *arguments: str) -> None:
+    def __init__(self, log: Path, *arguments: str, environ: dict[str, str] | None = None) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "dovetail", "serve", *arguments, "--port", str(port)]
         with log.open("wb") as output:
-            self.process = subprocess.Popen(command, stderr=output, stdout=output)
+            self.process = subprocess.Popen(command, stderr=output, stdout=output, env=environ)
         for _ in range(600):
             if _status(self.url) == 200:
                 return

@@ -7,9 +7,6 @@ pip. Then it is found, planned, certified and served like any platform.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ import httpx
 import pytest
 
 from tests.commands import dovetail, environment, install
-from tests.ports import free_port
+from tests.servers import Server
 
 ROOT = Path(__file__).parents[2]
 SOURCES = Path(__file__).parent / "acme"
@@ -103,31 +100,11 @@ def test_it_serves_the_tokens_of_the_reference_platform(target: Path, tmp_path: 
 
 def answers(device: str, folder: Path, log: Path) -> list[str]:
     """What a real server says to all prompts at once."""
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    command = [sys.executable, "-m", "dovetail", "serve", "--device", device, "--port", str(port)]
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            [*command, *SETTINGS], stdout=output, stderr=output, env=environment(folder)
-        )
+    server = Server(log, "--device", device, *SETTINGS, environ=environment(folder))
     try:
-        wait_until_ready(url, server, log)
-        return complete_all(url)
+        return complete_all(server.url)
     finally:
-        server.terminate()
-        server.wait(30)
-
-
-def wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    pause = threading.Event()
-    for _ in range(600):
-        assert server.poll() is None, log.read_text()
-        try:
-            if httpx.get(f"{url}/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        pause.wait(0.1)
-    raise AssertionError(log.read_text())
+        server.stop()
 
 
 def complete_all(url: str) -> list[str]:

@@ -185,5 +185,5 @@ def test_what_makes_no_sense_is_an_error(name: str, value: str) -> None:
 def test_nothing_fails_that_was_not_ordered() -> None:
     faults = Faults()
     for _ in range(3):
-        faults.before_op("aten.add")
-        faults.before_allocation(1)
+        assert faults.before_op("aten.add") is None
+        assert faults.before_allocation(1) is None

@@ -10,13 +10,13 @@ import pytest
 
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.conformance.child import FRAMEWORKS, loaded_by
-from dovetail.core.conformance.contract_checks import FEATURES, KV_DTYPES, checks
+from dovetail.core.conformance.contract_checks import KV_DTYPES, checks
 from dovetail.core.conformance.gaps import KnownGaps
 from dovetail.core.conformance.outcome import Outcome, outcome_of
 from dovetail.core.conformance.shelf import Shelf
 from dovetail.core.conformance.subject import Subject
 from dovetail.core.contracts import platform as contract
-from dovetail.core.contracts.platform import API_VERSION, PlatformPlugin, ProbeResult
+from dovetail.core.contracts.platform import API_VERSION, FEATURES, PlatformPlugin, ProbeResult
 from dovetail.core.plugins.entries import Entry
 
 SOURCE = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
-from dovetail.core.contracts.platform import API_VERSION, Platform, PlatformPlugin, ProbeResult
+from dovetail.core.contracts.platform import Platform, PlatformPlugin, ProbeResult
 
 __all__ = ["PLUGIN"]
 
@@ -27,7 +27,7 @@ def _create() -> Platform:
 
 
 PLUGIN = PlatformPlugin(
-    api_version=API_VERSION,
+    api_version=1,
     probe=_probe,
     create=_create,
     priority=10,

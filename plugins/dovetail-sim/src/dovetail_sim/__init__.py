@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from dovetail.core.contracts.platform import API_VERSION, Platform, PlatformPlugin, ProbeResult
+from dovetail.core.contracts.platform import Platform, PlatformPlugin, ProbeResult
 
 __all__ = ["PLUGIN"]
 
@@ -21,4 +21,4 @@ def _create() -> Platform:
     return SimPlatform()
 
 
-PLUGIN = PlatformPlugin(api_version=API_VERSION, probe=_probe, create=_create)
+PLUGIN = PlatformPlugin(api_version=1, probe=_probe, create=_create)

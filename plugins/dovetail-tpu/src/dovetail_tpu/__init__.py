@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from dovetail.core.contracts.platform import API_VERSION, Platform, PlatformPlugin, ProbeResult
+from dovetail.core.contracts.platform import Platform, PlatformPlugin, ProbeResult
 from dovetail.core.errors import ConfigError
 
 __all__ = ["PLUGIN", "SIMULATE", "num_simulated"]
@@ -70,7 +70,7 @@ def _create() -> Platform:
 
 
 PLUGIN = PlatformPlugin(
-    api_version=API_VERSION,
+    api_version=1,
     probe=_probe,
     create=_create,
     priority=80,

@@ -13,26 +13,11 @@ from dovetail.core.config.schema import EngineConfig
 from dovetail.core.conformance.base import Check, expect, expect_equal
 from dovetail.core.conformance.child import Seen, loaded_by, look_at
 from dovetail.core.conformance.subject import Subject
-from dovetail.core.contracts.platform import API_VERSION, Adjustment, Capabilities, Memory
+from dovetail.core.contracts.platform import API_VERSION, FEATURES, Adjustment, Capabilities, Memory
 from dovetail.core.types import ITEM_SIZE
 
-__all__ = ["FEATURES", "KV_DTYPES", "checks"]
+__all__ = ["KV_DTYPES", "checks"]
 
-FEATURES = frozenset(
-    {
-        "bad_words",
-        "deterministic",
-        "draft_model",
-        "logits_processors",
-        "prompt_logprobs",
-        "quantization",
-        "speculation",
-        "structured_output",
-        "tensor_parallel",
-        "transformers_models",
-    }
-)
-"""As ``Capabilities.features`` lists them."""
 KV_DTYPES = frozenset({"auto", *ITEM_SIZE, "int8", "fp8_e4m3", "fp8_e5m2"})
 """Dtypes that a KV cache can have."""
 _PROBE_SECONDS = 1.0

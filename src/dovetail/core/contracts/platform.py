@@ -22,6 +22,7 @@ __all__ = [
     "API_VERSION",
     "Adjustment",
     "Capabilities",
+    "FEATURES",
     "Memory",
     "Platform",
     "PlatformPlugin",
@@ -30,6 +31,23 @@ __all__ = [
 
 API_VERSION = 1
 """Version of this contract. A plug-in that names another one is refused, with both numbers."""
+
+
+FEATURES = frozenset(
+    {
+        "bad_words",
+        "deterministic",
+        "draft_model",
+        "logits_processors",
+        "prompt_logprobs",
+        "quantization",
+        "speculation",
+        "structured_output",
+        "tensor_parallel",
+        "transformers_models",
+    }
+)
+"""Every name that ``Capabilities.features`` may hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +173,8 @@ class PlatformPlugin:
     """What the entry point names. Importing its module must be cheap and import no framework."""
 
     api_version: int
-    """The :data:`API_VERSION` that the plug-in was written for."""
+    """The :data:`API_VERSION` that the plug-in was written for, as a number of its own: the name
+    would always be that of the Dovetail which is installed."""
     probe: Callable[[], ProbeResult]
     """Standard library only, below a second, no side effects. Runs in a child process."""
     create: Callable[[], Platform]

@@ -16,7 +16,7 @@ import numpy as np
 
 from dovetail.core.contracts.model import Linear
 from dovetail.core.contracts.ops import Ops
-from dovetail.core.errors import UnsupportedError
+from dovetail.core.errors import PluginError, UnsupportedError
 from dovetail.core.types import Array
 
 __all__ = ["QuantParams", "QuantScheme", "StoredTensor"]
@@ -74,9 +74,12 @@ class QuantScheme(ABC):
     ) -> QuantParams:
         """The params of a layer from the tensors of its sources, which must not be written to.
 
-        Called only if ``stored`` says that there are any.
+        Called only if ``stored`` says that there are any. Default: raises PluginError.
         """
-        raise NotImplementedError(f"{type(self).__name__}.stored needs a read beside it")
+        raise PluginError(
+            f"The quantization scheme {type(self).__name__} names stored tensors and does not read"
+            " them: it needs a method read beside stored."
+        )
 
     def quantize(self, weight: np.ndarray[Any, Any]) -> QuantParams:
         """The params of a weight (out, in), of any float dtype.

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
+from dovetail.core.contracts.platform import API_VERSION
 from dovetail.core.errors import ConfigError
 
 __all__ = ["plugin_files", "write_plugin"]
@@ -42,6 +43,7 @@ def plugin_files(name: str) -> dict[str, str]:
         )
     words = {
         "@NAME@": name,
+        "@API_VERSION@": str(API_VERSION),
         "@PACKAGE@": f"dovetail_{name.replace('-', '_')}",
         "@CLASS@": "".join(word.capitalize() for word in name.split("-")) + "Platform",
         "@DOVETAIL@": _requirement(version("dovetail")),

@@ -32,6 +32,7 @@ __all__ = ["DraftModel"]
 Places = npt.NDArray[np.integer[Any]]
 
 _NO_INDEX = np.zeros(0, np.intp)
+_GREEDY = SamplingBatch.greedy(0)
 
 
 class DraftModel:
@@ -199,7 +200,7 @@ class DraftModel:
             carried=_NO_INDEX,
             carried_rows=_NO_INDEX,
             sampled=np.arange(len(which)),
-            sampling=SamplingBatch.greedy(0),
+            sampling=_GREEDY,
             copies=np.zeros((0, 2), np.int32),
         )
         inputs = StepInputs(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from dovetail.core.contracts.platform import API_VERSION, Platform, PlatformPlugin, ProbeResult
+from dovetail.core.contracts.platform import Platform, PlatformPlugin, ProbeResult
 
 __all__ = ["PLUGIN"]
 
@@ -22,7 +22,7 @@ def _create() -> Platform:
 
 
 PLUGIN = PlatformPlugin(
-    api_version=API_VERSION,
+    api_version=1,
     probe=_probe,
     create=_create,
     environment={"ACME_VISIBLE_CARDS": "0"},
