@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-import platform as host
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dovetail.core.config.machine import look_at_machine
 from dovetail.core.contracts.platform import Capabilities, Memory
 from dovetail.core.contracts.runner import Runner, RunnerConfig
 from dovetail.core.errors import ConfigError
 from dovetail.platforms.torch.ops import DenseLinear
 from dovetail.platforms.torch.platform import BoundLinear, TorchPlatform
 from dovetail_cpu.linear import PackedLinear, can_pack
-from dovetail_cpu.memory import host_memory
 
 __all__ = ["CpuPlatform"]
 
 _log = logging.getLogger(__name__)
 _OPTIONS = ("threads",)
+_KEPT_FREE = 0.08
+"""Share of all memory that is left to the rest of the machine."""
 
 
 class CpuPlatform(TorchPlatform):
@@ -54,11 +54,13 @@ class CpuPlatform(TorchPlatform):
 
     def device_names(self) -> list[str]:
         """The processor's name and the threads that compute."""
-        return [f"{_processor()}, {torch.get_num_threads()} threads"]
+        return [f"{look_at_machine().processor}, {torch.get_num_threads()} threads"]
 
     def memory(self, device: int = 0) -> Memory:
         """The host's memory, or that of its control group."""
-        return host_memory()
+        machine = look_at_machine()
+        total = machine.memory_limit or machine.memory_total
+        return Memory(free=max(0, machine.memory_free - int(_KEPT_FREE * total)), total=total)
 
     def bind_linear(self, weight: Tensor, bias: Tensor | None) -> BoundLinear:
         """Repack where oneDNN has the dtype; otherwise use the weight as it is."""
@@ -81,12 +83,3 @@ def _default_threads() -> int:
     if "OMP_NUM_THREADS" in os.environ:
         return torch.get_num_threads()
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return host.processor() or host.machine()
