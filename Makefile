@@ -16,7 +16,8 @@ KIT     := $(PYTEST) --pyargs dovetail.core.conformance --platform
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help setup serve test test-core test-reference determinism aot lint format bench simulate clean
+.PHONY: help setup serve test test-core test-triton test-reference determinism aot lint format
+.PHONY: bench simulate clean
 .PHONY: $(PLATFORMS:%=test-%)
 
 help: ## Show this list
@@ -30,16 +31,21 @@ setup: $(VENV)/.dev ## Make the virtual environment, with everything that work o
 serve: $(VENV)/.platform-cpu ## Serve the bundled model on PORT (ARGS are added to the command)
 	$(BIN)/dovetail serve --port $(PORT) $(ARGS)
 
-test: lint test-core test-reference $(PLATFORMS:%=test-%) ## Check style and types, then run every test that can run here
+test: lint test-core test-triton test-reference $(PLATFORMS:%=test-%) ## Check style and types, then run every test that can run here
 
 # Several processes of one thread each: models made for tests are too small to share out. The cpu
 # platform is certified with all threads, as users run it.
 PARALLEL := --numprocesses auto
-test-core test-reference $(patsubst %,test-%,$(filter-out cpu,$(PLATFORMS))): export OMP_NUM_THREADS ?= 1
+test-core test-triton test-reference $(patsubst %,test-%,$(filter-out cpu,$(PLATFORMS))): export OMP_NUM_THREADS ?= 1
 test-cpu: PARALLEL =
 
 test-core: $(VENV)/.tools $(VENV)/.platform-cpu ## Test everything but the plug-ins (ARGS are given to pytest)
 	$(PYTEST) tests $(PARALLEL) --dist loadfile $(ARGS)
+
+# On a machine without a GPU the kernels are interpreted; with one, TRITON_INTERPRET=0 runs them on it.
+test-triton: export TRITON_INTERPRET ?= 1
+test-triton: $(VENV)/.tools ## Test the Triton kernels, and compile them for GPUs of several generations
+	$(PYTEST) tests/attention_backends/triton tests/platforms/gpu tests/gpu_targets $(PARALLEL) $(ARGS)
 
 test-reference: $(VENV)/.tools ## Certify the reference platform, with which others are compared
 	$(KIT) reference $(PARALLEL) $(ARGS)

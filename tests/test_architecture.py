@@ -56,7 +56,8 @@ VENDOR_USE = re.compile(
 VENDOR_STRING = re.compile(
     r"(cuda|rocm|hip|xpu|tpu|hpu|npu|mps|mtia|gaudi|ascend|spyre|nvidia|habana)(:.*)?", re.I
 )
-VENDORS_ALLOWED = "src/dovetail/attention_backends/triton"
+VENDORS_ALLOWED = ("src/dovetail/attention_backends/triton", "src/dovetail/platforms/gpu")
+"""What is written for GPUs of several vendors, and belongs to none of their packages."""
 FRAMEWORKS = ("torch", "jax", "jaxlib", "tensorflow")
 UNSAFE_MODULES = ("pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
 UNSAFE_CALLS = ("eval", "exec", "os.system", "os.popen", "yaml.load", "torch.load")

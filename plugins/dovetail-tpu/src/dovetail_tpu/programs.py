@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
 from dovetail.core.contracts.model import Model, StepInputs
+from dovetail.core.contracts.ops import OpTable
 from dovetail_tpu.choice import Rules, Scores, choose, score, shaped, unmasked
 from dovetail_tpu.loading import AXIS, partition
 from dovetail_tpu.ops import references
@@ -173,9 +173,9 @@ class Programs:
         return logits
 
 
-def _bind(backend: Any, need: AttentionNeed, size: int) -> SimpleNamespace:
+def _bind(backend: Any, need: AttentionNeed, size: int) -> Any:
     """The op table on one of ``size`` devices: attention over its heads, and the sum over all."""
-    ops = SimpleNamespace(**references())
+    ops = OpTable(references()).bind()
     shares = {spec.layer: spec for spec in need.specs}
 
     def attention(

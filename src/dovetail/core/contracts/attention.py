@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dovetail.core.batch import Batch
 from dovetail.core.types import Array, IntArray
 
-__all__ = ["AttentionBackend", "AttentionNeed", "AttentionSpec"]
+__all__ = [
+    "AttentionBackend",
+    "AttentionNeed",
+    "AttentionSpec",
+    "RecordableAttention",
+    "RotaryAttention",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,4 +123,47 @@ class AttentionBackend(Protocol):
 
     def copy_blocks(self, caches: Sequence[Array], pairs: IntArray) -> Sequence[Array]:
         """Copy whole blocks in every layer; ``pairs`` is (n, 2), (from, to). Returns the caches."""
+        ...
+
+
+@runtime_checkable
+class RotaryAttention(Protocol):
+    """What a backend may have besides: the op ``rotary_attention`` in fewer passes over memory."""
+
+    def rotary_attend(
+        self,
+        q_THE: Array,
+        k_TKE: Array,
+        v_TKE: Array,
+        angles: tuple[Array, ...],
+        norms: tuple[Array, Array, float] | None,
+        cache: Array,
+        plan: object,
+        spec: AttentionSpec,
+    ) -> tuple[Array, Array]:
+        """See ``Ops.rotary_attention``: what it returns, and within the tolerance of ``attend``."""
+        ...
+
+
+@runtime_checkable
+class RecordableAttention(Protocol):
+    """What a backend has whose steps may be recorded once and replayed with other arrays.
+
+    ``plan`` is then ``device_plan`` over what ``host_plan`` gives. Attending may not look at
+    values on the host, nor take memory whose size depends on them: a replay repeats the very
+    launches, over the same addresses.
+    """
+
+    def host_plan(self, batch: Batch, need: AttentionNeed) -> tuple[IntArray, ...]:
+        """Everything about a step that the backend reads on the device.
+
+        The sizes of all arrays but the last depend on the step's numbers of tokens and rows alone.
+        The last may be of another size in each step, up to what the longest sequences need.
+        """
+        ...
+
+    def device_plan(self, arrays: Sequence[Any], batch: Batch, need: AttentionNeed) -> object:
+        """The plan over those arrays, int32 on the device, of the batch's numbers of tokens and
+        rows; other steps of the same numbers will be attended with it.
+        """
         ...

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from dovetail.core.contracts.attention import AttentionSpec
 from dovetail.core.errors import PluginError
 from dovetail.core.types import Array
 
-__all__ = ["OP_NAMES", "Op", "OpTable", "Ops"]
+__all__ = ["OP_NAMES", "HeadNorms", "Op", "OpTable", "Ops"]
+
+HeadNorms: TypeAlias = tuple[Array, Array, float]
+"""Norm weights (E,) of query heads and of key heads, and the epsilon of both."""
 
 
 class Ops(Protocol):
@@ -80,13 +84,54 @@ class Ops(Protocol):
     ) -> tuple[Array, Array]:
         """Write to the KV cache and attend; the runner binds this to the chosen backend."""
 
+    def rotary_attention(
+        self,
+        q_THE: Array,
+        k_TKE: Array,
+        v_TKE: Array,
+        angles: tuple[Array, ...],
+        norms: HeadNorms | None,
+        cache: Array,
+        plan: object,
+        spec: AttentionSpec,
+    ) -> tuple[Array, Array]:
+        """Norm query and key heads if there are norms, rotate both, then attend.
+
+        Derived from the other ops, unless the attention backend has its own
+        (``RotaryAttention``). ``angles`` are cosines and sines, (T, F) each.
+        """
+
     def all_reduce(self, x: Array) -> Array:
         """Sum over the devices that share a layer; the identity on one device."""
 
 
+def _rotary_attention(
+    ops: Ops,
+    q: Array,
+    k: Array,
+    v: Array,
+    angles: tuple[Array, ...],
+    norms: HeadNorms | None,
+    cache: Array,
+    plan: object,
+    spec: AttentionSpec,
+) -> tuple[Array, Array]:
+    if norms is not None:
+        q_weight, k_weight, eps = norms
+        q, k = ops.rms_norm(q, q_weight, eps), ops.rms_norm(k, k_weight, eps)
+    q, k = ops.rotary(q, *angles), ops.rotary(k, *angles)
+    return ops.attention(q, k, v, cache, plan, spec)
+
+
+_DERIVED: Mapping[str, Callable[..., Any]] = {"rotary_attention": _rotary_attention}
+"""Ops that are made of others: functions of the bound table and their own arguments."""
+
 OP_NAMES: tuple[str, ...] = tuple(
-    name for name in vars(Ops) if not name.startswith("_") and callable(getattr(Ops, name))
+    name
+    for name in vars(Ops)
+    if not name.startswith("_") and callable(getattr(Ops, name)) and name not in _DERIVED
 )
+"""Ops that every family of arrays has a reference for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,4 +175,7 @@ class OpTable:
     def bind(self) -> Any:
         """A namespace with one attribute per op: the override where there is one."""
         chosen = {name: op.function for name, op in self.overrides.items()}
-        return SimpleNamespace(**{**self.references, **chosen})
+        bound: Any = SimpleNamespace(**{**self.references, **chosen})
+        for name, function in _DERIVED.items():
+            setattr(bound, name, partial(function, bound))
+        return bound

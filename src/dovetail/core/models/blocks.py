@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from dovetail.core.contracts.attention import AttentionSpec
 from dovetail.core.contracts.model import Linear, Tensor, WeightTree
-from dovetail.core.contracts.ops import Ops
+from dovetail.core.contracts.ops import HeadNorms, Ops
 from dovetail.core.types import Array
 
 __all__ = [
@@ -19,7 +19,9 @@ __all__ = [
     "GATED_ACTIVATIONS",
     "Attention",
     "GatedMlp",
+    "Attended",
     "HeadPositions",
+    "Heads",
     "Mlp",
     "NormAndRotate",
     "Rotate",
@@ -30,6 +32,8 @@ __all__ = [
 ]
 
 Weights = Mapping[str, Any]
+Attended: TypeAlias = tuple[Array, Array]
+"""What was attended, (T, H, E), and the cache."""
 
 ACTIVATIONS: Mapping[str, str] = {
     "relu": "relu",
@@ -60,17 +64,25 @@ class Step:
     """Cosines and sines of the step's positions, (T, F) each, where the model rotates."""
 
 
+@dataclass(frozen=True)
+class Heads:
+    """One layer's projections, before anything was done to them."""
+
+    q_THE: Array
+    k_TKE: Array
+    v_TKE: Array
+    spec: AttentionSpec
+
+
 class HeadPositions(Protocol):
-    """What happens to queries and keys between the projection and the attention."""
+    """How positions come into the attention: what happens to queries and keys before it."""
 
     def weights(self) -> WeightTree:
         """Its parameters."""
         ...
 
-    def __call__(
-        self, ops: Ops, w: Weights, q_THE: Array, k_TKE: Array, step: Step
-    ) -> tuple[Array, Array]:
-        """Queries and keys, of the same shapes."""
+    def attend(self, ops: Ops, w: Weights, heads: Heads, step: Step, cache: Array) -> Attended:
+        """Attended values, (T, H, E), and the cache."""
         ...
 
 
@@ -82,11 +94,9 @@ class Unrotated:
         """None."""
         return {}
 
-    def __call__(
-        self, ops: Ops, w: Weights, q_THE: Array, k_TKE: Array, step: Step
-    ) -> tuple[Array, Array]:
-        """Both as they are."""
-        return q_THE, k_TKE
+    def attend(self, ops: Ops, w: Weights, heads: Heads, step: Step, cache: Array) -> Attended:
+        """With queries and keys as they are."""
+        return ops.attention(heads.q_THE, heads.k_TKE, heads.v_TKE, cache, step.plan, heads.spec)
 
 
 @dataclass(frozen=True)
@@ -97,11 +107,9 @@ class Rotate:
         """None of its own: the tables are the model's."""
         return {}
 
-    def __call__(
-        self, ops: Ops, w: Weights, q_THE: Array, k_TKE: Array, step: Step
-    ) -> tuple[Array, Array]:
-        """Both rotated by the step's angles."""
-        return ops.rotary(q_THE, *step.angles), ops.rotary(k_TKE, *step.angles)
+    def attend(self, ops: Ops, w: Weights, heads: Heads, step: Step, cache: Array) -> Attended:
+        """With both rotated by the step's angles."""
+        return _rotated(ops, heads, None, step, cache)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +124,15 @@ class NormAndRotate:
         """Two norm weights, (E,) each."""
         return {"q_norm": self.q_norm, "k_norm": self.k_norm}
 
-    def __call__(
-        self, ops: Ops, w: Weights, q_THE: Array, k_TKE: Array, step: Step
-    ) -> tuple[Array, Array]:
-        """Both normed and rotated."""
-        q_THE = ops.rms_norm(q_THE, w["q_norm"], self.eps)
-        k_TKE = ops.rms_norm(k_TKE, w["k_norm"], self.eps)
-        return ops.rotary(q_THE, *step.angles), ops.rotary(k_TKE, *step.angles)
+    def attend(self, ops: Ops, w: Weights, heads: Heads, step: Step, cache: Array) -> Attended:
+        """With both normed and rotated."""
+        return _rotated(ops, heads, (w["q_norm"], w["k_norm"], self.eps), step, cache)
+
+
+def _rotated(ops: Ops, heads: Heads, norms: HeadNorms | None, step: Step, cache: Array) -> Attended:
+    return ops.rotary_attention(
+        heads.q_THE, heads.k_TKE, heads.v_TKE, step.angles, norms, cache, step.plan, heads.spec
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,19 +152,19 @@ class Attention:
         self, ops: Ops, w: Weights, x_TD: Array, step: Step, cache: Array
     ) -> tuple[Array, Array]:
         """The attended values, (T, D), and the cache."""
-        q, k, v = self._heads(ops.linear(x_TD, w["qkv"]))
-        q, k = self.positions(ops, w["positions"], q, k, step)
-        attended, cache = ops.attention(q, k, v, cache, step.plan, self.spec)
+        heads = self._heads(ops.linear(x_TD, w["qkv"]))
+        attended, cache = self.positions.attend(ops, w["positions"], heads, step, cache)
         joined = attended.reshape(attended.shape[0], -1)
         return ops.all_reduce(ops.linear(joined, w["out"])), cache
 
-    def _heads(self, qkv: Array) -> tuple[Array, Array, Array]:
-        """Queries, keys and values. Heads are counted by width: a device may hold a share."""
+    def _heads(self, qkv: Array) -> Heads:
+        """Heads are counted by width: a device may hold a share."""
         heads = qkv.reshape(qkv.shape[0], -1, self.spec.head_size)
         group = self.spec.num_heads // self.spec.num_kv_heads
         num_kv = heads.shape[1] // (group + 2)
         num_q = group * num_kv
-        return heads[:, :num_q], heads[:, num_q : num_q + num_kv], heads[:, num_q + num_kv :]
+        q, k, v = heads[:, :num_q], heads[:, num_q : num_q + num_kv], heads[:, num_q + num_kv :]
+        return Heads(q, k, v, self.spec)
 
 
 @dataclass(frozen=True, kw_only=True)

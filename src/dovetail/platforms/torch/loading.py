@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor as TorchTensor
 
-from dovetail.core.contracts.attention import AttentionBackend, AttentionSpec
+from dovetail.core.contracts.attention import AttentionBackend, AttentionSpec, RotaryAttention
 from dovetail.core.contracts.model import Linear, Model, StepInputs, Tensor
 from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.quant import QuantScheme
@@ -85,8 +85,10 @@ class LoadedModel:
         self.attention_specs: tuple[AttentionSpec, ...] = model.attention_specs()
 
     def bind_attention(self, backend: AttentionBackend) -> None:
-        """Make the backend the ``attention`` op."""
+        """Make the backend the ``attention`` op, and ``rotary_attention`` if it has that too."""
         self._ops.attention = backend.attend
+        if isinstance(backend, RotaryAttention):
+            self._ops.rotary_attention = backend.rotary_attend
 
     def positions(self, positions_T: IntArray) -> IntArray:
         """Positions as the model counts them."""

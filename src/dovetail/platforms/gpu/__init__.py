@@ -1,0 +1,1 @@
+"""What platforms share whose devices torch drives as GPUs: graphs, streams, Triton's ops."""

@@ -1,0 +1,1 @@
+"""Ops in Triton, in place of the torch references."""

@@ -1,0 +1,1 @@
+"""Triton kernels compiled for GPUs that are not here, and what their compilers say of them."""
