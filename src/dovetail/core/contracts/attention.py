@@ -165,5 +165,7 @@ class RecordableAttention(Protocol):
     def device_plan(self, arrays: Sequence[Any], batch: Batch, need: AttentionNeed) -> object:
         """The plan over those arrays, int32 on the device, of the batch's numbers of tokens and
         rows; other steps of the same numbers will be attended with it.
+
+        The last array is flat and as long as it can ever be; what the step has is its beginning.
         """
         ...

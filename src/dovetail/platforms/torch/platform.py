@@ -17,6 +17,9 @@ from dovetail.core.contracts.runner import Runner, RunnerConfig
 from dovetail.core.contracts.workbench import Activity, Workbench
 from dovetail.core.plugins.attention import installed_backends
 from dovetail.platforms.torch.ops import DenseLinear
+from dovetail.platforms.torch.queue import DeviceQueue
+from dovetail.platforms.torch.sampling.fixed import choose_fixed
+from dovetail.platforms.torch.sampling.weights import Controls
 
 __all__ = ["BoundLinear", "TorchPlatform"]
 
@@ -47,6 +50,23 @@ class TorchPlatform(Platform):
             tokens=doubling(32, config.max_num_batched_tokens),
             blocks=doubling(8, most_blocks),
         )
+
+    def queue(self) -> DeviceQueue | None:
+        """What works off the steps while the host goes on. Default: none, each op is waited for."""
+        return None
+
+    def records_steps(self, config: RunnerConfig) -> bool:
+        """Whether the queue is to record steps. Default: if it can."""
+        return self.capabilities.graphs
+
+    def choose(
+        self, logits_GV: torch.Tensor, controls: Controls
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (G,) int64 and whether their rows are finite (G,), without a look at results.
+
+        For steps that a queue works off; the tokens are those that ``Sampler`` would choose.
+        """
+        return choose_fixed(logits_GV, controls)
 
     def override_ops(self, table: OpTable) -> None:
         """Enter this platform's own ops. Default: the references serve."""
