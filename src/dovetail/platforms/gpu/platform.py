@@ -55,6 +55,7 @@ class GpuPlatform(TorchPlatform):
 
     def __init__(self, *, simulated: bool) -> None:
         self.simulated = simulated
+        self.compiles_kernels = not simulated
         if simulated:
             self._simulate()
         elif not torch.cuda.is_available():

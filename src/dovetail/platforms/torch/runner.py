@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ from dovetail.platforms.torch.planning import choose_backend, plan_runner, step_
 from dovetail.platforms.torch.platform import TorchPlatform
 from dovetail.platforms.torch.staged import StagedSteps
 from dovetail.platforms.torch.steps import DirectSteps, Loaded, Steps
+from dovetail.platforms.torch.understudy import Understudy, understudied
 
 __all__ = ["TorchRunner"]
+
+_REHEARSAL_BLOCKS = 1
 
 
 class TorchRunner:
@@ -30,11 +34,15 @@ class TorchRunner:
     Args:
         platform: Asked for the device, its ops, its linear layers and its attention backends.
         config: Everything decided.
+        compiles_ahead: Kernels are compiled while weights are read, if the platform compiles any.
     """
 
-    def __init__(self, platform: TorchPlatform, config: RunnerConfig) -> None:
+    def __init__(
+        self, platform: TorchPlatform, config: RunnerConfig, *, compiles_ahead: bool = True
+    ) -> None:
         self._platform = platform
         self._config = config
+        self._compiles_ahead = compiles_ahead and platform.compiles_kernels
         self._shapes = _shapes_of(platform, config)
         self._draft = None if config.draft is None else DraftModel(platform, config.draft)
 
@@ -44,6 +52,7 @@ class TorchRunner:
 
     def load(self) -> Iterator[tuple[int, int]]:
         """Read the weights and choose the attention backend."""
+        self._understudy = self._compile_ahead()
         try:
             yield from self._load()
         except torch.OutOfMemoryError as error:
@@ -69,8 +78,21 @@ class TorchRunner:
             draft=self._draft,
         )
 
+    def _compile_ahead(self) -> Understudy | None:
+        """Where kernels have to be compiled, and the memory suffices for both models."""
+        platform, config = self._platform, self._config
+        if not self._compiles_ahead or config.model_impl != "native":
+            return None
+        small = plan_runner(platform, understudied(config))
+        wanted = self.plan().weight_bytes + small.weight_bytes + small.step_bytes
+        if wanted > platform.memory(platform.device.index or 0).free:
+            return None
+        return Understudy(partial(_rehearse, platform), config)
+
     def cache_spec(self) -> CacheSpec:
         """Cost of a block; the device's free memory less what the largest step needs."""
+        if self._understudy is not None:
+            self._understudy.wait()
         need, vocab = self._loaded.need, self._loaded.model.vocab_size
         free = self._platform.memory(self._platform.device.index or 0).free
         per_block, windows = block_bytes(self._loaded.attention, need), [need.window]
@@ -99,9 +121,10 @@ class TorchRunner:
 
     def warm_up(self) -> Iterator[WarmUp]:
         """Whatever the steps to come would otherwise wait for."""
-        for name, rehearse in self._steps.rehearsals():
+        for name, rehearse in self._steps.rehearsals(record=True):
             start = time.perf_counter()
-            rehearse()
+            with torch.inference_mode():
+                rehearse()
             yield WarmUp(name=name, seconds=time.perf_counter() - start)
 
     def step(self, batch: Batch) -> Pending:
@@ -129,6 +152,18 @@ class TorchRunner:
         """Drop weights and cache."""
         self._draft = None
         del self._loaded, self._steps
+
+
+def _rehearse(platform: TorchPlatform, config: RunnerConfig) -> None:
+    """What the kernels of a model are compiled for, once each; nothing is kept."""
+    runner = TorchRunner(platform, config, compiles_ahead=False)
+    for _ in runner.load():
+        pass
+    runner.allocate(_REHEARSAL_BLOCKS)
+    with torch.inference_mode():
+        for _, work in runner._steps.rehearsals(record=False):
+            work()
+    runner.close()
 
 
 def _steps(loaded: Loaded, caches: list[Any]) -> Steps:

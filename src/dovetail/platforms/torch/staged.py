@@ -103,22 +103,29 @@ class StagedSteps(StepBase):
         brought = self._brought(self._largest, config.max_num_seqs * (1 + config.max_drafts))
         return Uploads.size(brought)
 
-    def rehearsals(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """Short steps and the largest one, then a record of every number of rows."""
+    def rehearsals(self, *, record: bool) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Short steps and the largest one, then every number of rows that is recorded."""
         for name, batch in (*self.loaded.shapes.rehearsals(), ("largest step", self._largest)):
             yield name, partial(self._rehearse, batch)
+        # Largest first, so that the smaller ones find memory that was taken for it.
         for size in reversed(self._sizes):
-            yield f"recording {size} rows", partial(self._record, size)
+            step = pad_to(rehearsal(0, 1, 1), StepShape(size, size, 1))
+            work = self._record if record else self._decode
+            yield f"{size} rows", partial(work, step)
 
     def _rehearse(self, batch: Batch) -> None:
         self.start(batch).result()
 
-    @torch.inference_mode()
-    def _record(self, size: int) -> None:
-        """Largest first, so that the smaller ones find memory that was taken for it."""
-        step = pad_to(rehearsal(0, 1, 1), StepShape(size, size, 1))
-        staged = replace(self._send(step, size), index=None)
+    def _decode(self, step: Batch) -> tuple[_Staged, Tensor]:
+        """A padded step in which every row gets a token; also the hidden states (R, D)."""
+        staged = replace(self._send(step, step.num_rows), index=None)
         hidden = self._hidden_of(staged)
+        self._choose(staged, hidden)
+        return staged, hidden
+
+    def _record(self, step: Batch) -> None:
+        staged, hidden = self._decode(step)
+        size = step.num_rows
         largest = self._records.get(self._sizes[-1])
         kept = hidden if largest is None else largest.hidden[:size]
 

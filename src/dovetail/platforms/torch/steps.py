@@ -43,8 +43,12 @@ class Loaded:
 class Steps(Protocol):
     """One way to run them."""
 
-    def rehearsals(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """What a warm-up does, by name."""
+    def rehearsals(self, *, record: bool) -> Iterator[tuple[str, Callable[[], object]]]:
+        """What a warm-up does, by name.
+
+        Args:
+            record: Whether steps that recur are recorded; else they are run like others.
+        """
         ...
 
     def start(self, batch: Batch) -> Pending:
@@ -125,7 +129,7 @@ class DirectSteps(StepBase):
         super().__init__(loaded, caches, loaded.platform.sampling_device)
         self._note = note
 
-    def rehearsals(self) -> Iterator[tuple[str, Callable[[], object]]]:
+    def rehearsals(self, *, record: bool) -> Iterator[tuple[str, Callable[[], object]]]:
         """Every shape that steps will have where shapes are static, else two short steps."""
         for name, batch in self.loaded.shapes.rehearsals():
 
