@@ -21,7 +21,7 @@ def _probe() -> ProbeResult:
     build = torch_build()
     if build is None:
         return ProbeResult(usable=False, reason="torch is not installed: pip install torch")
-    if _SIMULATION.wanted():
+    if _SIMULATION.mentioned():
         return _SIMULATION.probe()
     if build.cuda is None:
         reason = f"torch {build.version} is not built for CUDA: pip install torch from PyPI has it"

@@ -20,7 +20,7 @@ def _probe() -> ProbeResult:
     if build is None:
         reason = "torch is not installed; AMD's build: https://pytorch.org/get-started"
         return ProbeResult(usable=False, reason=reason)
-    if _SIMULATION.wanted():
+    if _SIMULATION.mentioned():
         return _SIMULATION.probe()
     if build.hip is None:
         reason = f"torch {build.version} is not built for ROCm: https://pytorch.org/get-started"

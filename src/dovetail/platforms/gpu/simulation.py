@@ -20,12 +20,23 @@ class Simulation:
 
     variable: str
 
+    def mentioned(self, environ: Mapping[str, str] = os.environ) -> bool:
+        """Whether the variable says anything but that there shall be none."""
+        return _WORDS.get(self._word(environ), True)
+
     def wanted(self, environ: Mapping[str, str] = os.environ) -> bool:
-        """Whether it is on. What is neither 0 nor 1 is off, and ``probe`` says so."""
-        return _WORDS.get(environ.get(self.variable, "").strip(), False)
+        """Whether it is on."""
+        return _WORDS.get(self._word(environ), False)
+
+    def _word(self, environ: Mapping[str, str]) -> str:
+        return environ.get(self.variable, "").strip()
 
     def probe(self, environ: Mapping[str, str] = os.environ) -> ProbeResult:
         """Whether the host can stand in."""
+        word = self._word(environ)
+        if word not in _WORDS:
+            reason = f"{self.variable}={word!r:.40} must be 1 or 0"
+            return ProbeResult(usable=False, reason=reason)
         if find_spec("triton") is None:
             return ProbeResult(usable=False, reason="triton is not installed: pip install triton")
         reason = f"simulated on the CPU ({self.variable}=1), for development"
