@@ -90,7 +90,9 @@ def plan(
     for start in range(0, BLOCKS, TILE):
         at = start + tl.arange(0, TILE)
         best = tl.maximum(best, tl.max(tl.load(tops_ptr + at, at < BLOCKS, other=LOWEST), axis=0))
-        worst = tl.minimum(worst, tl.min(tl.load(tops_ptr + at, at < BLOCKS, other=-LOWEST), axis=0))
+        worst = tl.minimum(
+            worst, tl.min(tl.load(tops_ptr + at, at < BLOCKS, other=-LOWEST), axis=0)
+        )
     key = (best >> ID_BITS).to(tl.int32)
     finite = (key >= -_INFINITE) & (key < _INFINITE)
     top_k = tl.load(top_k_ptr + row).to(tl.int32)
@@ -98,10 +100,10 @@ def plan(
     warm = finite & (tl.load(temperature_ptr + row) >= _COLD)
     state = tl.where(warm, tl.where(restricted, _FEW, _FREE), _DONE)
     bound = tl.full([], _LEAST, tl.int64) << ID_BITS
-    if VOCAB > LIST:
+    if VOCAB > LIST:  # noqa: SIM102, the one is known when this is compiled
         if state == _FEW:
             wanted = tl.minimum(tl.where(top_k < VOCAB, tl.maximum(top_k, 1), FEW), BLOCKS)
-            bound, _, _ = last_kept(
+            bound, _number, _mass = last_kept(
                 wanted, worst, best + 1, tl.full([], BLOCKS, tl.int32), best * 0,
                 BLOCKS, tops_ptr, tops_ptr, 0.0, 1.0, 0.0, bound,
                 ID_BITS, 1.0, True, False, True, PIVOTS, TILE,
@@ -228,7 +230,7 @@ def _from_list(
 ):
     """The drawn token, by its id counted down, and whether the list was enough to know it."""
     high = (key_of(peak).to(tl.int64) + 1) << ID_BITS
-    _, masses = survey(
+    _numbers, masses = survey(
         tl.full([PIVOTS], 0, tl.int64) + bound, count, ranks_ptr, weights_ptr, 0.0, 1.0, 0.0, bound,
         ID_BITS, 1.0, True, False, PIVOTS, TILE,
     )  # fmt: skip
@@ -249,7 +251,7 @@ def _from_list(
             count, ranks_ptr, weights_ptr, 0.0, 1.0, 0.0, bound,
             ID_BITS, 1.0, True, False, False, PIVOTS, TILE,
         )  # fmt: skip
-        place, _, _ = last_kept(
+        place, _number, _mass = last_kept(
             share_above(uniform, mass), mass * 0, (mass * 0 + 1) << ID_BITS, number, mass,
             count, ranks_ptr, weights_ptr, 0.0, 1.0, 0.0, bound,
             ID_BITS, 1.0, True, True, False, PIVOTS, TILE,
