@@ -316,11 +316,14 @@ def _log_progress() -> Progress:
     bars: dict[str, Any] = {}
 
     def progress(name: str, done: int, total: int) -> None:
-        bar = bars.get(name)
+        stage, _, part = name.partition(": ")
+        bar = bars.get(stage)
         if bar is None:
-            bar = bars[name] = tqdm(
-                total=total or None, desc=name, unit="B", unit_scale=True, disable=None
+            unit = "B" if stage == "loading weights" else " parts"
+            bar = bars[stage] = tqdm(
+                total=total or None, desc=stage, unit=unit, unit_scale=True, disable=None
             )
+        bar.set_postfix_str(part, refresh=False)
         bar.update(done - bar.n)
         if total and done >= total:
             bar.close()

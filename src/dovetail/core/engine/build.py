@@ -87,7 +87,7 @@ def _load(
     resolved = resolved.with_cache(plan)
     runner.allocate(plan.num_blocks)
     for count, part in enumerate(runner.warm_up()):
-        progress(f"warming up: {part.name}", count + 1, 0)
+        progress(f"warming up: {part.name}", count + 1, part.num_parts)
     core = EngineCore(
         Scheduler(
             scheduler_config(resolved, plan.num_blocks, spec.window),
