@@ -55,8 +55,9 @@ class LatencyFit:
 
     def describe(self) -> str:
         """The line as people write it."""
+        sign = "-" if self.slope < 0 else "+"
         return (
-            f"ITL = {self.base:.3f} ms + {self.slope:.4f} ms x context / 1000"
+            f"ITL = {self.base:.3f} ms {sign} {abs(self.slope):.4f} ms x context / 1000"
             f"  (batch {self.batch_size}, residual {self.residual:.3f} ms)"
         )
 

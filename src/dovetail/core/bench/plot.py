@@ -11,8 +11,9 @@ from dovetail.core.bench.fit import LatencyFit
 
 __all__ = ["latency_plot"]
 
-_WIDTH, _HEIGHT = 720, 440
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 24, 56, 56
+_WIDTH, _HEIGHT = 720, 460
+_LEFT, _RIGHT, _BOTTOM = 70, 32, 56
+_LEGEND, _LINE = 46, 18
 _COLOURS = ("#2563eb", "#c2410c", "#047857", "#7c3aed")
 _STYLE = (
     'text { font: 13px -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #0f172a; }'
@@ -27,12 +28,13 @@ class _Frame:
 
     most_x: float
     most_y: float
+    top: float
 
     def x(self, context: float) -> float:
         return _LEFT + context / self.most_x * (_WIDTH - _LEFT - _RIGHT)
 
     def y(self, milliseconds: float) -> float:
-        return _HEIGHT - _BOTTOM - milliseconds / self.most_y * (_HEIGHT - _TOP - _BOTTOM)
+        return _HEIGHT - _BOTTOM - milliseconds / self.most_y * (_HEIGHT - self.top - _BOTTOM)
 
     def path(self, pairs: Iterable[tuple[float, float]]) -> str:
         return "M" + " L".join(f"{self.x(a):.1f} {self.y(b):.1f}" for a, b in pairs)
@@ -48,7 +50,7 @@ def latency_plot(title: str, fits: Sequence[LatencyFit]) -> str:
     points = [point for fit in fits for point in fit.points]
     most_x = _ceiling(max(point.context for point in points))
     most_y = _ceiling(max(point.milliseconds for point in points))
-    frame = _Frame(most_x, most_y)
+    frame = _Frame(most_x, most_y, _LEGEND + _LINE * (len(fits) + 1))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">',
         f"<title>{escape(title)}</title><style>{_STYLE}</style>",
@@ -69,12 +71,13 @@ def _axes(frame: _Frame) -> Iterable[str]:
         yield _text(frame.x(context), _HEIGHT - _BOTTOM + 20, f"{context:,.0f}", "middle")
         yield _text(_LEFT - 8, frame.y(time) + 4, f"{time:g}", "end")
     yield _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 12, "context, tokens", "middle")
-    yield _text(_LEFT - 8, _TOP - 12, "ms per token", "middle")
+    yield _text(_LEFT - 8, frame.top - 14, "ms per token", "middle")
 
 
 def _fit(frame: _Frame, fit: LatencyFit, index: int) -> Iterable[str]:
     colour = _COLOURS[index % len(_COLOURS)]
-    ends = ((0.0, fit.at(0)), (frame.most_x, fit.at(frame.most_x)))
+    last = max(point.context for point in fit.points)
+    ends = ((0.0, fit.at(0)), (last, fit.at(last)))
     yield f'<path class="line" stroke="{colour}" d="{frame.path(ends)}"/>'
     bounds = [(point.context, point.bound) for point in fit.points if point.bound is not None]
     if bounds:
@@ -83,9 +86,9 @@ def _fit(frame: _Frame, fit: LatencyFit, index: int) -> Iterable[str]:
         x, y = frame.x(point.context), frame.y(point.milliseconds)
         yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>'
     label = fit.describe() + (", dashed: roofline" if bounds else "")
-    y = _HEIGHT - _BOTTOM - 12 - 18 * index
-    yield f'<rect x="{_LEFT + 8}" y="{y - 9}" width="10" height="10" fill="{colour}"/>'
-    yield _text(_LEFT + 24, y, label, "start")
+    y = _LEGEND + _LINE * index
+    yield f'<rect x="{_LEFT}" y="{y - 9}" width="10" height="10" fill="{colour}"/>'
+    yield _text(_LEFT + 16, y, label, "start")
 
 
 def _text(x: float, y: float, text: str, anchor: str, name: str = "label") -> str:
