@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.shapes import SHAPES
 from dovetail.core.bench.named import WORKLOADS
 from dovetail.core.bench.roofline import Roofline, Span, StepCost, step_cost
 from dovetail.core.contracts.platform import Rates
@@ -14,40 +15,9 @@ from dovetail.core.plugins.selection import load_platform
 H200 = Rates(read_bytes_per_second=4.3e12, matrix_flops_per_second=790e12)
 """Measured copy and bf16 products."""
 
-LLAMA_8B = {
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 128_256,
-    "hidden_size": 4096,
-    "intermediate_size": 14_336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131_072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500_000.0,
-    "tie_word_embeddings": False,
-}
-QWEN3_8B = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "vocab_size": 151_936,
-    "hidden_size": 4096,
-    "intermediate_size": 12_288,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 40_960,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1_000_000.0,
-    "tie_word_embeddings": False,
-}
-QWEN3_06B = QWEN3_8B | {
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "tie_word_embeddings": True,
-}
+LLAMA_8B, QWEN3_8B, QWEN3_06B = (
+    SHAPES[name] for name in ("llama-3.1-8b", "qwen3-8b", "qwen3-0.6b")
+)
 
 
 def runner_config(hf_config, **changes):

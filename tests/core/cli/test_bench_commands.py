@@ -230,7 +230,8 @@ def test_latency_fit_without_a_roofline(capsys, tmp_path):
         (["--fit", "--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}'],
          "leave --speculative-config out"),
         ([*FIT[2:], "--context-lens", "16,250"], "the longest prompt here has 246"),
-        ([*FIT[2:], "--context-lens", "9,99", "--max-num-seqs", "2", "--batch-size", "4"], "(--max-num-seqs)"),
+        ([*FIT[2:], "--context-lens", "9,99", "--max-num-seqs", "2", "--batch-size", "4"],
+         "(--max-num-seqs)"),
     ],
 )  # fmt: skip
 def test_latency_wrong_wishes(capsys, words, message):

@@ -64,7 +64,7 @@ def add_workload_arguments(parser: Parser) -> None:
             more |= {"type": number(names[0], least), "metavar": "N"}
         field = names[0].removeprefix("--").replace("-", "_")
         default = _DEFAULTS.get(field)
-        shown = "" if default in (None, False) else f" Default: {default}."
+        shown = "" if default is None or default is False else f" Default: {default}."
         group.add_argument(*names, help=text + shown, **more)
 
     add("--dataset-name", None, "Kind of prompts.", choices=_DATASETS)
@@ -101,14 +101,14 @@ def add_named_workloads(parser: Parser) -> None:
     )
 
 
-def add_roofline_argument(parser: Parser) -> None:
-    """The flag that leaves the roofline out."""
+def add_roofline_argument(parser: Parser, when: str = "") -> None:
+    """The flag that leaves the roofline out; ``when`` begins its help."""
     parser.add_argument(
         "--roofline",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="Measure the device's memory and arithmetic, and show the least time that it would "
-        "need. Default: on.",
+        help=f"{when}Measure the device's memory and arithmetic, and show the least time that it "
+        "would need. Default: on.",
     )
 
 

@@ -59,7 +59,7 @@ def _add_fit_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--plot", metavar="FILE.svg", help="With --fit: draw points, line and roofline as SVG."
     )
-    add_roofline_argument(parser)
+    add_roofline_argument(parser, "With --fit: ")
 
 
 def run(namespace: argparse.Namespace) -> int:

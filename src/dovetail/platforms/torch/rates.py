@@ -24,7 +24,10 @@ _WIDTHS = (256, 512, 1024, 2048, 4096, 8192)
 """Of the square matrices: the first that takes long enough is measured."""
 _LONG_ENOUGH = 0.02
 """Seconds, beside which starting the work and waiting for it do not count."""
-_BURSTS = 5
+_FEWEST, _MOST = 3, 9
+"""Bursts."""
+_ENOUGH = 0.3
+"""Seconds of bursts after which there is no need for the most."""
 
 
 def measure_rates(platform: TorchPlatform, dtype: str) -> Rates:
@@ -57,14 +60,21 @@ def _memory_rate(platform: TorchPlatform) -> float:
 def _matrix_rate(platform: TorchPlatform, dtype: torch.dtype) -> float:
     rate = 0.0
     for width in _WIDTHS:
-        a = torch.full((width, width), 0.5, dtype=dtype, device=platform.device)
-        b, out = a.clone(), torch.empty_like(a)
+        a, b = (_numbers(seed, width).to(platform.device, dtype) for seed in range(2))
+        out = torch.empty_like(a)
         work = partial(torch.mm, a, b, out=out)
         once = _burst(platform, work, 1)
         if once > _LONG_ENOUGH or width == _WIDTHS[-1]:
             rate = 2 * width**3 / _seconds(platform, work)
             break
     return rate
+
+
+def _numbers(seed: int, width: int) -> torch.Tensor:
+    """(width, width) of random numbers: what is easy to multiply may be multiplied faster."""
+    random = torch.Generator().manual_seed(seed)
+    tile = torch.randn((_WIDTHS[0], _WIDTHS[0]), generator=random)
+    return tile.repeat(width // _WIDTHS[0], width // _WIDTHS[0])
 
 
 @torch.inference_mode()
@@ -84,4 +94,7 @@ def _seconds(platform: TorchPlatform, work: Callable[[], object]) -> float:
     count = 1
     while _burst(platform, work, count) < _LONG_ENOUGH:
         count *= 2
-    return median(_burst(platform, work, count) for _ in range(_BURSTS)) / count
+    bursts: list[float] = []
+    while len(bursts) < _FEWEST or (len(bursts) < _MOST and sum(bursts) < _ENOUGH):
+        bursts.append(_burst(platform, work, count))
+    return median(bursts) / count

@@ -1,0 +1,143 @@
+"""The benchmark of a GPU, on the host and with models that are there in a moment."""
+
+import json
+import sys
+import time
+
+import pytest
+from safetensors import safe_open
+
+from benchmarks import cuda, processes
+from benchmarks.shapes import SHAPES, checkpoint_bytes, tiny, write_checkpoint
+from tests.engines import answer, make_core
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    def use(**named):
+        made = {
+            name: cuda.Part(what=f"part {name}", run=run, target="much", met=lambda raw: raw["x"])
+            for name, run in named.items()
+        }
+        monkeypatch.setattr(cuda, "PARTS", made)
+
+    return use
+
+
+def outcome(**more):
+    return processes.Outcome(**{"status": 0, "seconds": 1.0, "output": "", "errors": "", **more})
+
+
+def found(x):
+    def run(setting, finding):
+        finding.raw, finding.measured, finding.fraction = {"x": x}, "12 tok/s", 0.5
+        return outcome(command=f"dovetail x {setting.folder}/y")
+
+    return run
+
+
+def raises(setting, finding):
+    raise OSError("no room")
+
+
+def test_one_part_that_fails_does_not_lose_the_others(parts, tmp_path, capsys):
+    parts(
+        good=found(True),
+        slow=lambda s, f: outcome(status=-9, timed_out=True, seconds=90.2),
+        wrong=lambda s, f: outcome(status=1, errors="first\nthe | reason\n\n"),
+        raises=raises,
+        short=found(False),
+    )
+    assert cuda.main(["--output", str(tmp_path)]) == 1
+    assert "FAILED: slow, wrong, raises\n" in capsys.readouterr().out
+    table = (tmp_path / "result.md").read_text()
+    assert "| part good | 12 tok/s | 50% | much | met |  |" in table
+    assert "| part short | 12 tok/s | 50% | much | **not met** |  |" in table
+    assert "| part slow | not measured |  | much |  | not over after 90 s |" in table
+    assert "| part wrong | not measured |  | much |  | the / reason |" in table
+    assert "| part raises | not measured |  | much |  | OSError: no room |" in table
+    assert "dovetail x FOLDER/y" in table
+    findings = json.loads((tmp_path / "result.json").read_text())["findings"]
+    assert [finding["ok"] for finding in findings] == [True, False, False, False, True]
+
+
+def test_targets_are_for_the_real_shapes(parts, tmp_path):
+    parts(good=found(False))
+    for words in (["--shape", "tiny"], ["--quick"]):
+        assert cuda.main([*words, "--output", str(tmp_path)]) == 0
+        assert "not met" not in (tmp_path / "result.md").read_text()
+
+
+def test_parts_are_chosen_by_name(parts, tmp_path, capsys):
+    parts(one=found(True), two=raises)
+    assert cuda.main(["--only", "one", "--output", str(tmp_path)]) == 0
+    with pytest.raises(SystemExit):
+        cuda.main(["--only", "three", "--output", str(tmp_path)])
+    assert "there is no part 'three'; there are one, two" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "good"),
+    [
+        ("nano", "output_tokens_per_second", 25_000),
+        ("throughput", "output_tokens_per_second", 8500),
+        ("itl", "base_ms", 5.0),
+        ("ready", "seconds", 19.9),
+    ],
+)
+def test_targets(name, raw, good):
+    worse = good * (0.99 if "per_second" in raw else 1.01)
+    met = cuda.PARTS[name].met
+    assert met({raw: good})
+    assert not met({raw: worse})
+
+
+def test_a_command_that_does_not_end_is_ended_with_its_children(tmp_path):
+    file = tmp_path / "beats"
+    beat = f"import time\nwhile True: open({str(file)!r}, 'a').write('x'); time.sleep(0.02)"
+    script = (
+        "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+        f"subprocess.Popen([sys.executable, '-c', {beat!r}]); print('on', flush=True)\n"
+        "time.sleep(60)"
+    )
+    ended = processes.run([sys.executable, "-c", script], 2)
+    assert ended.timed_out
+    assert ended.output == "on\n"
+    assert ended.seconds < 10
+    size = file.stat().st_size
+    time.sleep(0.2)
+    assert file.stat().st_size == size
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_written_checkpoint_is_what_the_model_reads(shape, tmp_path):
+    config = tiny(SHAPES[shape])
+    folder = write_checkpoint(tmp_path, config)
+    file = folder / "model-00001-of-00001.safetensors"
+    with safe_open(file, "np") as tensors:
+        names = set(tensors.keys())
+    assert names == set(
+        json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    )
+    assert 0 < file.stat().st_size - checkpoint_bytes(config) < 10_000
+    core = make_core(folder, "reference", skip_tokenizer_init=True)
+    assert len(answer(core, [[5, 6, 7]])[0].token_ids) == 64
+
+
+def test_sizes_of_the_real_shapes():
+    sizes = {name: round(checkpoint_bytes(config) / 1e9, 1) for name, config in SHAPES.items()}
+    assert sizes == {"qwen3-0.6b": 1.2, "qwen3-8b": 16.4, "llama-3.1-8b": 16.1}
+
+
+def test_a_disk_that_is_too_slow_is_said(tmp_path):
+    with pytest.raises(TimeoutError, match="too slow"):
+        write_checkpoint(tmp_path, tiny(SHAPES["qwen3-0.6b"]), limit=-1)
+
+
+def test_a_part_of_a_real_engine(tmp_path):
+    words = ["--device", "reference", "--shape", "tiny", "--quick", "--only", "throughput"]
+    assert cuda.main([*words, "--output", str(tmp_path)]) == 0
+    (finding,) = json.loads((tmp_path / "result.json").read_text())["findings"]
+    assert finding["raw"]["total_output_tokens"] == 8 * 32
+    assert 0 < finding["fraction"] < 1
+    assert "The device reads" in (tmp_path / "result.md").read_text()
