@@ -25,13 +25,19 @@ class FakeLLM:
 
     def __init__(self, **settings):
         self.settings = settings
+        self.cached = []
         self.core = SimpleNamespace(runner=None)
         self.platform = NullPlatform()
         self.config = SimpleNamespace(
             enable_prefix_caching=True, runner_config=lambda: SimpleNamespace(dtype="float32")
         )
 
+    def reset_prefix_cache(self):
+        self.cached = []
+
     def generate(self, prompts, params, *, use_tqdm):
+        assert not any(prompt in self.cached for prompt in prompts), "prompts were run before"
+        self.cached = prompts
         self.calls.append((prompts, params, self.settings))
         return [
             RequestOutput(

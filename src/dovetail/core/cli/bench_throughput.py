@@ -93,6 +93,7 @@ def run(namespace: argparse.Namespace) -> int:
     detokenize = not (namespace.disable_detokenize or config.skip_tokenizer_init)
     if namespace.warmup:
         offline.generate(samples[:4], temperature, detokenize=detokenize)
+        offline.llm.reset_prefix_cache()
     result = measure(offline, samples, temperature, detokenize=detokenize)
     if namespace.roofline:
         result |= _roofline(offline, samples, result, shared=_shares_prefixes(flags))
