@@ -134,10 +134,33 @@ def test_a_disk_that_is_too_slow_is_said(tmp_path):
         write_checkpoint(tmp_path, tiny(SHAPES["qwen3-0.6b"]), limit=-1)
 
 
-def test_a_part_of_a_real_engine(tmp_path):
-    words = ["--device", "reference", "--shape", "tiny", "--quick", "--only", "throughput"]
+def test_parts_of_a_real_engine(tmp_path):
+    words = ["--device", "reference", "--shape", "tiny", "--quick", "--only", "throughput,ready"]
     assert cuda.main([*words, "--output", str(tmp_path)]) == 0
-    (finding,) = json.loads((tmp_path / "result.json").read_text())["findings"]
-    assert finding["raw"]["total_output_tokens"] == 8 * 32
-    assert 0 < finding["fraction"] < 1
+    tokens, ready = json.loads((tmp_path / "result.json").read_text())["findings"]
+    assert tokens["raw"]["total_output_tokens"] == 8 * 32
+    assert 0 < tokens["fraction"] < 1
+    assert 0.1 < ready["raw"]["seconds"] < ready["seconds"]
     assert "The device reads" in (tmp_path / "result.md").read_text()
+
+
+def test_a_device_that_is_not_there_is_said(tmp_path):
+    words = ["--device", "nowhere", "--shape", "tiny", "--quick", "--only", "ready"]
+    assert cuda.main([*words, "--output", str(tmp_path)]) == 1
+    assert "nowhere" in (tmp_path / "result.md").read_text().split("| notes |")[1]
+
+
+def test_failures_of_the_kit_are_named(monkeypatch, tmp_path):
+    checks = [{"name": "ops.linear", "status": "fail"}, {"name": "ops.silu", "status": "pass"}]
+    certificate = {"passed": False, "counts": {"fail": 1, "pass": 1}, "checks": checks}
+    failed = outcome(status=1, output=json.dumps(certificate))
+    monkeypatch.setattr(cuda, "run", lambda command, limit: failed)
+    assert cuda.main(["--only", "conformance", "--output", str(tmp_path)]) == 1
+    row = (tmp_path / "result.md").read_text().split("|---|\n")[1].split("\n")[0]
+    assert "| level 2: 1 fail, 1 pass |  | no failure | **not met** | failed: ops.linear |" in row
+
+
+def test_a_disk_without_room_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda, "free_bytes", lambda folder: 5 << 30)
+    assert cuda.main(["--only", "ready", "--output", str(tmp_path)]) == 1
+    assert "16.4 GB of weights do not fit" in (tmp_path / "result.md").read_text()
