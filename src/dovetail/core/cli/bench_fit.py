@@ -40,6 +40,7 @@ def run_fit(namespace: argparse.Namespace) -> int:
         raise UsageError(f"--fit needs an --output-len of at least {_LEAST_OUTPUT}")
     offline = start_offline(config, with_tokenizer=False)
     sizes = sorted({1, namespace.batch_size})
+    namespace.disable_detokenize |= config.skip_tokenizer_init
     measured = {size: _Measurement(namespace, offline, size, config.seed) for size in sizes}
     points = {size: measurement.points() for size, measurement in measured.items()}
     roofline = offline.roofline() if namespace.roofline else None
