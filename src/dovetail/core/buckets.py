@@ -101,9 +101,11 @@ def doubling(smallest: int, largest: int) -> tuple[int, ...]:
 
 def padded(array: npt.NDArray[Any], size: int, axis: int = 0) -> npt.NDArray[Any]:
     """The array with zeros behind it along an axis, up to ``size``."""
-    missing = size - array.shape[axis]
-    if not missing:
+    count = array.shape[axis]
+    if count == size:
         return array
-    widths = [(0, 0)] * array.ndim
-    widths[axis] = (0, missing)
-    return np.pad(array, widths)
+    shape = list(array.shape)
+    shape[axis] = size
+    out = np.zeros(shape, array.dtype)
+    out[(slice(None),) * axis + (slice(count),)] = array
+    return out

@@ -14,7 +14,7 @@ from dovetail.core.buckets import Buckets, StepShape, pad_to, padded
 from dovetail.core.contracts.runner import RunnerConfig
 from dovetail.core.types import IntArray
 
-__all__ = ["FreeShapes", "PaddedShapes", "Shapes"]
+__all__ = ["FreeShapes", "PaddedShapes", "Shapes", "rehearsal"]
 
 _PAIRS = 8
 """KV blocks that are copied at a time where shapes are static."""
@@ -81,8 +81,8 @@ class FreeShapes:
 
     def rehearsals(self) -> Iterator[tuple[str, Batch]]:
         """A short prompt and a token after it: kernels and threads are set up on first use."""
-        yield "prefill", _rehearsal(0, 8, 8)
-        yield "decode", _rehearsal(8, 1, 9)
+        yield "prefill", rehearsal(0, 8, 8)
+        yield "decode", rehearsal(8, 1, 9)
 
 
 class PaddedShapes:
@@ -122,7 +122,7 @@ class PaddedShapes:
         """Every shape that a step can have."""
         for shape in self._buckets.shapes():
             count = 1 if shape.is_decode else 2
-            batch = pad_to(_rehearsal(0, count, min(count, shape.num_blocks)), shape)
+            batch = pad_to(rehearsal(0, count, min(count, shape.num_blocks)), shape)
             yield _name(shape), replace(batch, copies=np.zeros((1, 2), np.int32))
 
 
@@ -131,7 +131,7 @@ def _name(shape: StepShape) -> str:
     return f"{what}, {shape.num_blocks} blocks"
 
 
-def _rehearsal(num_context: int, num_tokens: int, num_blocks: int) -> Batch:
+def rehearsal(num_context: int, num_tokens: int, num_blocks: int) -> Batch:
     """A step of one row, all of whose blocks are block 0."""
     row = np.zeros(1, np.intp)
     return Batch(

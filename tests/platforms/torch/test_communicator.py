@@ -65,6 +65,6 @@ def test_a_group_that_does_not_come_together_is_an_error(
 
     from dovetail.platforms.torch import communicator
 
-    monkeypatch.setattr(communicator, "_PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr(communicator, "PATIENCE", timedelta(seconds=1))
     with pytest.raises(RuntimeError):
         communicator.HostCommunicator(0, 2, str(tmp_path / "meeting"))

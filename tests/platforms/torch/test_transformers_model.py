@@ -318,7 +318,7 @@ def test_dynamic_rotary_scaling_ends_at_the_original_context(tmp_path: Path) -> 
 def test_linear_layers_are_the_platforms(tmp_path: Path) -> None:
     save("olmo2", GROUPED | {"tie_word_embeddings": True}, tmp_path)
     core = load(tmp_path, dtype="bfloat16")
-    model = core.runner._model  # type: ignore[attr-defined]
+    model = core.runner._loaded.model  # type: ignore[attr-defined]
     linear = [m for m in model._head.modules() if isinstance(m, nn.Linear)]
     linear += [m for m in model._trunk.modules() if isinstance(m, nn.Linear)]
     assert len(linear) == 1 + 2 * 7

@@ -62,6 +62,9 @@ class AttentionNeed:
     """What a token gets may depend on nothing but its own sequence, bit for bit: not on the other
     rows, nor on how its sequence was cut into steps."""
 
+    max_len: int | None = None
+    """Positions of the longest sequence; None: not known."""
+
     @property
     def features(self) -> frozenset[str]:
         """What the layers ask for beyond plain causal attention."""
@@ -157,6 +160,9 @@ class RecordableAttention(Protocol):
     def host_plan(self, batch: Batch, need: AttentionNeed) -> tuple[IntArray, ...]:
         """Everything about a step that the backend reads on the device.
 
+        Called once for every step, in order and before the device is given it, replays included:
+        a backend that keeps more than these arrays brings it up to date here.
+
         The sizes of all arrays but the last depend on the step's numbers of tokens and rows alone.
         The last may be of another size in each step, up to what the longest sequences need.
         """
@@ -165,5 +171,7 @@ class RecordableAttention(Protocol):
     def device_plan(self, arrays: Sequence[Any], batch: Batch, need: AttentionNeed) -> object:
         """The plan over those arrays, int32 on the device, of the batch's numbers of tokens and
         rows; other steps of the same numbers will be attended with it.
+
+        The last array is flat and as long as it can ever be; what the step has is its beginning.
         """
         ...

@@ -18,6 +18,7 @@ def attention_need(config: RunnerConfig, specs: tuple[AttentionSpec, ...]) -> At
         kv_dtype=config.kv_dtype,
         block_size=config.block_size,
         deterministic=config.deterministic,
+        max_len=config.max_model_len,
     )
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-defined]
 
-__all__ = ["HostCommunicator"]
+__all__ = ["PATIENCE", "HostCommunicator"]
 
-_PATIENCE = timedelta(seconds=60)
+PATIENCE = timedelta(seconds=60)
 """How long a member waits for the others."""
 
 
@@ -31,17 +31,24 @@ class HostCommunicator:
         self.rank = rank
         self.size = size
         # Any: torch's stubs lack half of its methods.
-        self._group: Any = ProcessGroupGloo(FileStore(address, size), rank, size, _PATIENCE)
+        self._group: Any = self._join(FileStore(address, size))
+
+    def _join(self, store: FileStore) -> Any:
+        return ProcessGroupGloo(store, self.rank, self.size, PATIENCE)
+
+    def _staged(self, x: Tensor) -> Tensor:
+        """A copy where the group can reach it."""
+        return x.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over all members."""
-        staged = _staged(x)
+        staged = self._staged(x)
         self._group.allreduce([staged]).wait()
         return staged.to(x.device)
 
     def all_gather(self, x: Tensor, axis: int) -> Tensor:
         """One after another, in order of rank."""
-        staged = _staged(x)
+        staged = self._staged(x)
         parts = [torch.empty_like(staged) for _ in range(self.size)]
         self._group.allgather([parts], [staged]).wait()
         return torch.cat(parts, axis).to(x.device)
@@ -56,7 +63,7 @@ class HostCommunicator:
 
     def broadcast(self, x: Tensor, source: int) -> Tensor:
         """The array of ``source``."""
-        staged = _staged(x)
+        staged = self._staged(x)
         self._group.broadcast(staged, source).wait()
         return staged.to(x.device)
 
@@ -67,8 +74,3 @@ class HostCommunicator:
     def close(self) -> None:
         """Leave the group."""
         self._group.shutdown()
-
-
-def _staged(x: Tensor) -> Tensor:
-    """A copy in host memory."""
-    return x.to("cpu", copy=True, memory_format=torch.contiguous_format)

@@ -18,7 +18,7 @@ from dovetail.core.models.load import define, read_weights
 from dovetail.core.models.weights import Leaf, Parts
 from dovetail.core.plugins.quant import make_scheme
 from dovetail.core.types import IntArray
-from dovetail.platforms.torch.dtypes import from_numpy, torch_dtype
+from dovetail.platforms.torch.dtypes import torch_dtype
 from dovetail.platforms.torch.ops import QuantizedLinear, references
 from dovetail.platforms.torch.platform import TorchPlatform
 
@@ -177,6 +177,7 @@ class _Binder:
         table: OpTable,
     ) -> None:
         self._platform = platform
+        self._upload = platform.uploader()
         self._scheme = scheme
         self._ops = table.bind()
         self._dtype = torch_dtype(config.dtype)
@@ -208,4 +209,4 @@ class _Binder:
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
     def _tensor(self, array: Any) -> TorchTensor:
-        return from_numpy(array).to(self._platform.device)
+        return self._upload(array)

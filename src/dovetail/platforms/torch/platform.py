@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from dovetail.core.buckets import Buckets, doubling
@@ -16,7 +17,12 @@ from dovetail.core.contracts.platform import Platform, Rates
 from dovetail.core.contracts.runner import Runner, RunnerConfig
 from dovetail.core.contracts.workbench import Activity, Workbench
 from dovetail.core.plugins.attention import installed_backends
+from dovetail.platforms.torch.dtypes import from_numpy
 from dovetail.platforms.torch.ops import DenseLinear
+from dovetail.platforms.torch.queue import DeviceQueue
+from dovetail.platforms.torch.sampling.fixed import choose_fixed
+from dovetail.platforms.torch.sampling.weights import Controls
+from dovetail.platforms.torch.weight_uploads import WeightUploads
 
 __all__ = ["BoundLinear", "TorchPlatform"]
 
@@ -28,6 +34,8 @@ class TorchPlatform(Platform):
     """Base of the torch platforms. The shared runner asks it for everything device-bound."""
 
     device: torch.device
+    compiles_kernels: bool = False
+    """Kernels are compiled for a model's sizes when they first run, which takes seconds."""
     attention_order: tuple[str, ...] = ("sdpa", "reference")
     """Attention backends, preferred first; those of other packages come after, by name."""
 
@@ -47,6 +55,30 @@ class TorchPlatform(Platform):
             tokens=doubling(32, config.max_num_batched_tokens),
             blocks=doubling(8, most_blocks),
         )
+
+    def queue(self) -> DeviceQueue | None:
+        """What works off the steps while the host goes on. Default: none, each op is waited for."""
+        return None
+
+    def records_steps(self, config: RunnerConfig) -> bool:
+        """Whether the queue is to record steps. Default: if it can."""
+        return self.capabilities.graphs
+
+    def choose(
+        self, logits_GV: torch.Tensor, controls: Controls
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (G,) int64 and whether their rows are finite (G,), without a look at results.
+
+        For steps that a queue works off; the tokens are those that ``Sampler`` would choose.
+        """
+        return choose_fixed(logits_GV, controls)
+
+    def uploader(self) -> Callable[[np.ndarray[Any, Any]], torch.Tensor]:
+        """How weights come to the device. Default: in pieces, if it has a queue."""
+        queue = self.queue()
+        if queue is None:
+            return lambda array: from_numpy(array).to(self.device)
+        return WeightUploads(queue, self.device)
 
     def override_ops(self, table: OpTable) -> None:
         """Enter this platform's own ops. Default: the references serve."""

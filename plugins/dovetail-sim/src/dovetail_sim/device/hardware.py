@@ -114,8 +114,9 @@ class Hardware:
 
     def synchronize(self) -> None:
         """Wait until all copies have arrived."""
-        for target, value in self._arriving:
-            target.copy_(value)
+        with torch.inference_mode():  # a device writes to any memory that it was given
+            for target, value in self._arriving:
+                target.copy_(value)
         self._arriving.clear()
 
 

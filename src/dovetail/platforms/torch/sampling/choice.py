@@ -16,12 +16,12 @@ from dovetail.platforms.torch.sampling.order import greedy
 from dovetail.platforms.torch.sampling.rows import Rows, Which
 from dovetail.platforms.torch.sampling.weights import Controls, draw_from_all
 
-__all__ = ["Restrict", "choose"]
+__all__ = ["GREEDY_BELOW", "Restrict", "choose"]
 
 Restrict = Callable[[Tensor, Controls], Boundary]
 """From logits (n, V) of any float dtype to the last token kept in each row, as ``by_sort`` does."""
 
-_GREEDY_BELOW = 1e-5
+GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy, as in ``SamplingParams.is_greedy``."""
 
 
@@ -35,7 +35,7 @@ def choose(
     """
     if sampling.all_greedy:
         return greedy(rows.tensor())
-    cold = sampling.temperature[which] < _GREEDY_BELOW
+    cold = sampling.temperature[which] < GREEDY_BELOW
     limited = ~cold & _limits(which, sampling, rows.vocab_size)
     tokens = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     peak = torch.empty(len(rows), device=rows.device)

@@ -100,7 +100,7 @@ def by_search(rows: Rows, peak_N1: Tensor, controls: Controls, *, counts: bool) 
         passes = torch.ge(scaled, c.floor, out=torch.empty_like(scaled))
         keys = ordered(x)
         if counts:
-            held = torch.minimum(c.top_k, passes.sum(-1, keepdim=True).long())
+            held = torch.minimum(c.top_k, passes.sum(-1, keepdim=True))
             passes.mul_(_crossing(keys, passes, held.double()).keeps(x, ids))
         w = scaled.exp_().mul_(units).round_().mul_(passes)
         found.append(_crossing(keys, w, c.top_p * w.double().sum(-1, keepdim=True)))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dovetail.core.batch import SamplingBatch
+from dovetail.core.types import FloatArray
 from dovetail.platforms.torch.sampling.boundary import Boundary
 from dovetail.platforms.torch.sampling.rows import BLOCK, Rows, Which, on_device, per_block
 
@@ -23,41 +24,46 @@ __all__ = ["Controls", "draw_from_all", "draw_from_few", "total_weights", "unit"
 
 @dataclass(frozen=True, kw_only=True)
 class Controls:
-    """How each of n rows is drawn, on the device; every field is (n, 1)."""
+    """How each of n rows is drawn, on the device; every field is (n, 1) float32.
+
+    Products with weights are taken in float64, to which torch promotes them.
+    """
 
     temperature: Tensor
-    """float32, above 0."""
+    """Above 0, except for ``choose_fixed``, to which below 1e-5 means greedy."""
     floor: Tensor
-    """float32: the logarithm of min_p."""
+    """The logarithm of min_p."""
     top_k: Tensor
-    """int64."""
+    """A whole number; vocabularies have fewer than 2**24 tokens, so it is exact."""
     top_p: Tensor
-    """float64."""
     uniform: Tensor
-    """float64, in [0, 1)."""
+    """In [0, 1)."""
 
     @classmethod
     def of(cls, batch: SamplingBatch, which: Which, device: torch.device) -> Controls:
         """The controls of rows ``which`` of the batch, in one copy to the device."""
+        return cls.unpack(on_device(cls.pack(batch)[:, which], device))
+
+    @staticmethod
+    def pack(batch: SamplingBatch, num_rows: int | None = None) -> FloatArray:
+        """(5, G) on the host: what ``unpack`` takes once it is on the device.
+
+        Args:
+            num_rows: G if it is more than the rows of the batch; those behind them are greedy.
+        """
+        given = len(batch.temperature)
+        table = np.zeros((5, given if num_rows is None else num_rows), np.float32)
         with np.errstate(divide="ignore"):
-            floor = np.log(batch.min_p[which].astype(np.float64))
-        table = np.stack(
-            (
-                batch.temperature[which],
-                floor,
-                batch.top_k[which],
-                batch.top_p[which],
-                batch.uniform[which],
-            )
-        )
-        values = on_device(table.astype(np.float64), device)[:, :, None]
-        return cls(
-            temperature=values[0].float(),
-            floor=values[1].float(),
-            top_k=values[2].long(),
-            top_p=values[3],
-            uniform=values[4],
-        )
+            floor = np.log(batch.min_p.astype(np.float64))
+        columns = (batch.temperature, floor, batch.top_k, batch.top_p, batch.uniform)
+        for field, column in zip(table, columns, strict=True):
+            field[:given] = column
+        return table
+
+    @classmethod
+    def unpack(cls, table_5G: Tensor) -> Controls:
+        """Views of a float32 table on the device, whose five rows are the fields in order."""
+        return cls(**dict(zip((f.name for f in fields(cls)), table_5G[:, :, None], strict=True)))
 
     def take(self, index: Tensor | slice) -> Controls:
         """Some of the rows."""

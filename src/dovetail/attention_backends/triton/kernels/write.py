@@ -1,0 +1,164 @@
+"""Everything that happens to queries, keys and values before they are attended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dovetail.attention_backends.triton.kernels.codes import encoded, scaled
+from dovetail.attention_backends.triton.kernels.language import jit, kernel, tl
+
+__all__ = ["write"]
+
+
+@kernel
+def write(
+    q_ptr: Any,
+    k_ptr: Any,
+    v_ptr: Any,
+    turned_ptr: Any,
+    cos_ptr: Any,
+    sin_ptr: Any,
+    q_norm_ptr: Any,
+    k_norm_ptr: Any,
+    keys_ptr: Any,
+    values_ptr: Any,
+    key_scales_ptr: Any,
+    value_scales_ptr: Any,
+    slots_ptr: Any,
+    q_token: Any,
+    q_head: Any,
+    k_token: Any,
+    k_head: Any,
+    v_token: Any,
+    v_head: Any,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    KEY_SIZE: tl.constexpr,
+    KEY_WIDTH: tl.constexpr,
+    VALUE_SIZE: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FORMAT: tl.constexpr,
+    LARGEST: tl.constexpr,
+    HALF: tl.constexpr,
+    NORMED: tl.constexpr,
+    EPS: tl.constexpr,
+    PART: tl.constexpr,
+) -> None:
+    """Norm and rotate query and key heads, put keys and values into the cache.
+
+    One program is PART heads of one token; the first ones are query heads. Without a rotation
+    (HALF 0) there are none of those: queries stay where they are. Norms are root-mean-square norms
+    (Zhang and Sennrich, 2019), rotations those of Su et al. (2021).
+
+    Args:
+        q_ptr: (T, HEADS, KEY_SIZE) with strides ``q_token`` and ``q_head``; k and v alike.
+        k_ptr: (T, KV_HEADS, KEY_SIZE)
+        v_ptr: (T, KV_HEADS, VALUE_SIZE)
+        turned_ptr: (T, HEADS, KEY_SIZE) takes the queries.
+        cos_ptr: (T, HALF)
+        sin_ptr: (T, HALF)
+        q_norm_ptr: (KEY_SIZE,) where NORMED.
+        k_norm_ptr: (KEY_SIZE,) where NORMED.
+        keys_ptr: The cache (``cache.py``).
+        values_ptr: The cache.
+        key_scales_ptr: The cache, where entries are coded.
+        value_scales_ptr: The cache, where entries are coded.
+        slots_ptr: (T,) block number times BLOCK plus offset.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    Q_PARTS: tl.constexpr = (HEADS + PART - 1) // PART if HALF else 0
+    if part < Q_PARTS:
+        heads = part * PART + tl.arange(0, PART)
+        x = _positioned(
+            q_ptr + token * q_token, heads, q_head, HEADS, token, cos_ptr, sin_ptr, q_norm_ptr,
+            KEY_SIZE, KEY_WIDTH, HALF, NORMED, EPS,
+        )  # fmt: skip
+        _store(turned_ptr + token * HEADS * KEY_SIZE, heads, x, heads < HEADS, KEY_SIZE, KEY_WIDTH)
+        return
+    heads = (part - Q_PARTS) * PART + tl.arange(0, PART)
+    mine = heads < KV_HEADS
+    slot = tl.load(slots_ptr + token).to(tl.int64)
+    places = ((slot // BLOCK) * KV_HEADS + heads) * BLOCK + slot % BLOCK
+    k = _positioned(
+        k_ptr + token * k_token, heads, k_head, KV_HEADS, token, cos_ptr, sin_ptr, k_norm_ptr,
+        KEY_SIZE, KEY_WIDTH, HALF, NORMED, EPS,
+    )  # fmt: skip
+    v = _loaded(v_ptr + token * v_token, heads, v_head, mine, VALUE_SIZE, VALUE_WIDTH)
+    if FORMAT == "plain":
+        _store(keys_ptr, places, k, mine, KEY_SIZE, KEY_WIDTH)
+        _store(values_ptr, places, v, mine, VALUE_SIZE, VALUE_WIDTH)
+    else:
+        wide, scales = scaled(k.to(tl.float32), LARGEST)
+        _store(keys_ptr, places, encoded(wide, FORMAT), mine, KEY_SIZE, KEY_WIDTH)
+        tl.store(key_scales_ptr + places, scales, mask=mine)
+        wide, scales = scaled(v.to(tl.float32), LARGEST)
+        _store(values_ptr, places, encoded(wide, FORMAT), mine, VALUE_SIZE, VALUE_WIDTH)
+        tl.store(value_scales_ptr + places, scales, mask=mine)
+
+
+@jit
+def _loaded(
+    x_ptr: Any, heads: Any, stride: Any, mine: Any, SIZE: tl.constexpr, WIDTH: tl.constexpr
+) -> Any:
+    """(PART, WIDTH); 0 beyond SIZE and for heads that are not ``mine``."""
+    at = tl.arange(0, WIDTH)
+    mask = mine[:, None] & (at < SIZE)[None, :]
+    return tl.load(x_ptr + heads[:, None] * stride + at[None, :], mask=mask, other=0.0)
+
+
+@jit
+def _store(
+    x_ptr: Any, vectors: Any, x: Any, mine: Any, SIZE: tl.constexpr, WIDTH: tl.constexpr
+) -> None:
+    at = tl.arange(0, WIDTH)
+    mask = mine[:, None] & (at < SIZE)[None, :]
+    place = vectors[:, None] * SIZE + at[None, :]
+    tl.store(x_ptr + place, x.to(x_ptr.dtype.element_ty), mask=mask)
+
+
+@jit
+def _positioned(
+    x_ptr: Any,
+    heads: Any,
+    stride: Any,
+    HEADS: tl.constexpr,
+    token: Any,
+    cos_ptr: Any,
+    sin_ptr: Any,
+    norm_ptr: Any,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HALF: tl.constexpr,
+    NORMED: tl.constexpr,
+    EPS: tl.constexpr,
+) -> Any:
+    """Heads of one token as they are attended, (PART, WIDTH), in the dtype that they come in."""
+    mine = heads < HEADS
+    x = _loaded(x_ptr, heads, stride, mine, SIZE, WIDTH)
+    if HALF > 0:
+        at = tl.arange(0, WIDTH)
+        turns, first = at < 2 * HALF, at < HALF
+        partner = tl.where(first, at + HALF, at - HALF)
+        mask = mine[:, None] & turns[None, :]
+        y = tl.load(x_ptr + heads[:, None] * stride + partner[None, :], mask=mask, other=0.0)
+        a, b = x.to(tl.float32), y.to(tl.float32)
+        if NORMED:
+            factor = tl.rsqrt(tl.sum(a * a, axis=1) / SIZE + EPS)[:, None]
+            weight = tl.load(norm_ptr + at, mask=at < SIZE, other=0.0)[None, :]
+            a = _weighted(a * factor, weight, x.dtype)
+            weight = tl.load(norm_ptr + partner, mask=turns, other=0.0)[None, :]
+            b = _weighted(b * factor, weight, x.dtype)
+        angle = tl.where(first, at, at - HALF)
+        cos = tl.load(cos_ptr + token * HALF + angle, mask=turns, other=1.0).to(tl.float32)[None, :]
+        sin = tl.load(sin_ptr + token * HALF + angle, mask=turns, other=0.0).to(tl.float32)[None, :]
+        x = (a * cos + tl.where(first[None, :], -b, b) * sin).to(x.dtype)
+    return x
+
+
+@jit
+def _weighted(normed: Any, weight: Any, DTYPE: tl.constexpr) -> Any:
+    """Times the weight, rounded where the op ``rms_norm`` rounds; float32."""
+    rounded = normed.to(weight.dtype).to(tl.float32)
+    return (rounded * weight.to(tl.float32)).to(weight.dtype).to(DTYPE).to(tl.float32)

@@ -1,0 +1,190 @@
+# mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator"
+"""Tokens as numbers: their place in the order of likelihood, and their weight.
+
+The rank of a token is an int64 that is larger for what is likelier: the order of its logit above,
+and below it the token id, counted down. Ranks of a row are distinct, so a set of its likeliest
+tokens is said by one bound. A weight is a whole number of units, as in
+``platforms/torch/sampling/weights.py``; sums of them are exact in int64 in any order, which needs
+no float64: GPUs made for desks have little of that.
+
+``last_kept`` finds the bound at which a count or a mass is reached: several pivots at once divide
+what is left of the range, until one token is left in it.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = [
+    "LOWEST",
+    "key_of",
+    "last_kept",
+    "rank_of",
+    "share_above",
+    "share_up_to",
+    "survey",
+    "value_of",
+    "weigh",
+]
+
+LOWEST = tl.constexpr(-(1 << 61))
+"""Below every rank."""
+_WHOLE = tl.constexpr(float(1 << 23))
+"""From here on float32 holds whole numbers only."""
+
+
+@triton.jit
+def key_of(x):
+    """int32 with the order of float32 logits: both zeros are one, NaN is beyond infinity."""
+    bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
+    return tl.where(x == x, bits ^ ((bits >> 31) & 0x7FFFFFFF), 0x7FFFFFFF)
+
+
+@triton.jit
+def value_of(key):
+    """The float32 logit of which this is the key."""
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def rank_of(x, ids, ID_BITS: tl.constexpr):
+    """int64 ranks of float32 logits."""
+    return (key_of(x).to(tl.int64) << ID_BITS) | ((1 << ID_BITS) - 1 - ids).to(tl.int64)
+
+
+@triton.jit
+def weigh(x, peak, heat, UNITS: tl.constexpr):
+    """Logits below the peak over the temperature, and their weights: int64, of equals the even."""
+    scaled = tl.div_rn(x - peak, heat)
+    share = tl.exp(scaled) * UNITS
+    whole = tl.where(share < _WHOLE, (share + _WHOLE) - _WHOLE, share)
+    return scaled, whole.to(tl.int64)
+
+
+@triton.jit
+def share_up_to(fraction, total):
+    """The least whole mass that reaches a float32 fraction of an int64 total; at least 1."""
+    goal = fraction.to(tl.float64) * total.to(tl.float64)
+    whole = goal.to(tl.int64)
+    return tl.maximum(whole + (whole.to(tl.float64) < goal).to(tl.int64), 1)
+
+
+@triton.jit
+def share_above(fraction, total):
+    """The least whole mass above a fraction, below 1, of the total; at most the total."""
+    whole = (fraction.to(tl.float64) * total.to(tl.float64)).to(tl.int64)
+    return tl.minimum(whole, total - 1) + 1
+
+
+@triton.jit
+def _tile(
+    at,
+    count,
+    source_ptr,
+    weights_ptr,
+    peak,
+    heat,
+    floor,
+    bound,
+    ID_BITS: tl.constexpr,
+    UNITS: tl.constexpr,
+    LISTED: tl.constexpr,
+    BY_ID: tl.constexpr,
+):
+    """Ranks and weights of the tokens at these places; ``LOWEST`` where there is none."""
+    there = at < count
+    if LISTED:
+        rank = tl.load(source_ptr + at, there, other=LOWEST)
+        weight = tl.load(weights_ptr + at, there, other=0)
+    else:
+        x = tl.load(source_ptr + at, there, other=float("-inf")).to(tl.float32)
+        scaled, weight = weigh(x, peak, heat, UNITS)
+        rank = tl.where(there & (scaled >= floor), rank_of(x, at, ID_BITS), LOWEST)
+    if BY_ID:
+        rank = tl.where(rank >= bound, rank & ((1 << ID_BITS) - 1), LOWEST)
+    return rank, weight
+
+
+@triton.jit
+def survey(
+    pivots,
+    count,
+    source_ptr,
+    weights_ptr,
+    peak,
+    heat,
+    floor,
+    bound,
+    ID_BITS: tl.constexpr,
+    UNITS: tl.constexpr,
+    LISTED: tl.constexpr,
+    BY_ID: tl.constexpr,
+    PIVOTS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Number and mass of the tokens whose rank reaches each of the pivots: int32 and int64 (P,).
+
+    Tokens are a list of ranks and weights (``LISTED``), or a row of logits, of which those count
+    that pass the floor. ``BY_ID``: the tokens that reach the bound, in order of id alone.
+    """
+    numbers = tl.zeros([PIVOTS, TILE], tl.int32)
+    masses = tl.zeros([PIVOTS, TILE], tl.int64)
+    for start in range(0, count, TILE):
+        rank, weight = _tile(
+            start + tl.arange(0, TILE), count, source_ptr, weights_ptr, peak, heat, floor, bound,
+            ID_BITS, UNITS, LISTED, BY_ID,
+        )  # fmt: skip
+        reached = rank[None, :] >= pivots[:, None]
+        numbers += reached.to(tl.int32)
+        masses += tl.where(reached, weight[None, :], 0)
+    return tl.sum(numbers, axis=1), tl.sum(masses, axis=1)
+
+
+@triton.jit
+def last_kept(
+    need,
+    low,
+    high,
+    number,
+    mass,
+    count,
+    source_ptr,
+    weights_ptr,
+    peak,
+    heat,
+    floor,
+    bound,
+    ID_BITS: tl.constexpr,
+    UNITS: tl.constexpr,
+    LISTED: tl.constexpr,
+    BY_ID: tl.constexpr,
+    BY_NUMBER: tl.constexpr,
+    PIVOTS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """The largest bound that enough tokens reach, and the number and mass of those.
+
+    Args:
+        need: The least mass, or with ``BY_NUMBER`` the least number.
+        low: A bound that enough reach, with its ``number`` and ``mass``.
+        high: A bound that none reaches.
+
+    The bound is that of a token only with ``BY_ID``; else any that the same tokens reach.
+    """
+    beyond = number * 0
+    while (high - low > 1) & (BY_ID | (number - beyond > 1)):
+        pivots = low + (high - low) * (1 + tl.arange(0, PIVOTS)) // (PIVOTS + 1)
+        numbers, masses = survey(
+            pivots, count, source_ptr, weights_ptr, peak, heat, floor, bound,
+            ID_BITS, UNITS, LISTED, BY_ID, PIVOTS, TILE,
+        )  # fmt: skip
+        enough = numbers >= need if BY_NUMBER else masses >= need
+        number = tl.minimum(number, tl.min(tl.where(enough, numbers, number), axis=0))
+        mass = tl.minimum(mass, tl.min(tl.where(enough, masses, mass), axis=0))
+        beyond = tl.maximum(beyond, tl.max(tl.where(enough, beyond, numbers), axis=0))
+        low, high = (
+            tl.max(tl.where(enough, pivots, low), axis=0),
+            tl.min(tl.where(enough, high, pivots), axis=0),
+        )
+    return low, number, mass

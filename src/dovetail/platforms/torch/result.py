@@ -1,0 +1,103 @@
+"""What a step produced, on its way to the host."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dovetail.core.batch import LogprobArrays, StepOutput
+from dovetail.core.types import IntArray
+from dovetail.platforms.torch.sampler import LogprobTensors, SampleResult
+from dovetail.platforms.torch.transfers import Fetch, Fetched
+
+__all__ = ["ChosenStep", "SampledStep", "packed"]
+
+
+class SampledStep:
+    """Everything that a step may give. What is on the device is fetched in a few copies.
+
+    Args:
+        fetch: Brings tensors to the host.
+        result: What was chosen; None if nothing was to be.
+        prompt: Of the positions in ``Batch.prompt_logprobs``.
+        drafts: As in ``StepOutput``.
+    """
+
+    def __init__(
+        self,
+        fetch: Fetch,
+        result: SampleResult | None,
+        prompt: LogprobTensors | None = None,
+        drafts: IntArray | None = None,
+    ) -> None:
+        self._failures = {} if result is None else result.failures
+        self._drafts = drafts
+        self._chosen = None if result is None else fetch(_columns(result))
+        wanted = None if result is None else result.logprobs
+        self._logprobs = None if wanted is None else _fetched(fetch, wanted)
+        self._prompt = None if prompt is None else _fetched(fetch, prompt)
+
+    def result(self) -> StepOutput:
+        """See ``core.batch.StepOutput``."""
+        table = np.zeros((0, 3), np.int32) if self._chosen is None else self._chosen.numpy()
+        return StepOutput(
+            token_ids=table[:, :-2],
+            num_tokens=table[:, -2],
+            finite=table[:, -1].astype(np.bool_),
+            drafts=self._drafts,
+            failures=self._failures,
+            logprobs=_arrays(self._logprobs),
+            prompt_logprobs=_arrays(self._prompt),
+        )
+
+
+class ChosenStep:
+    """One token for each row, and nothing else.
+
+    Args:
+        chosen: ``packed`` tokens, those that only pad behind the others.
+        count: S, how many are meant.
+    """
+
+    def __init__(self, chosen: Fetched, count: int) -> None:
+        self._chosen = chosen
+        self._count = count
+
+    def result(self) -> StepOutput:
+        """See ``core.batch.StepOutput``."""
+        table = self._chosen.numpy()[: self._count]
+        return StepOutput(
+            token_ids=table[:, :1],
+            num_tokens=np.ones(self._count, np.int32),
+            finite=table[:, 1].astype(np.bool_),
+        )
+
+
+def packed(tokens_N: Tensor, finite_N: Tensor) -> Tensor:
+    """(N, 2) int32: what ``ChosenStep`` reads, in one copy."""
+    return torch.stack((tokens_N.to(torch.int32), finite_N.to(torch.int32)), 1)
+
+
+def _columns(result: SampleResult) -> Tensor:
+    """(S, W + 2) int32: tokens, how many are valid, and whether the row is finite."""
+    columns = (result.chosen, result.num_tokens[:, None], result.finite[:, None])
+    return torch.cat(columns, 1).to(torch.int32)
+
+
+_Columns = tuple[Fetched, Fetched, Fetched]
+
+
+def _fetched(fetch: Fetch, tensors: LogprobTensors) -> _Columns:
+    return (
+        fetch(tensors.token_ids.to(torch.int32)),
+        fetch(tensors.logprobs.float()),
+        fetch(tensors.ranks.to(torch.int32)),
+    )
+
+
+def _arrays(columns: _Columns | None) -> LogprobArrays | None:
+    if columns is None:
+        return None
+    ids, logprobs, ranks = (column.numpy() for column in columns)
+    return LogprobArrays(token_ids=ids, logprobs=logprobs, ranks=ranks)

@@ -1,0 +1,174 @@
+"""Steps of a loaded model, one after the other as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dovetail.core.batch import Batch, PromptLogprobNeed
+from dovetail.core.contracts.attention import AttentionBackend, AttentionNeed
+from dovetail.core.contracts.model import StepInputs
+from dovetail.core.contracts.runner import Pending, RunnerConfig
+from dovetail.core.shapes import Shapes
+from dovetail.core.types import IntArray
+from dovetail.platforms.torch.draft import DraftModel
+from dovetail.platforms.torch.loading import RunnableModel
+from dovetail.platforms.torch.planning import LOGIT_ROWS
+from dovetail.platforms.torch.platform import TorchPlatform
+from dovetail.platforms.torch.result import SampledStep
+from dovetail.platforms.torch.sampler import LogprobTensors, Sampler
+from dovetail.platforms.torch.transfers import fetch_later
+
+__all__ = ["DirectSteps", "Loaded", "Steps"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What steps are run with."""
+
+    platform: TorchPlatform
+    config: RunnerConfig
+    model: RunnableModel
+    attention: AttentionBackend
+    need: AttentionNeed
+    shapes: Shapes
+    draft: DraftModel | None
+
+
+class Steps(Protocol):
+    """One way to run them."""
+
+    def rehearsals(self, *, record: bool) -> Iterator[tuple[str, Callable[[], object]]]:
+        """What a warm-up does, by name.
+
+        Args:
+            record: Whether steps that recur are recorded; else they are run like others.
+        """
+        ...
+
+    def start(self, batch: Batch) -> Pending:
+        """Start a step."""
+        ...
+
+    def describe(self) -> str | None:
+        """What the user should know of it; None if nothing."""
+        ...
+
+
+class StepBase:
+    """The parts that all ways share.
+
+    Args:
+        loaded: Model, attention and what they were made for.
+        caches: One per layer; changed by every step.
+        device: Where tokens are chosen.
+    """
+
+    def __init__(self, loaded: Loaded, caches: list[Any], device: torch.device) -> None:
+        self.loaded = loaded
+        self.caches = caches
+        rows = loaded.config.max_num_seqs
+        self.sampler = Sampler(loaded.model.vocab_size, rows, device)
+        self.last_token = torch.zeros(rows + 1, dtype=torch.long, device=device)
+        """What each row said last; behind them, what nobody said."""
+
+    def begin(self, batch: Batch) -> None:
+        """What comes before the model: rows are taken over, blocks copied."""
+        self.sampler.join(batch.joined)
+        loaded = self.loaded
+        for pairs in loaded.shapes.copies(batch.copies):
+            self.caches = list(loaded.attention.copy_blocks(self.caches, pairs))
+            if loaded.draft is not None:
+                loaded.draft.copy_blocks(pairs)
+
+    def prompt_logprobs(
+        self, hidden_TD: Tensor, step: Batch, need: PromptLogprobNeed
+    ) -> LogprobTensors:
+        """Of known tokens, a bounded number of them at a time."""
+        targets, done = self.at_sampler(need.target), 0
+        parts = []
+        for logits, count in self.logit_parts(hidden_TD, step, need.token_index, LOGIT_ROWS):
+            target = targets[done : done + count]
+            parts.append(self.sampler.logprobs(logits, target, need.num_logprobs))
+            done += count
+        return LogprobTensors(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def logit_parts(
+        self, hidden_TD: Tensor, step: Batch, index: IntArray, most: int | None = None
+    ) -> Iterator[tuple[Tensor, int]]:
+        """Logits (n, V) of the tokens ``index``, and n, some tokens at a time."""
+        model, device = self.loaded.model, self.last_token.device
+        for rows, count in self.loaded.shapes.logit_rows(index, step, most):
+            logits = model.logits(hidden_TD[self.on_device(rows)]).to(device)
+            yield logits[:count], count
+
+    def on_device(self, array: np.ndarray[Any, Any]) -> Tensor:
+        """int64, where the model is."""
+        return torch.from_numpy(array).to(self.loaded.platform.device, torch.long)
+
+    def at_sampler(self, array: np.ndarray[Any, Any]) -> Tensor:
+        """int64, where tokens are chosen."""
+        return torch.from_numpy(array).to(self.last_token.device, torch.long)
+
+
+class DirectSteps(StepBase):
+    """Every op is given to the device when its turn comes, in the sizes that ``Shapes`` allows.
+
+    Args:
+        loaded: Model, attention and what they were made for.
+        caches: One per layer.
+        note: What the user should know of this choice.
+    """
+
+    def __init__(self, loaded: Loaded, caches: list[Any], note: str | None = None) -> None:
+        super().__init__(loaded, caches, loaded.platform.sampling_device)
+        self._note = note
+
+    def rehearsals(self, *, record: bool) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Every shape that steps will have where shapes are static, else two short steps."""
+        for name, batch in self.loaded.shapes.rehearsals():
+
+            def rehearse(batch: Batch = batch) -> None:
+                self.start(batch).result()
+
+            yield name, rehearse
+
+    def start(self, batch: Batch) -> Pending:
+        """See ``Steps``."""
+        self.begin(batch)
+        loaded = self.loaded
+        step = loaded.shapes.step(batch)
+        inputs = StepInputs(
+            token_ids_T=self._token_ids(step),
+            positions_T=self.on_device(loaded.model.positions(step.positions)),
+            plan=loaded.attention.plan(step, loaded.need),
+        )
+        hidden, self.caches = loaded.model.forward(inputs, self.caches)
+        result = drafts = prompt = None
+        if len(batch.sampled):
+            parts = [part for part, _ in self.logit_parts(hidden, step, step.logit_index)]
+            logits = parts[0] if len(parts) == 1 else torch.cat(parts)
+            result = self.sampler.sample(logits, batch)
+            self.last_token[self.at_sampler(batch.rows[batch.sampled])] = result.token_ids
+        if loaded.draft is not None:
+            drafts = loaded.draft.step(batch, result)
+        if batch.prompt_logprobs is not None:
+            prompt = self.prompt_logprobs(hidden, step, batch.prompt_logprobs)
+        return SampledStep(fetch_later, result, prompt, drafts)
+
+    def _token_ids(self, step: Batch) -> Tensor:
+        """(T,) on the device; what is carried over is known where tokens are chosen."""
+        tokens = self.at_sampler(step.token_ids)
+        if len(step.carried):
+            last = self.last_token[self.at_sampler(step.carried_rows)]
+            tokens[self.at_sampler(step.carried)] = last
+        return tokens.to(self.loaded.platform.device)
+
+    def describe(self) -> str | None:
+        """What was noted."""
+        return self._note

@@ -1,0 +1,160 @@
+"""Choosing in a fixed number of launches, against the torch sampler."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dovetail.core.request import SamplingParams
+from dovetail.platforms.gpu.ops import choice
+from dovetail.platforms.torch.sampling.weights import Controls
+from tests.platforms.gpu.ops.devices import DEVICE
+from tests.platforms.torch.fixed_cases import KINDS, LAST, choice_cases, controls_of, odd_rows
+from tests.platforms.torch.sampling_cases import draw, logits_of, noise_of
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FEW_KINDS = [KINDS[i] for i in (0, 1, 7, 10)]
+
+
+def chosen(logits, params, noise):
+    """By the kernels: tokens and which are finite, on the host."""
+    controls = controls_of(params, logits.shape[1], noise)
+    there = Controls(**{name: field.to(DEVICE) for name, field in vars(controls).items()})
+    before = logits.clone()
+    tokens, finite = choice.choose(logits.to(DEVICE), there)
+    assert torch.equal(logits.nan_to_num(7.0), before.nan_to_num(7.0))
+    assert tokens.dtype == torch.int64 and finite.dtype == torch.bool
+    return tokens.cpu(), finite.cpu()
+
+
+def agrees(logits, params, noise):
+    expected = draw(logits, params, noise=noise)
+    tokens, finite = chosen(logits, params, noise)
+    assert torch.equal(finite, expected.finite)
+    assert tokens.tolist() == expected.token_ids.tolist()
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Short lists, few blocks and small chunks: what large vocabularies meet, in small ones."""
+    shrink(monkeypatch)
+
+
+def shrink(patch):
+    for name, value in {"_CHUNK": 128, "_BLOCK": 8, "_FEW": 6, "_LIST": 32, "_TILE": 64}.items():
+        patch.setattr(choice, name, value)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [1, 7, 1000])
+def test_every_kind_of_row_gets_the_samplers_token(vocab, dtype):
+    agrees(logits_of(len(KINDS), vocab, dtype=dtype), KINDS, noise_of(len(KINDS), seed=vocab))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_vocabulary(dtype):
+    x = logits_of(4, 50257, seed=5, dtype=dtype)
+    agrees(x, FEW_KINDS, noise_of(4, seed=5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lists_that_are_too_short(small, dtype):
+    """Rows whose list overflows, or holds too little, or is enough."""
+    kinds = [
+        *KINDS,
+        SamplingParams(top_k=30),
+        SamplingParams(top_k=200),
+        SamplingParams(min_p=1e-4),
+    ]
+    agrees(logits_of(len(kinds), 700, seed=2, dtype=dtype), kinds, noise_of(len(kinds)))
+
+
+def test_states_that_rows_are_settled_in(small, monkeypatch):
+    """All three ways are taken by the rows that the tests above are about."""
+    states = []
+
+    class Watched(choice._State):
+        @classmethod
+        def of(cls, *args):
+            states.append(choice._State.of(*args))
+            return states[-1]
+
+    monkeypatch.setattr(choice.kernels, "search", _Recorder(choice.kernels.search, states))
+    monkeypatch.setattr(choice, "_State", Watched)
+    flat, peaked = torch.zeros(1, 700), torch.arange(700.0)[None] / 10
+    agrees(
+        torch.cat((flat, peaked, peaked, flat)),
+        [*[SamplingParams(top_p=0.9)] * 2, *KINDS[:2]],
+        [0.4] * 4,
+    )
+    assert choice.kernels.search.seen == [[3, 0, 0, 1]]
+
+
+class _Recorder:
+    """A kernel in front of whose launch the rows' states are noted."""
+
+    def __init__(self, kernel, states):
+        self.kernel, self.states, self.seen = kernel, states, []
+        self.arg_names = kernel.arg_names
+
+    def __getitem__(self, grid):
+        self.seen.append(self.states[-1].state.tolist())
+        return self.kernel[grid]
+
+
+@settings(max_examples=25, deadline=None)
+@given(choice_cases(st, (1, 2, 5, 63, 65, 200, 700)))
+def test_random_rows_with_ties_and_any_controls(case):
+    agrees(*case)
+
+
+@settings(max_examples=25, deadline=None)
+@given(case=choice_cases(st, (65, 200, 700)))
+def test_random_rows_of_a_vocabulary_that_is_large_for_its_lists(case):
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        agrees(*case)
+
+
+@pytest.mark.parametrize("params", FEW_KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_are_not_finite_say_so(params, dtype):
+    rows = odd_rows(300, dtype)
+    agrees(rows, [params] * len(rows), [0.5] * len(rows))
+
+
+def test_flat_rows_and_huge_peaks(small):
+    x = torch.zeros(4, 500)
+    x[2, 77], x[3, 77], x[3, 78] = (
+        1e4,
+        torch.finfo(torch.float32).max,
+        -torch.finfo(torch.float32).max,
+    )
+    for params in (SamplingParams(top_p=0.5), SamplingParams(top_k=77), SamplingParams()):
+        for noise in (0.0, 0.5, LAST):
+            agrees(x, [params] * 4, [noise] * 4)
+    tokens, _ = chosen(x, [SamplingParams(top_p=0.5)] * 4, [LAST] * 4)
+    assert tokens.tolist() == [249, 249, 77, 77]
+
+
+def test_a_row_does_not_depend_on_the_others(small):
+    x, noise = logits_of(len(KINDS), 650, seed=9), noise_of(len(KINDS), seed=9)
+    whole, _ = chosen(x, KINDS, noise)
+    order = np.random.default_rng(0).permutation(len(KINDS))
+    shuffled, _ = chosen(x[order], [KINDS[i] for i in order], noise[order])
+    assert torch.equal(shuffled, whole[order])
+    for i in (1, 5, 7, 11):
+        alone, _ = chosen(x[i : i + 1], KINDS[i : i + 1], noise[i : i + 1])
+        assert alone[0] == whole[i]
+
+
+def test_rows_may_lie_apart():
+    wide = logits_of(4, 400)
+    agrees(wide[:, :300], FEW_KINDS, noise_of(4))
+    agrees(logits_of(300, 4).t(), FEW_KINDS, noise_of(4))
+
+
+def test_no_rows():
+    tokens, finite = chosen(torch.zeros(0, 9), [], [])
+    assert tokens.shape == finite.shape == (0,)
