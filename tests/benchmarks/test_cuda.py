@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from safetensors import safe_open
@@ -135,13 +136,35 @@ def test_a_disk_that_is_too_slow_is_said(tmp_path):
 
 
 def test_parts_of_a_real_engine(tmp_path):
-    words = ["--device", "reference", "--shape", "tiny", "--quick", "--only", "throughput,ready"]
+    words = ["--device", "null", "--shape", "tiny", "--quick", "--only", "throughput,ready"]
     assert cuda.main([*words, "--output", str(tmp_path)]) == 0
     tokens, ready = json.loads((tmp_path / "result.json").read_text())["findings"]
     assert tokens["raw"]["total_output_tokens"] == 8 * 32
-    assert 0 < tokens["fraction"] < 1
+    assert tokens["fraction"] is None
     assert 0.1 < ready["raw"]["seconds"] < ready["seconds"]
-    assert "The device reads" in (tmp_path / "result.md").read_text()
+
+
+def test_figures_of_the_commands_come_into_the_table(monkeypatch, tmp_path):
+    steps = {"host_us_mean": 80.0, "host_us_p99": 95.0, "waiting_share": 0.9}
+    rates = {"read_bytes_per_second": 4.3e12, "matrix_flops_per_second": 7.9e14}
+    tokens = {"output_tokens_per_second": 26_000.0, "roofline_fraction": 0.715, **steps, **rates}
+    line = {"base_ms": 5.5, "ms_per_1000_tokens": 0.04, "residual_ms": 0.01}
+    fit = {"fits": [{**line, "roofline_fraction": 0.63, **steps}], "rates": rates}
+
+    def run(command, limit):
+        file = Path(command[command.index("--output-json") + 1])
+        file.write_text(json.dumps(fit if "--fit" in command else tokens))
+        return outcome()
+
+    monkeypatch.setattr(cuda, "run", run)
+    assert cuda.main(["--only", "nano,itl", "--output", str(tmp_path)]) == 0
+    table = (tmp_path / "result.md").read_text()
+    assert "| 26,000 tok/s | 72% | >= 25,000 tok/s | met | host 80 us a step (P99 95)" in table
+    assert (
+        "| 5.50 ms + 0.0400 ms per 1000 tokens (residual 0.010 ms) | 63% |"
+        " base <= 5.0 ms | **not met** |" in table
+    )
+    assert "reads 4,300 GB/s and multiplies at 790.0 TFLOP/s, measured by the part nano" in table
 
 
 def test_a_device_that_is_not_there_is_said(tmp_path):
