@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from benchmarks import cuda, processes
+from benchmarks import cuda, processes, shapes
 from benchmarks.shapes import SHAPES, checkpoint_bytes, tiny, write_checkpoint
 from tests.engines import answer, make_core
 
@@ -121,6 +121,17 @@ def test_a_written_checkpoint_is_what_the_model_reads(shape, tmp_path):
         json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     )
     assert 0 < file.stat().st_size - checkpoint_bytes(config) < 10_000
+    core = make_core(folder, "reference", skip_tokenizer_init=True)
+    assert len(answer(core, [[5, 6, 7]])[0].token_ids) == 64
+
+
+def test_a_large_checkpoint_is_in_several_files(monkeypatch, tmp_path):
+    monkeypatch.setattr(shapes, "_SHARD", 100_000)
+    folder = write_checkpoint(tmp_path, tiny(SHAPES["llama-3.1-8b"]))
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    files = {file.name for file in folder.glob("*.safetensors")}
+    assert set(index.values()) == files
+    assert len(files) > 3
     core = make_core(folder, "reference", skip_tokenizer_init=True)
     assert len(answer(core, [[5, 6, 7]])[0].token_ids) == 64
 
