@@ -131,7 +131,7 @@ def test_a_large_checkpoint_is_in_several_files(monkeypatch, tmp_path):
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     files = {file.name for file in folder.glob("*.safetensors")}
     assert set(index.values()) == files
-    assert len(files) > 3
+    assert len(files) == 3
     core = make_core(folder, "reference", skip_tokenizer_init=True)
     assert len(answer(core, [[5, 6, 7]])[0].token_ids) == 64
 
