@@ -20,6 +20,7 @@ from dovetail.core.engine.beam_search import (
     beam_search_output,
 )
 from dovetail.core.engine.build import Progress, build_engine
+from dovetail.core.engine.core import EngineCore
 from dovetail.core.engine.intake import CacheRoom, Intake, model_info
 from dovetail.core.engine.listeners import Listeners
 from dovetail.core.engine.outputs import OutputAccumulator, OutputProcessor
@@ -68,6 +69,7 @@ class LLM:
             )
         built = build_engine(config, selection.name, _log_progress())
         self.config = built.config
+        self.platform = built.platform
         self._core = built.core
         self._outputs = OutputProcessor(self._tokenizer)
         self._listeners = Listeners.installed(os.environ)
@@ -194,6 +196,11 @@ class LLM:
     def reset_prefix_cache(self) -> None:
         """Forget cached prefixes that no request uses."""
         self._core.scheduler.pool.forget_cached()
+
+    @property
+    def core(self) -> EngineCore:
+        """The engine itself, for those who measure it; requests go through ``generate``."""
+        return self._core
 
     @property
     def stats(self) -> EngineStats:

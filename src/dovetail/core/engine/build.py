@@ -40,6 +40,7 @@ class BuiltEngine:
     """An engine that is ready, and what was decided on the way."""
 
     core: EngineCore
+    platform: Platform
     config: ResolvedConfig
     num_blocks: int
     banner: dict[str, str]
@@ -109,6 +110,7 @@ def _load(
     }
     return BuiltEngine(
         core=core,
+        platform=platform,
         config=resolved,
         num_blocks=plan.num_blocks,
         banner=banner,
