@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -68,6 +69,12 @@ class GpuPlatform(TorchPlatform):
 
         if not knobs.runtime.interpret:
             raise PluginError("kernels are interpreted only where TRITON_INTERPRET=1 is set")
+        # The interpreter cuts bfloat16 off where GPUs round, and multiplies none of it.
+        kept = {
+            field: tuple(name for name in getattr(self.capabilities, field) if name != "bfloat16")
+            for field in ("dtypes", "kv_dtypes")
+        }
+        self.capabilities = replace(self.capabilities, **kept)
         _log.warning("platform %s is simulated on the CPU: right, and very slow", self.name)
         self.device = torch.device("cpu")
 
