@@ -70,11 +70,11 @@ class GpuPlatform(TorchPlatform):
         if not knobs.runtime.interpret:
             raise PluginError("kernels are interpreted only where TRITON_INTERPRET=1 is set")
         # The interpreter cuts bfloat16 off where GPUs round, and multiplies none of it.
-        kept = {
-            field: tuple(name for name in getattr(self.capabilities, field) if name != "bfloat16")
-            for field in ("dtypes", "kv_dtypes")
-        }
-        self.capabilities = replace(self.capabilities, **kept)
+        dtypes, kv_dtypes = (
+            tuple(name for name in names if name != "bfloat16")
+            for names in (self.capabilities.dtypes, self.capabilities.kv_dtypes)
+        )
+        self.capabilities = replace(self.capabilities, dtypes=dtypes, kv_dtypes=kv_dtypes)
         _log.warning("platform %s is simulated on the CPU: right, and very slow", self.name)
         self.device = torch.device("cpu")
 
