@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-untyped"
-"""Choosing a token for every row in six launches, whatever the rows ask for.
+"""Choosing a token for every row in 14 launches, whatever the rows ask for.
 
 What is launched depends on the number of rows and tokens only and nothing is looked at on the host,
 so that it can stand at the end of a recorded step. Rows that need no more of a launch leave it at
@@ -7,26 +7,33 @@ once. The tokens are those of ``platforms/torch/sampling``, by the same whole we
 order; only ``exp`` is the device's own, so a token can differ from torch's where the noise or top_p
 falls within a few 2**-24 of the border between two. A row's token does not depend on other rows.
 
-======  ========  ====================================  ========================================
-launch  programs  reads                                 finds
-======  ========  ====================================  ========================================
-peaks   G x C     the logits                            the likeliest token of each block of 64
-plan    G         the blocks                            greedy tokens; a bound that enough
-                                                        blocks reach, where there is top_k or
-                                                        top_p
-sift    G x C     the logits of rows that draw          the mass of each chunk of 2048; a list
-                                                        of what reaches the bound
-settle  G         the lists                             tokens of rows whose list is enough
-search  G         the logits of the others, repeatedly  their bound; the mass of their chunks
-draw    G         the chunks; the logits of one         the tokens that are still missing
-======  ========  ====================================  ========================================
+=======  ========  ====================================  =======================================
+launch   programs  reads                                 finds
+=======  ========  ====================================  =======================================
+peaks    G x C     the logits                            the likeliest token of each block of 64
+plan     G         the blocks                            greedy tokens; a bound that enough
+                                                         blocks reach, where there is top_k or
+                                                         top_p
+sift     G x C     the logits of rows that draw          the mass of each chunk of 2048; a list
+                                                         of what reaches the bound
+settle   G         the lists                             tokens of rows whose list is enough
+narrow   G x C/4   the logits of rows of which it is not  a range 9 times as narrow for the bound
+(7 times)                                                of top_p
+search   G         the ranges                            the bound itself
+measure  G x C/4   the logits of the same rows           the mass of what each chunk keeps
+draw     G         the chunks; the logits of one         the tokens that are still missing
+=======  ========  ====================================  =======================================
 
 The floor is the time that the logits take to be read, ``4 G V`` bytes in float32: once for greedy
 rows and twice for rows that draw. At 256 rows of 152 thousand tokens that is 156 MB each time, or
 36 us at 4.3 TB/s. One row is read by as many programs as it has chunks, and there the floor is the
-launches themselves. A list of the 512 likeliest blocks is enough for nearly all that language
-models say; a row for which it is not (a hot temperature, half of a flat row) is searched by one
-program, with 8 pivots in each pass over it, in about 8 passes and at most 17.
+launches themselves.
+
+A list of the 512 likeliest blocks is enough for nearly all that language models say. Where it is
+not (a hot temperature, half of a flat row) a row is read 8 times more. That leaves its bound except
+where more than a few tokens lie within 2**-22 of the range of its logits; then ``search`` goes on,
+with one program that reads the whole row, in each pass dividing the range by 9. It does the same,
+about 10 times, for a top_k of thousands that leaves fewer tokens than min_p does.
 """
 
 from __future__ import annotations
@@ -39,6 +46,8 @@ import triton
 from torch import Tensor
 
 from dovetail.platforms.gpu.ops import choice_kernels as kernels
+from dovetail.platforms.gpu.ops.lists import settle
+from dovetail.platforms.gpu.ops.searches import narrow, search
 from dovetail.platforms.torch.sampling.weights import Controls, unit
 
 __all__ = ["choose"]
@@ -53,6 +62,15 @@ _LIST = 4096
 """The most tokens that a list may hold; rows of no more are listed whole."""
 _TILE = 1024
 """Tokens of a list, or of a row that is searched, that are looked at together."""
+_PART = 8192
+"""Tokens of a program that shares a search with others; a multiple of ``_CHUNK``."""
+_ROUNDS, _PIVOTS = 7, 8
+"""Of a search that is shared."""
+_FOUND = 64
+"""Room for the pivots of all rounds: a power of two."""
+
+_SHIFTS = {torch.float32: 0, torch.bfloat16: 16, torch.float16: 13}
+"""Bits at the end of a float32 that logits of a dtype never have."""
 
 
 def choose(logits_GV: Tensor, controls: Controls) -> tuple[Tensor, Tensor]:
@@ -70,7 +88,7 @@ def choose(logits_GV: Tensor, controls: Controls) -> tuple[Tensor, Tensor]:
     x = logits_GV if logits_GV.stride(1) == 1 else logits_GV.contiguous()
     state = _State.of(rows, vocab, x.device)
     if rows:
-        _launch(x, controls, state, rows, vocab)
+        _launch(x, controls, state)
     return state.tokens, state.finite
 
 
@@ -86,8 +104,8 @@ class _State:
     """(G,) float32"""
     bound: Tensor
     """(G,) int64: the rank that the kept, or the listed, reach."""
-    state: Tensor
-    """(G,) int32: what the row still needs."""
+    stage: Tensor
+    """(G,) int32: what the row still needs, of ``stages``."""
     listed: Tensor
     """(G,) int32: tokens that should be in the list, which may be too short."""
     tops: Tensor
@@ -100,6 +118,12 @@ class _State:
     """(G, L) int64: the list."""
     weights: Tensor
     """(G, L) int64"""
+    pivots: Tensor
+    """(G, F) int64: of each round, one after another."""
+    found_numbers: Tensor
+    """(G, F) int32: tokens that reach each pivot."""
+    found_masses: Tensor
+    """(G, F) int64: and their mass."""
 
     @classmethod
     def of(cls, rows: int, vocab: int, device: torch.device) -> _State:
@@ -109,13 +133,16 @@ class _State:
             "finite": ((), torch.bool),
             "peak": ((), torch.float32),
             "bound": ((), torch.int64),
-            "state": ((), torch.int32),
+            "stage": ((), torch.int32),
             "listed": ((), torch.int32),
             "tops": ((chunks * (_CHUNK // _BLOCK),), torch.int64),
             "masses": ((chunks,), torch.int64),
             "numbers": ((chunks,), torch.int32),
             "ranks": ((_LIST,), torch.int64),
             "weights": ((_LIST,), torch.int64),
+            "pivots": ((_FOUND,), torch.int64),
+            "found_numbers": ((_FOUND,), torch.int32),
+            "found_masses": ((_FOUND,), torch.int64),
         }
         return cls(
             **{
@@ -125,25 +152,42 @@ class _State:
         )
 
 
-def _launch(x: Tensor, controls: Controls, state: _State, rows: int, vocab: int) -> None:
-    chunks = triton.cdiv(vocab, _CHUNK)
-    size = {"VOCAB": vocab, "ID_BITS": vocab.bit_length()}
-    chunk = {"CHUNKS": chunks, "CHUNK": _CHUNK}
-    units = {"UNITS": unit(vocab)}
-    columns = {"COLUMNS": triton.next_power_of_2(chunks)}
+def _launch(x: Tensor, controls: Controls, state: _State) -> None:
+    rows, vocab = x.shape
+    chunks, blocks = triton.cdiv(vocab, _CHUNK), triton.cdiv(vocab, _BLOCK)
+    of_chunks, of_parts = (rows, chunks), (rows, triton.cdiv(vocab, _PART))
     pointers = {
         f"{f.name}_ptr": getattr(of, f.name) for of in (controls, state) for f in fields(of)
     } | {"x_ptr": x, "row_step": x.stride(0)}
+    constants = {
+        "VOCAB": vocab,
+        "ID_BITS": vocab.bit_length(),
+        "SHIFT": _SHIFTS[x.dtype],
+        "UNITS": unit(vocab),
+        "CHUNKS": chunks,
+        "CHUNK": _CHUNK,
+        "COLUMNS": triton.next_power_of_2(chunks),
+        "BLOCK": _BLOCK,
+        "BLOCKS": blocks,
+        "TOPS": state.tops.shape[1],
+        "USUAL": min(_FEW, max(1, blocks * 3 // 4)),
+        "LIST": _LIST,
+        "TILE": _TILE,
+        "PART": _PART,
+        "FOUND": _FOUND,
+    }
+    known = {**pointers, **constants}
 
-    def launch(kernel: Any, grid: tuple[int, ...], **constants: float) -> None:
-        taken = {name: pointers[name] for name in kernel.arg_names if name in pointers}
-        kernel[grid](**taken, **size, **constants)
+    def launch(kernel: Any, grid: tuple[int, ...], **others: int) -> None:
+        taken = {name: known[name] for name in kernel.arg_names if name in known}
+        kernel[grid](**taken, **others)
 
-    few = min(_FEW, max(1, triton.cdiv(vocab, _BLOCK) * 3 // 4))
-    blocks = {"TOPS": state.tops.shape[1], "BLOCKS": triton.cdiv(vocab, _BLOCK), "FEW": few}
-    launch(kernels.peaks, (rows, chunks), **chunk, BLOCK=_BLOCK)
-    launch(kernels.plan, (rows,), **blocks, LIST=_LIST, PIVOTS=4, TILE=_TILE)
-    launch(kernels.sift, (rows, chunks), **units, **chunk, LIST=_LIST)
-    launch(kernels.settle, (rows,), **columns, CHUNKS=chunks, LIST=_LIST, PIVOTS=4, TILE=_TILE)
-    launch(kernels.search, (rows,), **units, **chunk, PIVOTS=8, TILE=_TILE, num_warps=8)
-    launch(kernels.draw, (rows,), **units, **columns, **chunk)
+    launch(kernels.peaks, of_chunks)
+    launch(kernels.plan, (rows,), PIVOTS=4, num_warps=8)
+    launch(kernels.sift, of_chunks)
+    launch(settle, (rows,), PIVOTS=4, num_warps=8)
+    for number in range(_ROUNDS):
+        launch(narrow, of_parts, round=number, PIVOTS=_PIVOTS, num_warps=8)
+    launch(search, (rows,), rounds=_ROUNDS, PIVOTS=_PIVOTS, num_warps=8)
+    launch(kernels.measure, of_parts)
+    launch(kernels.draw, (rows,))
