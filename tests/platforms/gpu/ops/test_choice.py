@@ -50,7 +50,9 @@ def shrink(patch):
         "_FEW": 6,
         "_LIST": 32,
         "_TILE": 256,
+        "_LIST_TILE": 32,
         "_PART": 256,
+        "_ROUNDS": 3,
     }.items():
         patch.setattr(choice, name, value)
 

@@ -17,7 +17,7 @@ plan     G         the blocks                            greedy tokens; a bound 
 sift     G x C     the logits of rows that draw          the mass of each chunk of 2048; a list
                                                          of what reaches the bound
 settle   G         the lists                             tokens of rows whose list is enough
-narrow   G x C/4   the logits of rows of which it is not  a range 9 times as narrow for the bound
+narrow   G x C/4   the logits of rows of which it is not  a range 8 times as narrow for the bound
 (7 times)                                                of top_p
 search   G         the ranges                            the bound itself
 measure  G x C/4   the logits of the same rows           the mass of what each chunk keeps
@@ -31,8 +31,8 @@ launches themselves.
 
 A list of the 512 likeliest blocks is enough for nearly all that language models say. Where it is
 not (a hot temperature, half of a flat row) a row is read 8 times more. That leaves its bound except
-where more than a few tokens lie within 2**-22 of the range of its logits; then ``search`` goes on,
-with one program that reads the whole row, in each pass dividing the range by 9. It does the same,
+where more than a few tokens lie within 2**-21 of the range of its logits; then ``search`` goes on,
+with one program that reads the whole row, in each pass dividing the range by 8. It does the same,
 about 10 times, for a top_k of thousands that leaves fewer tokens than min_p does.
 """
 
@@ -60,8 +60,8 @@ _FEW = 512
 """Blocks that are looked into where top_k does not say."""
 _LIST = 4096
 """The most tokens that a list may hold; rows of no more are listed whole."""
-_TILE = 1024
-"""Tokens of a list, or of a row that is searched, that are looked at together."""
+_TILE, _LIST_TILE = 1024, 512
+"""Tokens of a row that is searched, and of a list, that are looked at together."""
 _PART = 8192
 """Tokens of a program that shares a search with others; a multiple of ``_CHUNK``."""
 _ROUNDS, _PIVOTS = 7, 8
@@ -172,22 +172,23 @@ def _launch(x: Tensor, controls: Controls, state: _State) -> None:
         "TOPS": state.tops.shape[1],
         "USUAL": min(_FEW, max(1, blocks * 3 // 4)),
         "LIST": _LIST,
-        "TILE": _TILE,
         "PART": _PART,
         "FOUND": _FOUND,
     }
     known = {**pointers, **constants}
+    of_list = {"PIVOTS": 4, "TILE": _LIST_TILE, "num_warps": 8}
+    of_row = {"PIVOTS": _PIVOTS, "TILE": _TILE, "num_warps": 8}
 
     def launch(kernel: Any, grid: tuple[int, ...], **others: int) -> None:
         taken = {name: known[name] for name in kernel.arg_names if name in known}
         kernel[grid](**taken, **others)
 
     launch(kernels.peaks, of_chunks)
-    launch(kernels.plan, (rows,), PIVOTS=4, num_warps=8)
+    launch(kernels.plan, (rows,), **of_list)
     launch(kernels.sift, of_chunks)
-    launch(settle, (rows,), PIVOTS=4, num_warps=8)
+    launch(settle, (rows,), **of_list)
     for number in range(_ROUNDS):
-        launch(narrow, of_parts, round=number, PIVOTS=_PIVOTS, num_warps=8)
-    launch(search, (rows,), rounds=_ROUNDS, PIVOTS=_PIVOTS, num_warps=8)
+        launch(narrow, of_parts, round=number, **of_row)
+    launch(search, (rows,), rounds=_ROUNDS, **of_row)
     launch(kernels.measure, of_parts)
     launch(kernels.draw, (rows,))

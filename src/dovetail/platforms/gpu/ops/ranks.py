@@ -214,7 +214,7 @@ def last_kept(
     The bound is that of a token only with ``BY_ID``; else any that the same tokens reach.
     """
     while (high - low > 1) & (BY_ID | (number - beyond > 1)):
-        pivots = low + (high - low) * (1 + tl.arange(0, PIVOTS)) // (PIVOTS + 1)
+        pivots = low + ((high - low) * (1 + 2 * tl.arange(0, PIVOTS)) // (2 * PIVOTS))
         numbers, masses = survey(
             pivots, 0, count, source_ptr, weights_ptr, peak, heat, floor, bound,
             ID_BITS, SHIFT, UNITS, LISTED, BY_ID, PIVOTS, TILE,

@@ -128,10 +128,10 @@ def narrow(
 @triton.jit
 def _pivots(low, high, ID_BITS: tl.constexpr, SHIFT: tl.constexpr, PIVOTS: tl.constexpr):
     """Evenly in the logit; within one logit, evenly among the ids."""
-    place = 1 + tl.arange(0, PIVOTS)
+    place = 1 + 2 * tl.arange(0, PIVOTS)
     least, most = value_of(low, ID_BITS, SHIFT), value_of(high, ID_BITS, SHIFT)
-    values = least + (most - least) * (place.to(tl.float32) / (PIVOTS + 1))
-    even = low + (high - low) * place // (PIVOTS + 1)
+    values = least + (most - least) * (place.to(tl.float32) / (2 * PIVOTS))
+    even = low + (high - low) * place // (2 * PIVOTS)
     return tl.where(high - low > (1 << ID_BITS), least_rank(values, ID_BITS, SHIFT), even)
 
 
