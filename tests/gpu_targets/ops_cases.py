@@ -19,6 +19,7 @@ KERNELS = [
     (rotary, "_rotate"),
     (gates, "_activate"),
     (choice.kernels, "peaks"),
+    (choice.kernels, "crown"),
     (choice.kernels, "plan"),
     (choice.kernels, "sift"),
     (choice, "settle"),
@@ -97,4 +98,5 @@ def _call_ops():
     gates.gelu_tanh_and_mul(x(8, 28672))
     controls = Controls.unpack(x(5, 8, dtype=torch.float32))
     choice.choose(x(8, 151936, dtype=torch.float32), controls)
+    choice.choose(x(8, 151936, dtype=torch.float32), None)
     choice.choose(x(8, 50257), controls)

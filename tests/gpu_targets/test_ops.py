@@ -4,7 +4,7 @@ import pytest
 
 from tests.gpu_targets.targets import TARGETS, compile_all
 
-NUM_KERNELS = 13
+NUM_KERNELS = 14
 
 
 @pytest.fixture(scope="module")

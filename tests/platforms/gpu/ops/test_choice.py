@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dovetail.core.errors import UnsupportedError
 from dovetail.core.request import SamplingParams
 from dovetail.platforms.gpu.ops import choice
 from dovetail.platforms.torch.sampling.weights import Controls
@@ -141,6 +142,25 @@ def test_a_row_does_not_depend_on_the_others(small):
     for i in (2, 5):
         alone, _ = chosen(x[i : i + 1], kinds[i : i + 1], noise[i : i + 1])
         assert alone[0] == whole[i]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_where_all_rows_are_known_to_be_greedy(dtype):
+    for rows in (
+        odd_rows(300, dtype),
+        logits_of(3, 2500, dtype=dtype),
+        torch.zeros(2, 9, dtype=dtype),
+    ):
+        tokens, finite = choice.choose(rows.to(DEVICE), None)
+        greedy = [SamplingParams(temperature=0.0)] * len(rows)
+        expected = draw(rows, greedy)
+        assert tokens.tolist() == expected.token_ids.tolist()
+        assert torch.equal(finite.cpu(), expected.finite)
+
+
+def test_other_dtypes_are_refused():
+    with pytest.raises(UnsupportedError, match=r"not torch\.float64"):
+        choice.choose(torch.zeros(1, 9, dtype=torch.float64), None)
 
 
 def test_rows_may_lie_apart():

@@ -3,9 +3,10 @@
 
 What is launched depends on the number of rows and tokens only and nothing is looked at on the host,
 so that it can stand at the end of a recorded step. Rows that need no more of a launch leave it at
-once. The tokens are those of ``platforms/torch/sampling``, by the same whole weights and the same
-order; only ``exp`` is the device's own, so a token can differ from torch's where the noise or top_p
-falls within a few 2**-24 of the border between two. A row's token does not depend on other rows.
+once; where every row is known to be greedy, two launches are enough. The tokens are those of
+``platforms/torch/sampling``, by the same whole weights and the same order. Only ``exp`` is the
+device's own, so a token can differ from torch's where the noise or top_p falls within some 2**-20
+of the border between two. A row's token does not depend on other rows.
 
 =======  ========  ====================================  =======================================
 launch   programs  reads                                 finds
@@ -45,6 +46,7 @@ import torch
 import triton
 from torch import Tensor
 
+from dovetail.core.errors import UnsupportedError
 from dovetail.platforms.gpu.ops import choice_kernels as kernels
 from dovetail.platforms.gpu.ops.lists import settle
 from dovetail.platforms.gpu.ops.searches import narrow, search
@@ -73,20 +75,26 @@ _SHIFTS = {torch.float32: 0, torch.bfloat16: 16, torch.float16: 13}
 """Bits at the end of a float32 that logits of a dtype never have."""
 
 
-def choose(logits_GV: Tensor, controls: Controls) -> tuple[Tensor, Tensor]:
+def choose(logits_GV: Tensor, controls: Controls | None) -> tuple[Tensor, Tensor]:
     """Choose for G rows: the likeliest token where the temperature is below 1e-5, else a draw.
 
     Args:
         logits_GV: float32, bfloat16 or float16; not changed.
-        controls: Of the G rows, on the same device.
+        controls: Of the G rows, on the same device. None: every row is greedy.
 
     Returns:
         Tokens (G,) int64, 0 where not finite; and (G,) bool: False where a row's logits hold NaN or
         +inf, or are all -inf. As ``platforms/torch/sampling/fixed.py``.
+
+    Raises:
+        UnsupportedError: Logits of another dtype.
     """
-    rows, vocab = logits_GV.shape
+    if logits_GV.dtype not in _SHIFTS:
+        known = ", ".join(map(str, _SHIFTS))
+        raise UnsupportedError(f"Tokens are chosen from {known} logits, not {logits_GV.dtype}.")
+    rows = len(logits_GV)
     x = logits_GV if logits_GV.stride(1) == 1 else logits_GV.contiguous()
-    state = _State.of(rows, vocab, x.device)
+    state = _State.of(rows, x.shape[1], x.device)
     if rows:
         _launch(x, controls, state)
     return state.tokens, state.finite
@@ -152,13 +160,15 @@ class _State:
         )
 
 
-def _launch(x: Tensor, controls: Controls, state: _State) -> None:
+def _pointers(of: _State | Controls) -> dict[str, Tensor]:
+    return {f"{f.name}_ptr": getattr(of, f.name).contiguous() for f in fields(of)}
+
+
+def _launch(x: Tensor, controls: Controls | None, state: _State) -> None:
     rows, vocab = x.shape
     chunks, blocks = triton.cdiv(vocab, _CHUNK), triton.cdiv(vocab, _BLOCK)
     of_chunks, of_parts = (rows, chunks), (rows, triton.cdiv(vocab, _PART))
-    pointers = {
-        f"{f.name}_ptr": getattr(of, f.name) for of in (controls, state) for f in fields(of)
-    } | {"x_ptr": x, "row_step": x.stride(0)}
+    pointers = _pointers(state) | ({} if controls is None else _pointers(controls))
     constants = {
         "VOCAB": vocab,
         "ID_BITS": vocab.bit_length(),
@@ -175,7 +185,7 @@ def _launch(x: Tensor, controls: Controls, state: _State) -> None:
         "PART": _PART,
         "FOUND": _FOUND,
     }
-    known = {**pointers, **constants}
+    known = {**pointers, **constants, "x_ptr": x, "row_step": x.stride(0)}
     of_list = {"PIVOTS": 4, "TILE": _LIST_TILE, "num_warps": 8}
     of_row = {"PIVOTS": _PIVOTS, "TILE": _TILE, "num_warps": 8}
 
@@ -184,6 +194,9 @@ def _launch(x: Tensor, controls: Controls, state: _State) -> None:
         kernel[grid](**taken, **others)
 
     launch(kernels.peaks, of_chunks)
+    if controls is None:
+        launch(kernels.crown, (rows,), TILE=_TILE)
+        return
     launch(kernels.plan, (rows,), **of_list)
     launch(kernels.sift, of_chunks)
     launch(settle, (rows,), **of_list)

@@ -17,7 +17,7 @@ from dovetail.platforms.gpu.ops.ranks import (
 )
 from dovetail.platforms.gpu.ops.stages import BOUND, DONE, FEW, FREE
 
-__all__ = ["draw", "measure", "peaks", "plan", "sift"]
+__all__ = ["crown", "draw", "measure", "peaks", "plan", "sift"]
 
 _COLD = tl.constexpr(1e-5)
 """Temperatures below this are greedy."""
@@ -44,6 +44,42 @@ def peaks(
     tops = tl.max(tl.reshape(rank, (blocks, BLOCK)), axis=1)
     at = (row * CHUNKS + chunk) * blocks + tl.arange(0, blocks)
     tl.store(tops_ptr + at, tops)
+
+
+@triton.jit
+def _extremes(tops_ptr, BLOCKS: tl.constexpr, TILE: tl.constexpr):
+    """The highest and the lowest of a row's tops."""
+    best, worst = tl.full([], LOWEST, tl.int64), tl.full([], -LOWEST, tl.int64)
+    for start in range(0, BLOCKS, TILE):
+        at = start + tl.arange(0, TILE)
+        real = at < BLOCKS
+        best = tl.maximum(best, tl.max(tl.load(tops_ptr + at, real, other=LOWEST), axis=0))
+        worst = tl.minimum(worst, tl.min(tl.load(tops_ptr + at, real, other=-LOWEST), axis=0))
+    return best, worst
+
+
+@triton.jit
+def _token_of(rank, ID_BITS: tl.constexpr):
+    return ((1 << ID_BITS) - 1) - (rank & ((1 << ID_BITS) - 1))
+
+
+@triton.jit
+def crown(
+    tops_ptr,
+    tokens_ptr,
+    finite_ptr,
+    ID_BITS: tl.constexpr,
+    SHIFT: tl.constexpr,
+    TOPS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """The likeliest token of each row, where all rows are greedy."""
+    row = tl.program_id(0).to(tl.int64)
+    best, _worst = _extremes(tops_ptr + row * TOPS, BLOCKS, TILE)
+    finite = tl.abs(value_of(best, ID_BITS, SHIFT)) < float("inf")
+    tl.store(tokens_ptr + row, tl.where(finite, _token_of(best, ID_BITS), 0))
+    tl.store(finite_ptr + row, finite)
 
 
 @triton.jit
@@ -74,13 +110,7 @@ def plan(
     """
     row = tl.program_id(0).to(tl.int64)
     tops_ptr += row * TOPS
-    best, worst = tl.full([], LOWEST, tl.int64), tl.full([], -LOWEST, tl.int64)
-    for start in range(0, BLOCKS, TILE):
-        at = start + tl.arange(0, TILE)
-        best = tl.maximum(best, tl.max(tl.load(tops_ptr + at, at < BLOCKS, other=LOWEST), axis=0))
-        worst = tl.minimum(
-            worst, tl.min(tl.load(tops_ptr + at, at < BLOCKS, other=-LOWEST), axis=0)
-        )
+    best, worst = _extremes(tops_ptr, BLOCKS, TILE)
     peak = value_of(best, ID_BITS, SHIFT)
     finite = tl.abs(peak) < float("inf")
     top_k = tl.load(top_k_ptr + row).to(tl.int32)
@@ -95,8 +125,7 @@ def plan(
                 wanted, worst, best + 1, tl.full([], BLOCKS, tl.int32), best * 0,
                 BLOCKS, tops_ptr, tops_ptr, bound, ID_BITS, False, True, PIVOTS, TILE,
             )  # fmt: skip
-    token = ((1 << ID_BITS) - 1) - (best & ((1 << ID_BITS) - 1))
-    tl.store(tokens_ptr + row, tl.where(finite, token, 0))
+    tl.store(tokens_ptr + row, tl.where(finite, _token_of(best, ID_BITS), 0))
     tl.store(finite_ptr + row, finite)
     tl.store(peak_ptr + row, peak)
     tl.store(bound_ptr + row, bound)
