@@ -103,3 +103,10 @@ def test_a_greedy_batch_needs_no_controls_of_its_own():
     x = logits_of(3, 97)
     controls = Controls.unpack(torch.from_numpy(Controls.pack(SamplingBatch.greedy(3))))
     assert torch.equal(choose_fixed(x, controls)[0], x.argmax(-1))
+    for dtype in (torch.float32, torch.bfloat16):
+        rows = odd_rows(300, dtype)
+        controls = Controls.unpack(torch.from_numpy(Controls.pack(SamplingBatch.greedy(8))))
+        for ours, theirs in zip(
+            choose_fixed(rows, None), choose_fixed(rows, controls), strict=True
+        ):
+            assert torch.equal(ours, theirs)

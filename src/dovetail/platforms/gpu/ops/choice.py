@@ -1,32 +1,40 @@
 # mypy: disable-error-code="import-untyped"
-"""Choosing a token for every row in six launches, whatever the rows ask for.
+"""Choosing a token for every row in 14 launches, whatever the rows ask for.
 
 What is launched depends on the number of rows and tokens only and nothing is looked at on the host,
 so that it can stand at the end of a recorded step. Rows that need no more of a launch leave it at
-once. The tokens are those of ``platforms/torch/sampling``, by the same whole weights and the same
-order; only ``exp`` is the device's own, so a token can differ from torch's where the noise or top_p
-falls within a few 2**-24 of the border between two. A row's token does not depend on other rows.
+once; where every row is known to be greedy, two launches are enough. The tokens are those of
+``platforms/torch/sampling``, by the same whole weights and the same order. Only ``exp`` is the
+device's own, so a token can differ from torch's where the noise or top_p falls within some 2**-20
+of the border between two. A row's token does not depend on other rows.
 
-======  ========  ====================================  ========================================
-launch  programs  reads                                 finds
-======  ========  ====================================  ========================================
-peaks   G x C     the logits                            the likeliest token of each block of 64
-plan    G         the blocks                            greedy tokens; a bound that enough
-                                                        blocks reach, where there is top_k or
-                                                        top_p
-sift    G x C     the logits of rows that draw          the mass of each chunk of 2048; a list
-                                                        of what reaches the bound
-settle  G         the lists                             tokens of rows whose list is enough
-search  G         the logits of the others, repeatedly  their bound; the mass of their chunks
-draw    G         the chunks; the logits of one         the tokens that are still missing
-======  ========  ====================================  ========================================
+=======  ========  ====================================  =======================================
+launch   programs  reads                                 finds
+=======  ========  ====================================  =======================================
+peaks    G x C     the logits                            the likeliest token of each block of 64
+plan     G         the blocks                            greedy tokens; a bound that enough
+                                                         blocks reach, where there is top_k or
+                                                         top_p
+sift     G x C     the logits of rows that draw          the mass of each chunk of 2048; a list
+                                                         of what reaches the bound
+settle   G         the lists                             tokens of rows whose list is enough
+narrow   G x C/4   the logits of rows of which it is not  a range 8 times as narrow for the bound
+(7 times)                                                of top_p
+search   G         the ranges                            the bound itself
+measure  G x C/4   the logits of the same rows           the mass of what each chunk keeps
+draw     G         the chunks; the logits of one         the tokens that are still missing
+=======  ========  ====================================  =======================================
 
 The floor is the time that the logits take to be read, ``4 G V`` bytes in float32: once for greedy
 rows and twice for rows that draw. At 256 rows of 152 thousand tokens that is 156 MB each time, or
 36 us at 4.3 TB/s. One row is read by as many programs as it has chunks, and there the floor is the
-launches themselves. A list of the 512 likeliest blocks is enough for nearly all that language
-models say; a row for which it is not (a hot temperature, half of a flat row) is searched by one
-program, with 8 pivots in each pass over it, in about 8 passes and at most 17.
+launches themselves.
+
+A list of the 512 likeliest blocks is enough for nearly all that language models say. Where it is
+not (a hot temperature, half of a flat row) a row is read 8 times more. That leaves its bound except
+where more than a few tokens lie within 2**-21 of the range of its logits; then ``search`` goes on,
+with one program that reads the whole row, in each pass dividing the range by 8. It does the same,
+about 10 times, for a top_k of thousands that leaves fewer tokens than min_p does.
 """
 
 from __future__ import annotations
@@ -38,7 +46,10 @@ import torch
 import triton
 from torch import Tensor
 
+from dovetail.core.errors import UnsupportedError
 from dovetail.platforms.gpu.ops import choice_kernels as kernels
+from dovetail.platforms.gpu.ops.lists import settle
+from dovetail.platforms.gpu.ops.searches import narrow, search
 from dovetail.platforms.torch.sampling.weights import Controls, unit
 
 __all__ = ["choose"]
@@ -51,26 +62,41 @@ _FEW = 512
 """Blocks that are looked into where top_k does not say."""
 _LIST = 4096
 """The most tokens that a list may hold; rows of no more are listed whole."""
-_TILE = 1024
-"""Tokens of a list, or of a row that is searched, that are looked at together."""
+_TILE, _LIST_TILE = 1024, 512
+"""Tokens of a row that is searched, and of a list, that are looked at together."""
+_PART = 8192
+"""Tokens of a program that shares a search with others; a multiple of ``_CHUNK``."""
+_ROUNDS, _PIVOTS = 7, 8
+"""Of a search that is shared."""
+_FOUND = 64
+"""Room for the pivots of all rounds: a power of two."""
+
+_SHIFTS = {torch.float32: 0, torch.bfloat16: 16, torch.float16: 13}
+"""Bits at the end of a float32 that logits of a dtype never have."""
 
 
-def choose(logits_GV: Tensor, controls: Controls) -> tuple[Tensor, Tensor]:
+def choose(logits_GV: Tensor, controls: Controls | None) -> tuple[Tensor, Tensor]:
     """Choose for G rows: the likeliest token where the temperature is below 1e-5, else a draw.
 
     Args:
         logits_GV: float32, bfloat16 or float16; not changed.
-        controls: Of the G rows, on the same device.
+        controls: Of the G rows, on the same device. None: every row is greedy.
 
     Returns:
         Tokens (G,) int64, 0 where not finite; and (G,) bool: False where a row's logits hold NaN or
         +inf, or are all -inf. As ``platforms/torch/sampling/fixed.py``.
+
+    Raises:
+        UnsupportedError: Logits of another dtype.
     """
-    rows, vocab = logits_GV.shape
+    if logits_GV.dtype not in _SHIFTS:
+        known = ", ".join(map(str, _SHIFTS))
+        raise UnsupportedError(f"Tokens are chosen from {known} logits, not {logits_GV.dtype}.")
+    rows = len(logits_GV)
     x = logits_GV if logits_GV.stride(1) == 1 else logits_GV.contiguous()
-    state = _State.of(rows, vocab, x.device)
+    state = _State.of(rows, x.shape[1], x.device)
     if rows:
-        _launch(x, controls, state, rows, vocab)
+        _launch(x, controls, state)
     return state.tokens, state.finite
 
 
@@ -86,8 +112,8 @@ class _State:
     """(G,) float32"""
     bound: Tensor
     """(G,) int64: the rank that the kept, or the listed, reach."""
-    state: Tensor
-    """(G,) int32: what the row still needs."""
+    stage: Tensor
+    """(G,) int32: what the row still needs, of ``stages``."""
     listed: Tensor
     """(G,) int32: tokens that should be in the list, which may be too short."""
     tops: Tensor
@@ -100,6 +126,12 @@ class _State:
     """(G, L) int64: the list."""
     weights: Tensor
     """(G, L) int64"""
+    pivots: Tensor
+    """(G, F) int64: of each round, one after another."""
+    found_numbers: Tensor
+    """(G, F) int32: tokens that reach each pivot."""
+    found_masses: Tensor
+    """(G, F) int64: and their mass."""
 
     @classmethod
     def of(cls, rows: int, vocab: int, device: torch.device) -> _State:
@@ -109,13 +141,16 @@ class _State:
             "finite": ((), torch.bool),
             "peak": ((), torch.float32),
             "bound": ((), torch.int64),
-            "state": ((), torch.int32),
+            "stage": ((), torch.int32),
             "listed": ((), torch.int32),
             "tops": ((chunks * (_CHUNK // _BLOCK),), torch.int64),
             "masses": ((chunks,), torch.int64),
             "numbers": ((chunks,), torch.int32),
             "ranks": ((_LIST,), torch.int64),
             "weights": ((_LIST,), torch.int64),
+            "pivots": ((_FOUND,), torch.int64),
+            "found_numbers": ((_FOUND,), torch.int32),
+            "found_masses": ((_FOUND,), torch.int64),
         }
         return cls(
             **{
@@ -125,25 +160,48 @@ class _State:
         )
 
 
-def _launch(x: Tensor, controls: Controls, state: _State, rows: int, vocab: int) -> None:
-    chunks = triton.cdiv(vocab, _CHUNK)
-    size = {"VOCAB": vocab, "ID_BITS": vocab.bit_length()}
-    chunk = {"CHUNKS": chunks, "CHUNK": _CHUNK}
-    units = {"UNITS": unit(vocab)}
-    columns = {"COLUMNS": triton.next_power_of_2(chunks)}
-    pointers = {
-        f"{f.name}_ptr": getattr(of, f.name) for of in (controls, state) for f in fields(of)
-    } | {"x_ptr": x, "row_step": x.stride(0)}
+def _pointers(of: _State | Controls) -> dict[str, Tensor]:
+    return {f"{f.name}_ptr": getattr(of, f.name).contiguous() for f in fields(of)}
 
-    def launch(kernel: Any, grid: tuple[int, ...], **constants: float) -> None:
-        taken = {name: pointers[name] for name in kernel.arg_names if name in pointers}
-        kernel[grid](**taken, **size, **constants)
 
-    few = min(_FEW, max(1, triton.cdiv(vocab, _BLOCK) * 3 // 4))
-    blocks = {"TOPS": state.tops.shape[1], "BLOCKS": triton.cdiv(vocab, _BLOCK), "FEW": few}
-    launch(kernels.peaks, (rows, chunks), **chunk, BLOCK=_BLOCK)
-    launch(kernels.plan, (rows,), **blocks, LIST=_LIST, PIVOTS=4, TILE=_TILE)
-    launch(kernels.sift, (rows, chunks), **units, **chunk, LIST=_LIST)
-    launch(kernels.settle, (rows,), **columns, CHUNKS=chunks, LIST=_LIST, PIVOTS=4, TILE=_TILE)
-    launch(kernels.search, (rows,), **units, **chunk, PIVOTS=8, TILE=_TILE, num_warps=8)
-    launch(kernels.draw, (rows,), **units, **columns, **chunk)
+def _launch(x: Tensor, controls: Controls | None, state: _State) -> None:
+    rows, vocab = x.shape
+    chunks, blocks = triton.cdiv(vocab, _CHUNK), triton.cdiv(vocab, _BLOCK)
+    of_chunks, of_parts = (rows, chunks), (rows, triton.cdiv(vocab, _PART))
+    pointers = _pointers(state) | ({} if controls is None else _pointers(controls))
+    constants = {
+        "VOCAB": vocab,
+        "ID_BITS": vocab.bit_length(),
+        "SHIFT": _SHIFTS[x.dtype],
+        "UNITS": unit(vocab),
+        "CHUNKS": chunks,
+        "CHUNK": _CHUNK,
+        "COLUMNS": triton.next_power_of_2(chunks),
+        "BLOCK": _BLOCK,
+        "BLOCKS": blocks,
+        "TOPS": state.tops.shape[1],
+        "USUAL": min(_FEW, max(1, blocks * 3 // 4)),
+        "LIST": _LIST,
+        "PART": _PART,
+        "FOUND": _FOUND,
+    }
+    known = {**pointers, **constants, "x_ptr": x, "row_step": x.stride(0)}
+    of_list = {"PIVOTS": 4, "TILE": _LIST_TILE, "num_warps": 8}
+    of_row = {"PIVOTS": _PIVOTS, "TILE": _TILE, "num_warps": 8}
+
+    def launch(kernel: Any, grid: tuple[int, ...], **others: int) -> None:
+        taken = {name: known[name] for name in kernel.arg_names if name in known}
+        kernel[grid](**taken, **others)
+
+    launch(kernels.peaks, of_chunks)
+    if controls is None:
+        launch(kernels.crown, (rows,), TILE=_TILE)
+        return
+    launch(kernels.plan, (rows,), **of_list)
+    launch(kernels.sift, of_chunks)
+    launch(settle, (rows,), **of_list)
+    for number in range(_ROUNDS):
+        launch(narrow, of_parts, round=number, **of_row)
+    launch(search, (rows,), rounds=_ROUNDS, **of_row)
+    launch(kernels.measure, of_parts)
+    launch(kernels.draw, (rows,))

@@ -19,7 +19,7 @@ __all__ = ["add_rms_norm", "layer_norm", "rms_norm"]
 
 _AT_ONCE = 2048
 """Elements of a program that takes several rows."""
-_LONGEST = 1 << 16
+_LONGEST = 1 << 15
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -2,10 +2,10 @@
 """Tokens as numbers: their place in the order of likelihood, and their weight.
 
 The rank of a token is an int64 that is larger for what is likelier: the order of its logit above,
-and below it the token id, counted down. Ranks of a row are distinct, so a set of its likeliest
-tokens is said by one bound. A weight is a whole number of units, as in
-``platforms/torch/sampling/weights.py``; sums of them are exact in int64 in any order, which needs
-no float64: GPUs made for desks have little of that.
+without the ``SHIFT`` bits that logits of 16 bits never have, and below it the token id, counted
+down, in ``ID_BITS``. Ranks of a row are distinct, so a set of its likeliest tokens is said by one
+bound. A weight is a whole number of units, as in ``platforms/torch/sampling/weights.py``; sums of
+them are exact in int64 in any order, which needs no float64: GPUs made for desks have little of it.
 
 ``last_kept`` finds the bound at which a count or a mass is reached: several pivots at once divide
 what is left of the range, until one token is left in it.
@@ -18,8 +18,12 @@ import triton.language as tl
 
 __all__ = [
     "LOWEST",
+    "divide",
     "key_of",
     "last_kept",
+    "least_rank",
+    "lowest_rank",
+    "rank_beyond",
     "rank_of",
     "share_above",
     "share_up_to",
@@ -42,15 +46,35 @@ def key_of(x):
 
 
 @triton.jit
-def value_of(key):
-    """The float32 logit of which this is the key."""
-    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+def rank_of(x, ids, ID_BITS: tl.constexpr, SHIFT: tl.constexpr):
+    """int64 ranks of float32 logits."""
+    return ((key_of(x) >> SHIFT).to(tl.int64) << ID_BITS) | ((1 << ID_BITS) - 1 - ids).to(tl.int64)
 
 
 @triton.jit
-def rank_of(x, ids, ID_BITS: tl.constexpr):
-    """int64 ranks of float32 logits."""
-    return (key_of(x).to(tl.int64) << ID_BITS) | ((1 << ID_BITS) - 1 - ids).to(tl.int64)
+def lowest_rank(ID_BITS: tl.constexpr, SHIFT: tl.constexpr):
+    """Reached by every token."""
+    return (tl.full([], -(1 << 31), tl.int64) >> SHIFT) << ID_BITS
+
+
+@triton.jit
+def least_rank(x, ID_BITS: tl.constexpr, SHIFT: tl.constexpr):
+    """Reached by every token of this logit and by none of a lower one."""
+    return (key_of(x) >> SHIFT).to(tl.int64) << ID_BITS
+
+
+@triton.jit
+def rank_beyond(x, ID_BITS: tl.constexpr, SHIFT: tl.constexpr):
+    """Reached by no token of this logit or a lower one."""
+    return ((key_of(x) >> SHIFT).to(tl.int64) + 1) << ID_BITS
+
+
+@triton.jit
+def value_of(rank, ID_BITS: tl.constexpr, SHIFT: tl.constexpr):
+    """The float32 logit of a token of this rank."""
+    key = (rank >> ID_BITS).to(tl.int32) << SHIFT
+    bits = tl.where(key < 0, (key | ((1 << SHIFT) - 1)) ^ 0x7FFFFFFF, key)
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -88,6 +112,7 @@ def _tile(
     floor,
     bound,
     ID_BITS: tl.constexpr,
+    SHIFT: tl.constexpr,
     UNITS: tl.constexpr,
     LISTED: tl.constexpr,
     BY_ID: tl.constexpr,
@@ -100,7 +125,7 @@ def _tile(
     else:
         x = tl.load(source_ptr + at, there, other=float("-inf")).to(tl.float32)
         scaled, weight = weigh(x, peak, heat, UNITS)
-        rank = tl.where(there & (scaled >= floor), rank_of(x, at, ID_BITS), LOWEST)
+        rank = tl.where(there & (scaled >= floor), rank_of(x, at, ID_BITS, SHIFT), LOWEST)
     if BY_ID:
         rank = tl.where(rank >= bound, rank & ((1 << ID_BITS) - 1), LOWEST)
     return rank, weight
@@ -109,7 +134,8 @@ def _tile(
 @triton.jit
 def survey(
     pivots,
-    count,
+    first,
+    end,
     source_ptr,
     weights_ptr,
     peak,
@@ -117,6 +143,7 @@ def survey(
     floor,
     bound,
     ID_BITS: tl.constexpr,
+    SHIFT: tl.constexpr,
     UNITS: tl.constexpr,
     LISTED: tl.constexpr,
     BY_ID: tl.constexpr,
@@ -125,20 +152,32 @@ def survey(
 ):
     """Number and mass of the tokens whose rank reaches each of the pivots: int32 and int64 (P,).
 
-    Tokens are a list of ranks and weights (``LISTED``), or a row of logits, of which those count
-    that pass the floor. ``BY_ID``: the tokens that reach the bound, in order of id alone.
+    Tokens are those from ``first`` to before ``end`` of a list of ranks and weights (``LISTED``),
+    or of a row of logits, where those count that pass the floor. ``BY_ID``: of the tokens that
+    reach the bound, in order of id alone.
     """
     numbers = tl.zeros([PIVOTS, TILE], tl.int32)
     masses = tl.zeros([PIVOTS, TILE], tl.int64)
-    for start in range(0, count, TILE):
+    for start in range(first, end, TILE):
         rank, weight = _tile(
-            start + tl.arange(0, TILE), count, source_ptr, weights_ptr, peak, heat, floor, bound,
-            ID_BITS, UNITS, LISTED, BY_ID,
+            start + tl.arange(0, TILE), end, source_ptr, weights_ptr, peak, heat, floor, bound,
+            ID_BITS, SHIFT, UNITS, LISTED, BY_ID,
         )  # fmt: skip
         reached = rank[None, :] >= pivots[:, None]
         numbers += reached.to(tl.int32)
         masses += tl.where(reached, weight[None, :], 0)
     return tl.sum(numbers, axis=1), tl.sum(masses, axis=1)
+
+
+@triton.jit
+def divide(pivots, numbers, masses, enough, low, high, number, mass, beyond):
+    """What is left of a range once it is known which of the pivots (P,) enough tokens reach."""
+    number = tl.minimum(number, tl.min(tl.where(enough, numbers, number), axis=0))
+    mass = tl.minimum(mass, tl.min(tl.where(enough, masses, mass), axis=0))
+    beyond = tl.maximum(beyond, tl.max(tl.where(enough, beyond, numbers), axis=0))
+    highest = tl.maximum(low, tl.max(tl.where(enough, pivots, low), axis=0))
+    lowest = tl.minimum(high, tl.min(tl.where(enough, high, pivots), axis=0))
+    return highest, lowest, number, mass, beyond
 
 
 @triton.jit
@@ -148,6 +187,7 @@ def last_kept(
     high,
     number,
     mass,
+    beyond,
     count,
     source_ptr,
     weights_ptr,
@@ -156,6 +196,7 @@ def last_kept(
     floor,
     bound,
     ID_BITS: tl.constexpr,
+    SHIFT: tl.constexpr,
     UNITS: tl.constexpr,
     LISTED: tl.constexpr,
     BY_ID: tl.constexpr,
@@ -168,23 +209,18 @@ def last_kept(
     Args:
         need: The least mass, or with ``BY_NUMBER`` the least number.
         low: A bound that enough reach, with its ``number`` and ``mass``.
-        high: A bound that none reaches.
+        high: A bound that not enough reach: at least ``beyond`` tokens do.
 
     The bound is that of a token only with ``BY_ID``; else any that the same tokens reach.
     """
-    beyond = number * 0
     while (high - low > 1) & (BY_ID | (number - beyond > 1)):
-        pivots = low + (high - low) * (1 + tl.arange(0, PIVOTS)) // (PIVOTS + 1)
+        pivots = low + ((high - low) * (1 + 2 * tl.arange(0, PIVOTS)) // (2 * PIVOTS))
         numbers, masses = survey(
-            pivots, count, source_ptr, weights_ptr, peak, heat, floor, bound,
-            ID_BITS, UNITS, LISTED, BY_ID, PIVOTS, TILE,
+            pivots, 0, count, source_ptr, weights_ptr, peak, heat, floor, bound,
+            ID_BITS, SHIFT, UNITS, LISTED, BY_ID, PIVOTS, TILE,
         )  # fmt: skip
         enough = numbers >= need if BY_NUMBER else masses >= need
-        number = tl.minimum(number, tl.min(tl.where(enough, numbers, number), axis=0))
-        mass = tl.minimum(mass, tl.min(tl.where(enough, masses, mass), axis=0))
-        beyond = tl.maximum(beyond, tl.max(tl.where(enough, beyond, numbers), axis=0))
-        low, high = (
-            tl.max(tl.where(enough, pivots, low), axis=0),
-            tl.min(tl.where(enough, high, pivots), axis=0),
+        low, high, number, mass, beyond = divide(
+            pivots, numbers, masses, enough, low, high, number, mass, beyond
         )
     return low, number, mass

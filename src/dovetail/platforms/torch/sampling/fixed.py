@@ -2,7 +2,7 @@
 
 Nothing is looked at on the host and every row goes the same way, whatever it asks for: steps that
 are recorded once and replayed choose like this. The tokens are those of ``choice.choose``. It
-costs a search of the whole vocabulary for each row, greedy rows included.
+costs a search of the whole vocabulary for each row, greedy rows among others included.
 """
 
 from __future__ import annotations
@@ -21,24 +21,26 @@ from dovetail.platforms.torch.sampling.weights import Controls, draw_from_all
 
 __all__ = ["ChooseFixed", "choose_fixed"]
 
-ChooseFixed = Callable[[Tensor, Controls], tuple[Tensor, Tensor]]
-"""From logits (G, V) and the controls of G rows to tokens and which are finite, (G,) each."""
+ChooseFixed = Callable[[Tensor, Controls | None], tuple[Tensor, Tensor]]
+"""From logits (G, V) and their controls to tokens and which are finite, (G,) each."""
 
 
-def choose_fixed(logits_GV: Tensor, controls: Controls) -> tuple[Tensor, Tensor]:
+def choose_fixed(logits_GV: Tensor, controls: Controls | None) -> tuple[Tensor, Tensor]:
     """Choose for G rows: the likeliest token where the temperature is below 1e-5, else a draw.
 
     Args:
         logits_GV: Any float dtype, on a device that has float64; not changed.
-        controls: Of the G rows.
+        controls: Of the G rows. None: every row is greedy.
 
     Returns:
         Tokens (G,) int64, 0 where not finite; and (G,) bool: False where a row's logits hold NaN or
         +inf, or are all -inf.
     """
-    rows = Rows(logits_GV)
     likeliest, peak = greedy(logits_GV)
     finite = torch.isfinite(peak)
+    if controls is None:
+        return torch.where(finite, likeliest, 0), finite
+    rows = Rows(logits_GV)
     cold = controls.temperature < GREEDY_BELOW
     warm = replace(controls, temperature=torch.where(cold, 1.0, controls.temperature))
     boundary = by_search(rows, peak[:, None], warm, counts=True)
