@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from dovetail.attention_backends.triton.kernels.language import kernel, tl
 from dovetail.attention_backends.triton.kernels.tiles import (
     attend_tiles,
@@ -17,21 +15,21 @@ __all__ = ["decode", "reduce"]
 
 @kernel
 def decode(
-    q_ptr: Any,
-    out_ptr: Any,
-    partial_ptr: Any,
-    weight_ptr: Any,
-    keys_ptr: Any,
-    values_ptr: Any,
-    key_scales_ptr: Any,
-    value_scales_ptr: Any,
-    slopes_ptr: Any,
-    starts_ptr: Any,
-    lens_ptr: Any,
-    meta_ptr: Any,
-    tables_ptr: Any,
-    q_token: Any,
-    q_head: Any,
+    q_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    partial_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    keys_ptr: tl.tensor,
+    values_ptr: tl.tensor,
+    key_scales_ptr: tl.tensor,
+    value_scales_ptr: tl.tensor,
+    slopes_ptr: tl.tensor,
+    starts_ptr: tl.tensor,
+    lens_ptr: tl.tensor,
+    meta_ptr: tl.tensor,
+    tables_ptr: tl.tensor,
+    q_token: tl.tensor,
+    q_head: tl.tensor,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     KEY_SIZE: tl.constexpr,
@@ -128,10 +126,10 @@ def decode(
 
 @kernel
 def reduce(
-    out_ptr: Any,
-    partial_ptr: Any,
-    weight_ptr: Any,
-    starts_ptr: Any,
+    out_ptr: tl.tensor,
+    partial_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    starts_ptr: tl.tensor,
     HEADS: tl.constexpr,
     VALUE_SIZE: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from dovetail.attention_backends.triton.kernels.language import jit, kernel, tl
 from dovetail.attention_backends.triton.kernels.tiles import (
     attend_tiles,
@@ -17,20 +15,20 @@ __all__ = ["prefill"]
 
 @kernel
 def prefill(
-    q_ptr: Any,
-    out_ptr: Any,
-    keys_ptr: Any,
-    values_ptr: Any,
-    key_scales_ptr: Any,
-    value_scales_ptr: Any,
-    slopes_ptr: Any,
-    starts_ptr: Any,
-    lens_ptr: Any,
-    meta_ptr: Any,
-    tables_ptr: Any,
-    q_token: Any,
-    q_head: Any,
-    num_rows: Any,
+    q_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    keys_ptr: tl.tensor,
+    values_ptr: tl.tensor,
+    key_scales_ptr: tl.tensor,
+    value_scales_ptr: tl.tensor,
+    slopes_ptr: tl.tensor,
+    starts_ptr: tl.tensor,
+    lens_ptr: tl.tensor,
+    meta_ptr: tl.tensor,
+    tables_ptr: tl.tensor,
+    q_token: tl.tensor,
+    q_head: tl.tensor,
+    num_rows: tl.tensor,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     KEY_SIZE: tl.constexpr,
@@ -120,7 +118,9 @@ def prefill(
 
 
 @jit
-def _row_of_tile(starts_ptr: Any, tile: Any, num_rows: Any, QUERIES: tl.constexpr) -> Any:
+def _row_of_tile(
+    starts_ptr: tl.tensor, tile: tl.tensor, num_rows: tl.tensor, QUERIES: tl.constexpr
+) -> tl.tensor:
     """The last row whose tiles do not begin behind this one; ``num_rows`` for tokens of no row."""
     low = tile * 0
     high = low + num_rows

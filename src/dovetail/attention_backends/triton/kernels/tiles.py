@@ -7,8 +7,6 @@ the row's table (Kwon et al., 2023), so that tiles and blocks have sizes of thei
 
 from __future__ import annotations
 
-from typing import Any
-
 from dovetail.attention_backends.triton.kernels.codes import decoded
 from dovetail.attention_backends.triton.kernels.language import jit, tl
 
@@ -17,15 +15,15 @@ __all__ = ["attend_tiles", "loaded_queries", "loaded_slopes", "start_sums"]
 
 @jit
 def loaded_queries(
-    q_ptr: Any,
-    offsets: Any,
-    valid: Any,
+    q_ptr: tl.tensor,
+    offsets: tl.tensor,
+    valid: tl.tensor,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
     SCALE: tl.constexpr,
     FORMAT: tl.constexpr,
     DOT: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Query vectors as operands, (rows, WIDTH), and the factor of their scores, (rows,).
 
     Where the cache is coded, a query is made of numbers within -1 and 1, as codes have no large
@@ -46,7 +44,9 @@ def loaded_queries(
 
 
 @jit
-def loaded_slopes(slopes_ptr: Any, heads: Any, valid: Any, ALIBI: tl.constexpr) -> Any:
+def loaded_slopes(
+    slopes_ptr: tl.tensor, heads: tl.tensor, valid: tl.tensor, ALIBI: tl.constexpr
+) -> tl.tensor:
     """ALiBi's slope of each query vector, (rows,), in base 2 (Press et al., 2022)."""
     if ALIBI:
         slopes = tl.load(slopes_ptr + heads, mask=valid, other=0.0)
@@ -56,7 +56,7 @@ def loaded_slopes(slopes_ptr: Any, heads: Any, valid: Any, ALIBI: tl.constexpr) 
 
 
 @jit
-def start_sums(ROWS: tl.constexpr, WIDTH: tl.constexpr) -> Any:
+def start_sums(ROWS: tl.constexpr, WIDTH: tl.constexpr) -> tl.tensor:
     """Weighted values (ROWS, WIDTH), weights (ROWS,) and largest scores (ROWS,) of no keys."""
     return (
         tl.zeros([ROWS, WIDTH], tl.float32),
@@ -67,21 +67,21 @@ def start_sums(ROWS: tl.constexpr, WIDTH: tl.constexpr) -> Any:
 
 @jit
 def attend_tiles(
-    sums: Any,
-    q: Any,
-    factor: Any,
-    slopes: Any,
-    positions: Any,
-    first: Any,
-    end: Any,
-    low: Any,
-    high: Any,
-    table_ptr: Any,
-    keys_ptr: Any,
-    values_ptr: Any,
-    key_scales_ptr: Any,
-    value_scales_ptr: Any,
-    head: Any,
+    sums: tl.tuple,
+    q: tl.tensor,
+    factor: tl.tensor,
+    slopes: tl.tensor,
+    positions: tl.tensor,
+    first: tl.tensor,
+    end: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    table_ptr: tl.tensor,
+    keys_ptr: tl.tensor,
+    values_ptr: tl.tensor,
+    key_scales_ptr: tl.tensor,
+    value_scales_ptr: tl.tensor,
+    head: tl.tensor,
     KV_HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
     KEY_SIZE: tl.constexpr,
@@ -97,7 +97,7 @@ def attend_tiles(
     NATIVE: tl.constexpr,
     DOT: tl.constexpr,
     MASKED: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Add the keys of the tiles from position ``first`` up to ``end`` to the sums.
 
     Args:
@@ -160,14 +160,14 @@ def attend_tiles(
 
 @jit
 def _vectors(
-    x_ptr: Any,
-    place: Any,
-    entry: Any,
-    inside: Any,
+    x_ptr: tl.tensor,
+    place: tl.tensor,
+    entry: tl.tensor,
+    inside: tl.tensor,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
     MASKED: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Vectors of the cache, (TILE, WIDTH); 0 where there is nothing to be read."""
     pointers = x_ptr + place[:, None] * SIZE + entry[None, :]
     if MASKED and SIZE < WIDTH:
@@ -182,7 +182,9 @@ def _vectors(
 
 
 @jit
-def _scales(scales_ptr: Any, place: Any, inside: Any, MASKED: tl.constexpr) -> Any:
+def _scales(
+    scales_ptr: tl.tensor, place: tl.tensor, inside: tl.tensor, MASKED: tl.constexpr
+) -> tl.tensor:
     """Of coded vectors, (TILE,) float32."""
     if MASKED:
         scale = tl.load(scales_ptr + place, mask=inside, other=0.0)
@@ -193,14 +195,14 @@ def _scales(scales_ptr: Any, place: Any, inside: Any, MASKED: tl.constexpr) -> A
 
 @jit
 def _biased(
-    scores: Any,
-    slopes: Any,
-    distance: Any,
+    scores: tl.tensor,
+    slopes: tl.tensor,
+    distance: tl.tensor,
     SCALE: tl.constexpr,
     CAP: tl.constexpr,
     ALIBI: tl.constexpr,
     FORMAT: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Scores with soft cap and slopes, in base 2; unscaled where there is neither.
 
     The cap is a tanh made of an exponential, which loses no more than float32 has.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from dovetail.attention_backends.triton.kernels.codes import encoded, scaled
 from dovetail.attention_backends.triton.kernels.language import jit, kernel, tl
 
@@ -12,25 +10,25 @@ __all__ = ["write"]
 
 @kernel
 def write(
-    q_ptr: Any,
-    k_ptr: Any,
-    v_ptr: Any,
-    turned_ptr: Any,
-    cos_ptr: Any,
-    sin_ptr: Any,
-    q_norm_ptr: Any,
-    k_norm_ptr: Any,
-    keys_ptr: Any,
-    values_ptr: Any,
-    key_scales_ptr: Any,
-    value_scales_ptr: Any,
-    slots_ptr: Any,
-    q_token: Any,
-    q_head: Any,
-    k_token: Any,
-    k_head: Any,
-    v_token: Any,
-    v_head: Any,
+    q_ptr: tl.tensor,
+    k_ptr: tl.tensor,
+    v_ptr: tl.tensor,
+    turned_ptr: tl.tensor,
+    cos_ptr: tl.tensor,
+    sin_ptr: tl.tensor,
+    q_norm_ptr: tl.tensor,
+    k_norm_ptr: tl.tensor,
+    keys_ptr: tl.tensor,
+    values_ptr: tl.tensor,
+    key_scales_ptr: tl.tensor,
+    value_scales_ptr: tl.tensor,
+    slots_ptr: tl.tensor,
+    q_token: tl.tensor,
+    q_head: tl.tensor,
+    k_token: tl.tensor,
+    k_head: tl.tensor,
+    v_token: tl.tensor,
+    v_head: tl.tensor,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     KEY_SIZE: tl.constexpr,
@@ -100,8 +98,13 @@ def write(
 
 @jit
 def _loaded(
-    x_ptr: Any, heads: Any, stride: Any, mine: Any, SIZE: tl.constexpr, WIDTH: tl.constexpr
-) -> Any:
+    x_ptr: tl.tensor,
+    heads: tl.tensor,
+    stride: tl.tensor,
+    mine: tl.tensor,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+) -> tl.tensor:
     """(PART, WIDTH); 0 beyond SIZE and for heads that are not ``mine``."""
     at = tl.arange(0, WIDTH)
     mask = mine[:, None] & (at < SIZE)[None, :]
@@ -110,7 +113,12 @@ def _loaded(
 
 @jit
 def _store(
-    x_ptr: Any, vectors: Any, x: Any, mine: Any, SIZE: tl.constexpr, WIDTH: tl.constexpr
+    x_ptr: tl.tensor,
+    vectors: tl.tensor,
+    x: tl.tensor,
+    mine: tl.tensor,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
 ) -> None:
     at = tl.arange(0, WIDTH)
     mask = mine[:, None] & (at < SIZE)[None, :]
@@ -120,20 +128,20 @@ def _store(
 
 @jit
 def _positioned(
-    x_ptr: Any,
-    heads: Any,
-    stride: Any,
+    x_ptr: tl.tensor,
+    heads: tl.tensor,
+    stride: tl.tensor,
     HEADS: tl.constexpr,
-    token: Any,
-    cos_ptr: Any,
-    sin_ptr: Any,
-    norm_ptr: Any,
+    token: tl.tensor,
+    cos_ptr: tl.tensor,
+    sin_ptr: tl.tensor,
+    norm_ptr: tl.tensor,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
     HALF: tl.constexpr,
     NORMED: tl.constexpr,
     EPS: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Heads of one token as they are attended, (PART, WIDTH), in the dtype that they come in."""
     mine = heads < HEADS
     x = _loaded(x_ptr, heads, stride, mine, SIZE, WIDTH)
@@ -158,7 +166,7 @@ def _positioned(
 
 
 @jit
-def _weighted(normed: Any, weight: Any, DTYPE: tl.constexpr) -> Any:
+def _weighted(normed: tl.tensor, weight: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
     """Times the weight, rounded where the op ``rms_norm`` rounds; float32."""
     rounded = normed.to(weight.dtype).to(tl.float32)
     return (rounded * weight.to(tl.float32)).to(weight.dtype).to(DTYPE).to(tl.float32)
