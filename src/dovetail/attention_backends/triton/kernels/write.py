@@ -4,45 +4,24 @@ from __future__ import annotations
 
 from dovetail.attention_backends.triton.kernels.codes import encoded, scaled
 from dovetail.attention_backends.triton.kernels.language import jit, kernel, tl
+from dovetail.attention_backends.triton.kernels.tiles import store_rows
 
 __all__ = ["write"]
 
 
 @kernel
 def write(
-    q_ptr: tl.tensor,
-    k_ptr: tl.tensor,
-    v_ptr: tl.tensor,
-    turned_ptr: tl.tensor,
-    cos_ptr: tl.tensor,
-    sin_ptr: tl.tensor,
-    q_norm_ptr: tl.tensor,
-    k_norm_ptr: tl.tensor,
-    keys_ptr: tl.tensor,
-    values_ptr: tl.tensor,
-    key_scales_ptr: tl.tensor,
-    value_scales_ptr: tl.tensor,
-    slots_ptr: tl.tensor,
-    q_token: tl.tensor,
-    q_head: tl.tensor,
-    k_token: tl.tensor,
-    k_head: tl.tensor,
-    v_token: tl.tensor,
-    v_head: tl.tensor,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    KEY_SIZE: tl.constexpr,
-    KEY_WIDTH: tl.constexpr,
-    VALUE_SIZE: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    FORMAT: tl.constexpr,
-    LARGEST: tl.constexpr,
-    HALF: tl.constexpr,
-    NORMED: tl.constexpr,
-    EPS: tl.constexpr,
-    PART: tl.constexpr,
-) -> None:
+    q_ptr: tl.tensor, k_ptr: tl.tensor, v_ptr: tl.tensor, turned_ptr: tl.tensor,
+    cos_ptr: tl.tensor, sin_ptr: tl.tensor, q_norm_ptr: tl.tensor, k_norm_ptr: tl.tensor,
+    keys_ptr: tl.tensor, values_ptr: tl.tensor, key_scales_ptr: tl.tensor,
+    value_scales_ptr: tl.tensor, slots_ptr: tl.tensor,
+    q_token: tl.tensor, q_head: tl.tensor, k_token: tl.tensor, k_head: tl.tensor,
+    v_token: tl.tensor, v_head: tl.tensor,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, KEY_SIZE: tl.constexpr, KEY_WIDTH: tl.constexpr,
+    VALUE_SIZE: tl.constexpr, VALUE_WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    FORMAT: tl.constexpr, LARGEST: tl.constexpr, HALF: tl.constexpr, NORMED: tl.constexpr,
+    EPS: tl.constexpr, PART: tl.constexpr,
+) -> None:  # fmt: skip
     """Norm and rotate query and key heads, put keys and values into the cache.
 
     One program is PART heads of one token; the first ones are query heads. Without a rotation
@@ -50,18 +29,9 @@ def write(
     (Zhang and Sennrich, 2019), rotations those of Su et al. (2021).
 
     Args:
-        q_ptr: (T, HEADS, KEY_SIZE) with strides ``q_token`` and ``q_head``; k and v alike.
-        k_ptr: (T, KV_HEADS, KEY_SIZE)
-        v_ptr: (T, KV_HEADS, VALUE_SIZE)
-        turned_ptr: (T, HEADS, KEY_SIZE) takes the queries.
-        cos_ptr: (T, HALF)
-        sin_ptr: (T, HALF)
-        q_norm_ptr: (KEY_SIZE,) where NORMED.
-        k_norm_ptr: (KEY_SIZE,) where NORMED.
-        keys_ptr: The cache (``cache.py``).
-        values_ptr: The cache.
-        key_scales_ptr: The cache, where entries are coded.
-        value_scales_ptr: The cache, where entries are coded.
+        turned_ptr: (T, H, KEY_SIZE) takes the queries.
+        cos_ptr: (T, HALF), and the sines alike.
+        q_norm_ptr: (KEY_SIZE,) where NORMED, and that of keys alike.
         slots_ptr: (T,) block number times BLOCK plus offset.
     """
     token = tl.program_id(0).to(tl.int64)
@@ -73,7 +43,9 @@ def write(
             q_ptr + token * q_token, heads, q_head, HEADS, token, cos_ptr, sin_ptr, q_norm_ptr,
             KEY_SIZE, KEY_WIDTH, HALF, NORMED, EPS,
         )  # fmt: skip
-        _store(turned_ptr + token * HEADS * KEY_SIZE, heads, x, heads < HEADS, KEY_SIZE, KEY_WIDTH)
+        store_rows(
+            turned_ptr + token * HEADS * KEY_SIZE, heads, x, heads < HEADS, KEY_SIZE, KEY_WIDTH
+        )
         return
     heads = (part - Q_PARTS) * PART + tl.arange(0, PART)
     mine = heads < KV_HEADS
@@ -85,14 +57,14 @@ def write(
     )  # fmt: skip
     v = _loaded(v_ptr + token * v_token, heads, v_head, mine, VALUE_SIZE, VALUE_WIDTH)
     if FORMAT == "plain":
-        _store(keys_ptr, places, k, mine, KEY_SIZE, KEY_WIDTH)
-        _store(values_ptr, places, v, mine, VALUE_SIZE, VALUE_WIDTH)
+        store_rows(keys_ptr, places, k, mine, KEY_SIZE, KEY_WIDTH)
+        store_rows(values_ptr, places, v, mine, VALUE_SIZE, VALUE_WIDTH)
     else:
         wide, scales = scaled(k.to(tl.float32), LARGEST)
-        _store(keys_ptr, places, encoded(wide, FORMAT), mine, KEY_SIZE, KEY_WIDTH)
+        store_rows(keys_ptr, places, encoded(wide, FORMAT), mine, KEY_SIZE, KEY_WIDTH)
         tl.store(key_scales_ptr + places, scales, mask=mine)
         wide, scales = scaled(v.to(tl.float32), LARGEST)
-        _store(values_ptr, places, encoded(wide, FORMAT), mine, VALUE_SIZE, VALUE_WIDTH)
+        store_rows(values_ptr, places, encoded(wide, FORMAT), mine, VALUE_SIZE, VALUE_WIDTH)
         tl.store(value_scales_ptr + places, scales, mask=mine)
 
 
@@ -109,21 +81,6 @@ def _loaded(
     at = tl.arange(0, WIDTH)
     mask = mine[:, None] & (at < SIZE)[None, :]
     return tl.load(x_ptr + heads[:, None] * stride + at[None, :], mask=mask, other=0.0)
-
-
-@jit
-def _store(
-    x_ptr: tl.tensor,
-    vectors: tl.tensor,
-    x: tl.tensor,
-    mine: tl.tensor,
-    SIZE: tl.constexpr,
-    WIDTH: tl.constexpr,
-) -> None:
-    at = tl.arange(0, WIDTH)
-    mask = mine[:, None] & (at < SIZE)[None, :]
-    place = vectors[:, None] * SIZE + at[None, :]
-    tl.store(x_ptr + place, x.to(x_ptr.dtype.element_ty), mask=mask)
 
 
 @jit
