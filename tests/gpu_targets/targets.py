@@ -48,6 +48,8 @@ class Case:
     signature: Mapping[str, str]
     """Type of each argument that is no constant, as Triton writes them: ``*bf16``, ``i32``."""
     constants: Mapping[str, Any] = field(default_factory=dict)
+    divisible: frozenset[str] = frozenset()
+    """Arguments that are multiples of 16: numbers, and addresses in bytes. Loads are wider then."""
     num_warps: int = 4
     num_stages: int = 2
 
@@ -107,7 +109,16 @@ def _compile(name: str, case: Case, target: str) -> Report:
     kernel = getattr(importlib.import_module(module), function)
     kernel = getattr(kernel, "fn", kernel) if not hasattr(kernel, "arg_names") else kernel
     signature = {**case.signature, **dict.fromkeys(case.constants, "constexpr")}
-    source = ASTSource(kernel, {n: signature[n] for n in kernel.arg_names}, dict(case.constants))
+    source = ASTSource(
+        kernel,
+        {n: signature[n] for n in kernel.arg_names},
+        dict(case.constants),
+        {
+            (index,): [["tt.divisibility", 16]]
+            for index, name in enumerate(kernel.arg_names)
+            if name in case.divisible
+        },
+    )
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     compiled = triton.compile(
         source, target=GPUTarget(where.backend, where.arch, where.warp_size), options=options

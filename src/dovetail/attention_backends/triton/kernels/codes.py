@@ -6,15 +6,15 @@ convert fp8 themselves, and some that do mean another format by it.
 
 from __future__ import annotations
 
-from typing import Any
-
 from dovetail.attention_backends.triton.kernels.language import jit, tl
 
 __all__ = ["decoded", "encoded", "scaled"]
 
 
 @jit
-def decoded(raw: Any, FORMAT: tl.constexpr, NATIVE: tl.constexpr, DOT: tl.constexpr) -> Any:
+def decoded(
+    raw: tl.tensor, FORMAT: tl.constexpr, NATIVE: tl.constexpr, DOT: tl.constexpr
+) -> tl.tensor:
     """Entries as operands of a product, exactly; coded ones without their scale.
 
     Args:
@@ -40,7 +40,7 @@ def decoded(raw: Any, FORMAT: tl.constexpr, NATIVE: tl.constexpr, DOT: tl.conste
 
 
 @jit
-def scaled(x: Any, LARGEST: tl.constexpr) -> Any:
+def scaled(x: tl.tensor, LARGEST: tl.constexpr) -> tl.tensor:
     """Vectors as codes are made of them, and their scales.
 
     Args:
@@ -54,15 +54,18 @@ def scaled(x: Any, LARGEST: tl.constexpr) -> Any:
     odd = tl.sum(x * 0.0, axis=1)
     peak = tl.max(tl.abs(x), axis=1) + odd
     largest = tl.full(peak.shape, LARGEST, tl.float32)
-    scales = tl.div_rn(peak, largest).to(tl.bfloat16)
-    divisor = scales.to(tl.float32)
-    divisor = tl.where(divisor == 0.0, 1.0, divisor)
+    exact = tl.div_rn(peak, largest)
+    # To the nearest bfloat16, also where casts cut off, as those of the interpreter do.
+    bits = exact.to(tl.int32, bitcast=True)
+    nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+    nearest = tl.where(exact == exact, nearest.to(tl.float32, bitcast=True), exact)
+    divisor = tl.where(nearest == 0.0, 1.0, nearest)
     quotient = tl.div_rn(x, tl.broadcast_to(divisor[:, None], x.shape))
-    return tl.minimum(tl.maximum(quotient, -LARGEST), LARGEST), scales
+    return tl.minimum(tl.maximum(quotient, -LARGEST), LARGEST), nearest.to(tl.bfloat16)
 
 
 @jit
-def encoded(x: Any, FORMAT: tl.constexpr) -> Any:
+def encoded(x: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
     """float32 within the range of the format to uint8, rounded to the nearest, ties to even."""
     if FORMAT == "int8":
         # Added to 1.5 * 2^23, a number leaves its integer in the lowest bits.
@@ -76,7 +79,7 @@ def encoded(x: Any, FORMAT: tl.constexpr) -> Any:
 
 
 @jit
-def _fp8(x: Any, MANTISSA: tl.constexpr, BIAS: tl.constexpr) -> Any:
+def _fp8(x: tl.tensor, MANTISSA: tl.constexpr, BIAS: tl.constexpr) -> tl.tensor:
     """Sign, exponent with this bias, and so many bits of mantissa."""
     DROPPED: tl.constexpr = 23 - MANTISSA
     magnitude = tl.abs(x)

@@ -7,114 +7,125 @@ the row's table (Kwon et al., 2023), so that tiles and blocks have sizes of thei
 
 from __future__ import annotations
 
-from typing import Any
-
 from dovetail.attention_backends.triton.kernels.codes import decoded
 from dovetail.attention_backends.triton.kernels.language import jit, tl
 
-__all__ = ["attend_tiles", "loaded_queries", "loaded_slopes", "start_sums"]
+__all__ = ["attended", "store_rows"]
 
 
 @jit
-def loaded_queries(
-    q_ptr: Any,
-    offsets: Any,
-    valid: Any,
+def attended(
+    q_ptr: tl.tensor, offsets: tl.tensor, valid: tl.tensor, slopes_ptr: tl.tensor,
+    heads: tl.tensor, positions: tl.tensor,
+    first: tl.tensor, shared: tl.tensor, end: tl.tensor, low: tl.tensor, high: tl.tensor,
+    table_ptr: tl.tensor, keys_ptr: tl.tensor, values_ptr: tl.tensor,
+    key_scales_ptr: tl.tensor, value_scales_ptr: tl.tensor, head: tl.tensor,
+    KV_HEADS: tl.constexpr, BLOCK: tl.constexpr, KEY_SIZE: tl.constexpr, KEY_WIDTH: tl.constexpr,
+    VALUE_SIZE: tl.constexpr, VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+    SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr,
+    FORMAT: tl.constexpr, NATIVE: tl.constexpr, DOT: tl.constexpr, SHARED: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
+    """What query vectors of one row get from the keys in tiles from ``first`` up to ``end``.
+
+    Args:
+        offsets: (ROWS,) where the vectors are behind ``q_ptr``, those that are ``valid``.
+        heads: (ROWS,) their query heads; ``head`` is the KV head of all.
+        positions: (ROWS,) theirs.
+        first: A multiple of TILE.
+        shared: Where SHARED, all of them see all keys before this position, a multiple of TILE.
+        low: What lies before this position, or from ``high`` on, is not read: it may be anything.
+        table_ptr: The row's blocks.
+
+    Returns:
+        Weighted values (ROWS, VALUE_WIDTH) and the log-sum-exp of the scores (ROWS,), in base 2.
+        Without any key: 0 and minus infinity.
+    """
+    q, factor = _queries(q_ptr, offsets, valid, KEY_SIZE, KEY_WIDTH, SCALE, FORMAT, DOT)
+    slopes = tl.zeros([ROWS], tl.float32)
+    if ALIBI:
+        slopes = tl.load(slopes_ptr + heads, mask=valid, other=0.0)
+    acc = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    peak = tl.full([ROWS], float("-inf"), tl.float32)
+    if SHARED:
+        acc, total, peak = _add_tiles(
+            acc, total, peak, q, factor, slopes, positions, first, shared, low, high,
+            table_ptr, keys_ptr, values_ptr, key_scales_ptr, value_scales_ptr, head,
+            KV_HEADS, BLOCK, KEY_SIZE, KEY_WIDTH, VALUE_SIZE, VALUE_WIDTH, TILE,
+            SCALE, CAP, WINDOW, ALIBI, FORMAT, NATIVE, DOT, False,
+        )  # fmt: skip
+        first = shared
+    acc, total, peak = _add_tiles(
+        acc, total, peak, q, factor, slopes, positions, first, end, low, high,
+        table_ptr, keys_ptr, values_ptr, key_scales_ptr, value_scales_ptr, head,
+        KV_HEADS, BLOCK, KEY_SIZE, KEY_WIDTH, VALUE_SIZE, VALUE_WIDTH, TILE,
+        SCALE, CAP, WINDOW, ALIBI, FORMAT, NATIVE, DOT, True,
+    )  # fmt: skip
+    some = tl.where(total == 0.0, 1.0, total)
+    return acc / some[:, None], peak + tl.log2(some)
+
+
+@jit
+def store_rows(
+    x_ptr: tl.tensor,
+    vectors: tl.tensor,
+    x: tl.tensor,
+    valid: tl.tensor,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+) -> None:
+    """Store vectors by their numbers, those that are ``valid``, in the dtype that is there."""
+    at = tl.arange(0, WIDTH)
+    mask = valid[:, None] & (at < SIZE)[None, :]
+    place = vectors[:, None] * SIZE + at[None, :]
+    tl.store(x_ptr + place, x.to(x_ptr.dtype.element_ty), mask=mask)
+
+
+@jit
+def _queries(
+    q_ptr: tl.tensor,
+    offsets: tl.tensor,
+    valid: tl.tensor,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
     SCALE: tl.constexpr,
     FORMAT: tl.constexpr,
     DOT: tl.constexpr,
-) -> Any:
-    """Query vectors as operands, (rows, WIDTH), and the factor of their scores, (rows,).
+) -> tl.tuple:
+    """Query vectors as operands, (ROWS, WIDTH), and the factor of their scores, (ROWS,).
 
-    Where the cache is coded, a query is made of numbers within -1 and 1, as codes have no large
-    ones either: whatever its dtype was, float16 then holds it.
+    Where the cache is coded, a query is made of numbers within -1 and 1, as codes are small ones:
+    whatever its dtype was, float16 then holds it.
     """
     at = tl.arange(0, WIDTH)
     mask = valid[:, None] & (at < SIZE)[None, :]
     q = tl.load(q_ptr + offsets[:, None] + at[None, :], mask=mask, other=0.0)
-    if FORMAT == "plain":
-        factor = tl.full(valid.shape, SCALE, tl.float32)
-    else:
+    factor = tl.full(valid.shape, SCALE, tl.float32)
+    if FORMAT != "plain":
         wide = q.to(tl.float32)
-        peak = tl.max(tl.abs(wide), axis=1)
-        peak = tl.where(peak == 0.0, 1.0, peak)
-        q = wide / peak[:, None]
-        factor = peak * SCALE
+        largest = tl.max(tl.abs(wide), axis=1)
+        largest = tl.where(largest == 0.0, 1.0, largest)
+        q = wide / largest[:, None]
+        factor = largest * SCALE
     return q.to(DOT), factor
 
 
 @jit
-def loaded_slopes(slopes_ptr: Any, heads: Any, valid: Any, ALIBI: tl.constexpr) -> Any:
-    """ALiBi's slope of each query vector, (rows,), in base 2 (Press et al., 2022)."""
-    if ALIBI:
-        slopes = tl.load(slopes_ptr + heads, mask=valid, other=0.0)
-    else:
-        slopes = tl.zeros(valid.shape, tl.float32)
-    return slopes
+def _add_tiles(
+    acc: tl.tensor, total: tl.tensor, peak: tl.tensor, q: tl.tensor, factor: tl.tensor,
+    slopes: tl.tensor, positions: tl.tensor,
+    first: tl.tensor, end: tl.tensor, low: tl.tensor, high: tl.tensor,
+    table_ptr: tl.tensor, keys_ptr: tl.tensor, values_ptr: tl.tensor,
+    key_scales_ptr: tl.tensor, value_scales_ptr: tl.tensor, head: tl.tensor,
+    KV_HEADS: tl.constexpr, BLOCK: tl.constexpr, KEY_SIZE: tl.constexpr, KEY_WIDTH: tl.constexpr,
+    VALUE_SIZE: tl.constexpr, VALUE_WIDTH: tl.constexpr, TILE: tl.constexpr,
+    SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr,
+    FORMAT: tl.constexpr, NATIVE: tl.constexpr, DOT: tl.constexpr, MASKED: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
+    """Add tiles to the weighted values, the weights and the largest scores, and return those.
 
-
-@jit
-def start_sums(ROWS: tl.constexpr, WIDTH: tl.constexpr) -> Any:
-    """Weighted values (ROWS, WIDTH), weights (ROWS,) and largest scores (ROWS,) of no keys."""
-    return (
-        tl.zeros([ROWS, WIDTH], tl.float32),
-        tl.zeros([ROWS], tl.float32),
-        tl.full([ROWS], float("-inf"), tl.float32),
-    )
-
-
-@jit
-def attend_tiles(
-    sums: Any,
-    q: Any,
-    factor: Any,
-    slopes: Any,
-    positions: Any,
-    first: Any,
-    end: Any,
-    low: Any,
-    high: Any,
-    table_ptr: Any,
-    keys_ptr: Any,
-    values_ptr: Any,
-    key_scales_ptr: Any,
-    value_scales_ptr: Any,
-    head: Any,
-    KV_HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    KEY_SIZE: tl.constexpr,
-    KEY_WIDTH: tl.constexpr,
-    VALUE_SIZE: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
-    TILE: tl.constexpr,
-    SCALE: tl.constexpr,
-    CAP: tl.constexpr,
-    WINDOW: tl.constexpr,
-    ALIBI: tl.constexpr,
-    FORMAT: tl.constexpr,
-    NATIVE: tl.constexpr,
-    DOT: tl.constexpr,
-    MASKED: tl.constexpr,
-) -> Any:
-    """Add the keys of the tiles from position ``first`` up to ``end`` to the sums.
-
-    Args:
-        sums: As ``start_sums`` makes them.
-        q: (rows, KEY_WIDTH) and ``factor``, ``slopes``, ``positions``, (rows,): the queries.
-        first: A multiple of TILE, in positions.
-        end: In positions.
-        low: What lies before this position, or from ``high`` on, is not read: it may be anything.
-        table_ptr: The row's blocks.
-        head: The KV head.
-        MASKED: Some query does not see all of these keys; else all do, and all are read.
-
-    Returns:
-        The sums.
+    MASKED: some query does not see all of these keys; else all do, and all are read.
     """
-    acc, total, peak = sums
-    key_at, value_at = tl.arange(0, KEY_WIDTH), tl.arange(0, VALUE_WIDTH)
     for start in range(first, end, TILE):
         at = start + tl.arange(0, TILE)
         inside = (at >= low) & (at < high)
@@ -123,7 +134,7 @@ def attend_tiles(
         else:
             block = tl.load(table_ptr + at // BLOCK)
         place = (block.to(tl.int64) * KV_HEADS + head) * BLOCK + at % BLOCK
-        raw = _vectors(keys_ptr, place, key_at, inside, KEY_SIZE, KEY_WIDTH, MASKED)
+        raw = _vectors(keys_ptr, place, inside, KEY_SIZE, KEY_WIDTH, MASKED)
         k = decoded(raw, FORMAT, NATIVE, DOT)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         if FORMAT != "plain":
@@ -144,9 +155,9 @@ def attend_tiles(
         shrink = tl.exp2(peak - base)
         total = total * shrink + tl.sum(weights, axis=1)
         peak = higher
-        acc = acc * shrink[:, None]
-        raw = _vectors(values_ptr, place, value_at, inside, VALUE_SIZE, VALUE_WIDTH, MASKED)
+        raw = _vectors(values_ptr, place, inside, VALUE_SIZE, VALUE_WIDTH, MASKED)
         v = decoded(raw, FORMAT, NATIVE, DOT)
+        acc = acc * shrink[:, None]
         if FORMAT == "plain":
             acc = tl.dot(weights.to(DOT), v, acc, input_precision="ieee")
         else:
@@ -160,15 +171,15 @@ def attend_tiles(
 
 @jit
 def _vectors(
-    x_ptr: Any,
-    place: Any,
-    entry: Any,
-    inside: Any,
+    x_ptr: tl.tensor,
+    place: tl.tensor,
+    inside: tl.tensor,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
     MASKED: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Vectors of the cache, (TILE, WIDTH); 0 where there is nothing to be read."""
+    entry = tl.arange(0, WIDTH)
     pointers = x_ptr + place[:, None] * SIZE + entry[None, :]
     if MASKED and SIZE < WIDTH:
         x = tl.load(pointers, mask=inside[:, None] & (entry < SIZE)[None, :], other=0)
@@ -182,7 +193,9 @@ def _vectors(
 
 
 @jit
-def _scales(scales_ptr: Any, place: Any, inside: Any, MASKED: tl.constexpr) -> Any:
+def _scales(
+    scales_ptr: tl.tensor, place: tl.tensor, inside: tl.tensor, MASKED: tl.constexpr
+) -> tl.tensor:
     """Of coded vectors, (TILE,) float32."""
     if MASKED:
         scale = tl.load(scales_ptr + place, mask=inside, other=0.0)
@@ -193,17 +206,18 @@ def _scales(scales_ptr: Any, place: Any, inside: Any, MASKED: tl.constexpr) -> A
 
 @jit
 def _biased(
-    scores: Any,
-    slopes: Any,
-    distance: Any,
+    scores: tl.tensor,
+    slopes: tl.tensor,
+    distance: tl.tensor,
     SCALE: tl.constexpr,
     CAP: tl.constexpr,
     ALIBI: tl.constexpr,
     FORMAT: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Scores with soft cap and slopes, in base 2; unscaled where there is neither.
 
-    The cap is a tanh made of an exponential, which loses no more than float32 has.
+    The cap is a tanh made of an exponential, which loses no more than float32 has. ALiBi's slopes
+    are those of Press et al., 2022.
     """
     LOG2E: tl.constexpr = 1.4426950408889634
     if FORMAT == "plain" and (CAP > 0.0 or ALIBI):

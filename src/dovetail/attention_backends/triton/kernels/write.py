@@ -2,49 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from dovetail.attention_backends.triton.kernels.codes import encoded, scaled
 from dovetail.attention_backends.triton.kernels.language import jit, kernel, tl
+from dovetail.attention_backends.triton.kernels.tiles import store_rows
 
 __all__ = ["write"]
 
 
 @kernel
 def write(
-    q_ptr: Any,
-    k_ptr: Any,
-    v_ptr: Any,
-    turned_ptr: Any,
-    cos_ptr: Any,
-    sin_ptr: Any,
-    q_norm_ptr: Any,
-    k_norm_ptr: Any,
-    keys_ptr: Any,
-    values_ptr: Any,
-    key_scales_ptr: Any,
-    value_scales_ptr: Any,
-    slots_ptr: Any,
-    q_token: Any,
-    q_head: Any,
-    k_token: Any,
-    k_head: Any,
-    v_token: Any,
-    v_head: Any,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    KEY_SIZE: tl.constexpr,
-    KEY_WIDTH: tl.constexpr,
-    VALUE_SIZE: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    FORMAT: tl.constexpr,
-    LARGEST: tl.constexpr,
-    HALF: tl.constexpr,
-    NORMED: tl.constexpr,
-    EPS: tl.constexpr,
-    PART: tl.constexpr,
-) -> None:
+    q_ptr: tl.tensor, k_ptr: tl.tensor, v_ptr: tl.tensor, turned_ptr: tl.tensor,
+    cos_ptr: tl.tensor, sin_ptr: tl.tensor, q_norm_ptr: tl.tensor, k_norm_ptr: tl.tensor,
+    keys_ptr: tl.tensor, values_ptr: tl.tensor, key_scales_ptr: tl.tensor,
+    value_scales_ptr: tl.tensor, slots_ptr: tl.tensor,
+    q_token: tl.tensor, q_head: tl.tensor, k_token: tl.tensor, k_head: tl.tensor,
+    v_token: tl.tensor, v_head: tl.tensor,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, KEY_SIZE: tl.constexpr, KEY_WIDTH: tl.constexpr,
+    VALUE_SIZE: tl.constexpr, VALUE_WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    FORMAT: tl.constexpr, LARGEST: tl.constexpr, HALF: tl.constexpr, NORMED: tl.constexpr,
+    EPS: tl.constexpr, PART: tl.constexpr,
+) -> None:  # fmt: skip
     """Norm and rotate query and key heads, put keys and values into the cache.
 
     One program is PART heads of one token; the first ones are query heads. Without a rotation
@@ -52,18 +29,9 @@ def write(
     (Zhang and Sennrich, 2019), rotations those of Su et al. (2021).
 
     Args:
-        q_ptr: (T, HEADS, KEY_SIZE) with strides ``q_token`` and ``q_head``; k and v alike.
-        k_ptr: (T, KV_HEADS, KEY_SIZE)
-        v_ptr: (T, KV_HEADS, VALUE_SIZE)
-        turned_ptr: (T, HEADS, KEY_SIZE) takes the queries.
-        cos_ptr: (T, HALF)
-        sin_ptr: (T, HALF)
-        q_norm_ptr: (KEY_SIZE,) where NORMED.
-        k_norm_ptr: (KEY_SIZE,) where NORMED.
-        keys_ptr: The cache (``cache.py``).
-        values_ptr: The cache.
-        key_scales_ptr: The cache, where entries are coded.
-        value_scales_ptr: The cache, where entries are coded.
+        turned_ptr: (T, H, KEY_SIZE) takes the queries.
+        cos_ptr: (T, HALF), and the sines alike.
+        q_norm_ptr: (KEY_SIZE,) where NORMED, and that of keys alike.
         slots_ptr: (T,) block number times BLOCK plus offset.
     """
     token = tl.program_id(0).to(tl.int64)
@@ -75,7 +43,9 @@ def write(
             q_ptr + token * q_token, heads, q_head, HEADS, token, cos_ptr, sin_ptr, q_norm_ptr,
             KEY_SIZE, KEY_WIDTH, HALF, NORMED, EPS,
         )  # fmt: skip
-        _store(turned_ptr + token * HEADS * KEY_SIZE, heads, x, heads < HEADS, KEY_SIZE, KEY_WIDTH)
+        store_rows(
+            turned_ptr + token * HEADS * KEY_SIZE, heads, x, heads < HEADS, KEY_SIZE, KEY_WIDTH
+        )
         return
     heads = (part - Q_PARTS) * PART + tl.arange(0, PART)
     mine = heads < KV_HEADS
@@ -87,21 +57,26 @@ def write(
     )  # fmt: skip
     v = _loaded(v_ptr + token * v_token, heads, v_head, mine, VALUE_SIZE, VALUE_WIDTH)
     if FORMAT == "plain":
-        _store(keys_ptr, places, k, mine, KEY_SIZE, KEY_WIDTH)
-        _store(values_ptr, places, v, mine, VALUE_SIZE, VALUE_WIDTH)
+        store_rows(keys_ptr, places, k, mine, KEY_SIZE, KEY_WIDTH)
+        store_rows(values_ptr, places, v, mine, VALUE_SIZE, VALUE_WIDTH)
     else:
         wide, scales = scaled(k.to(tl.float32), LARGEST)
-        _store(keys_ptr, places, encoded(wide, FORMAT), mine, KEY_SIZE, KEY_WIDTH)
+        store_rows(keys_ptr, places, encoded(wide, FORMAT), mine, KEY_SIZE, KEY_WIDTH)
         tl.store(key_scales_ptr + places, scales, mask=mine)
         wide, scales = scaled(v.to(tl.float32), LARGEST)
-        _store(values_ptr, places, encoded(wide, FORMAT), mine, VALUE_SIZE, VALUE_WIDTH)
+        store_rows(values_ptr, places, encoded(wide, FORMAT), mine, VALUE_SIZE, VALUE_WIDTH)
         tl.store(value_scales_ptr + places, scales, mask=mine)
 
 
 @jit
 def _loaded(
-    x_ptr: Any, heads: Any, stride: Any, mine: Any, SIZE: tl.constexpr, WIDTH: tl.constexpr
-) -> Any:
+    x_ptr: tl.tensor,
+    heads: tl.tensor,
+    stride: tl.tensor,
+    mine: tl.tensor,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+) -> tl.tensor:
     """(PART, WIDTH); 0 beyond SIZE and for heads that are not ``mine``."""
     at = tl.arange(0, WIDTH)
     mask = mine[:, None] & (at < SIZE)[None, :]
@@ -109,31 +84,21 @@ def _loaded(
 
 
 @jit
-def _store(
-    x_ptr: Any, vectors: Any, x: Any, mine: Any, SIZE: tl.constexpr, WIDTH: tl.constexpr
-) -> None:
-    at = tl.arange(0, WIDTH)
-    mask = mine[:, None] & (at < SIZE)[None, :]
-    place = vectors[:, None] * SIZE + at[None, :]
-    tl.store(x_ptr + place, x.to(x_ptr.dtype.element_ty), mask=mask)
-
-
-@jit
 def _positioned(
-    x_ptr: Any,
-    heads: Any,
-    stride: Any,
+    x_ptr: tl.tensor,
+    heads: tl.tensor,
+    stride: tl.tensor,
     HEADS: tl.constexpr,
-    token: Any,
-    cos_ptr: Any,
-    sin_ptr: Any,
-    norm_ptr: Any,
+    token: tl.tensor,
+    cos_ptr: tl.tensor,
+    sin_ptr: tl.tensor,
+    norm_ptr: tl.tensor,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
     HALF: tl.constexpr,
     NORMED: tl.constexpr,
     EPS: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Heads of one token as they are attended, (PART, WIDTH), in the dtype that they come in."""
     mine = heads < HEADS
     x = _loaded(x_ptr, heads, stride, mine, SIZE, WIDTH)
@@ -158,7 +123,7 @@ def _positioned(
 
 
 @jit
-def _weighted(normed: Any, weight: Any, DTYPE: tl.constexpr) -> Any:
+def _weighted(normed: tl.tensor, weight: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
     """Times the weight, rounded where the op ``rms_norm`` rounds; float32."""
     rounded = normed.to(weight.dtype).to(tl.float32)
     return (rounded * weight.to(tl.float32)).to(weight.dtype).to(DTYPE).to(tl.float32)
