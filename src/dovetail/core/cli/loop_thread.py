@@ -6,11 +6,13 @@ import asyncio
 import threading
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 __all__ = ["LoopThread"]
 
 T = TypeVar("T")
+
+_SIGNAL_CHECK_S = 0.1
 
 
 class LoopThread:
@@ -29,21 +31,15 @@ class LoopThread:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine. Ctrl-C cancels it, and is raised again once it has ended."""
-        ended = threading.Event()
-
-        async def watched() -> T:
-            try:
-                return await coroutine
-            finally:
-                ended.set()
-
-        future = asyncio.run_coroutine_threadsafe(watched(), self._loop)
+        work = _Work(coroutine)
         try:
-            return future.result()
+            self._loop.call_soon_threadsafe(work.start)
+            work.wait()
         except KeyboardInterrupt:
-            future.cancel()
-            ended.wait()
+            self._loop.call_soon_threadsafe(work.cancel)
+            work.wait()
             raise
+        return work.result()
 
     def __exit__(
         self,
@@ -55,6 +51,44 @@ class LoopThread:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+class _Work(Generic[T]):
+    """A coroutine that one thread waits for and the loop of another runs.
+
+    ``start`` and ``cancel`` are called in the loop, in this order if both are: a Ctrl-C may come
+    before the waiting thread knows whether it has asked for the start.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._coroutine = coroutine
+        self._task: asyncio.Task[T] | None = None
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._coroutine)
+        self._task.add_done_callback(lambda _: self._ended.set())
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._coroutine.close()
+            self._ended.set()
+
+    def wait(self) -> None:
+        """Block until the coroutine has ended.
+
+        Python runs a signal's handler in the main thread only, and cannot wake it when the system
+        gave the signal to another thread, or just before the wait began. So it wakes by itself.
+        """
+        while not self._ended.wait(_SIGNAL_CHECK_S):
+            continue
+
+    def result(self) -> T:
+        if self._task is None:
+            raise RuntimeError("the coroutine was never started")
+        return self._task.result()
 
 
 async def _cancel_all() -> None:
