@@ -94,13 +94,14 @@ def _contributor(distribution: metadata.Distribution) -> str | None:
 
 
 def _entries(distribution: metadata.Distribution) -> list[Entry]:
+    told = distribution.metadata
     return [
         Entry(
             group=point.group,
             name=point.name,
             value=point.value,
-            distribution=distribution.metadata["Name"],
-            version=distribution.version,
+            distribution=told["Name"],
+            version=told["Version"],
         )
         for point in distribution.entry_points
         if point.group.startswith(_GROUP_PREFIX)
