@@ -26,8 +26,9 @@ class Server:
         command = [sys.executable, "-m", "dovetail", "serve", *arguments, "--port", str(port)]
         with log.open("wb") as output:
             self.process = subprocess.Popen(command, stderr=output, stdout=output, env=environ)
+        self.client = httpx.Client(base_url=self.url, verify=False)
         for _ in range(600):
-            if _status(self.url) == 200:
+            if self._is_ready():
                 return
             if self.process.poll() is not None:
                 break
@@ -37,6 +38,7 @@ class Server:
     def stop(self) -> int:
         """Ask it to end, as a service manager does; its exit status."""
         self.process.send_signal(signal.SIGTERM)
+        self.client.close()
         return self.process.wait(30)
 
     def pids(self) -> list[int]:
@@ -51,14 +53,13 @@ class Server:
 
     def gauge(self, name: str) -> float:
         """A figure of ``/metrics``."""
-        text = httpx.get(f"{self.url}/metrics").text
+        text = self.client.get("/metrics").text
         match = re.search(rf"^{re.escape(name)}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
         assert match, f"{name} is not among the metrics"
         return float(match.group(1))
 
-
-def _status(url: str) -> int:
-    try:
-        return httpx.get(f"{url}/ready").status_code
-    except httpx.TransportError:
-        return 0
+    def _is_ready(self) -> bool:
+        try:
+            return self.client.get("/ready").status_code == 200
+        except httpx.TransportError:
+            return False

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 from transformers import AutoModelForCausalLM
 
 from tests.checkpoints import make_checkpoint
-from tests.engines import answer, make_core
+from tests.engines import GREEDY, answer, make_core
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "opt", "gpt2"]
 OVERRIDES: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": 32}}
-NUM_NEW = 64
+NUM_NEW = 40
+PARAMS = structs.replace(GREEDY, max_tokens=NUM_NEW)
 LENGTHS = (1, 3, 7, 16, 33, 64, 100, 150)
 
 
@@ -71,7 +73,7 @@ PATHS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("path", PATHS)
 def test_tokens_equal_transformers(case: Case, path: str, platform: str) -> None:
     core = make_core(case.path, platform, **PATHS[path])
-    answers = answer(core, case.prompts)
+    answers = answer(core, case.prompts, PARAMS)
     assert [a.token_ids for a in answers] == case.tokens
     worst = max(
         abs(x - y)
@@ -86,8 +88,8 @@ def test_tokens_equal_transformers(case: Case, path: str, platform: str) -> None
 @pytest.mark.parametrize("platform", ["reference", "cpu"])
 def test_a_warm_prefix_cache_changes_nothing(case: Case, platform: str) -> None:
     core = make_core(case.path, platform, block_size=16)
-    cold = answer(core, case.prompts)
-    warm = answer(core, case.prompts, first_id=100)
+    cold = answer(core, case.prompts, PARAMS)
+    warm = answer(core, case.prompts, PARAMS, first_id=100)
     assert core.scheduler.stats.prefix_cache_hits > 0
     assert [a.token_ids for a in cold] == case.tokens
     assert [a.token_ids for a in warm] == case.tokens

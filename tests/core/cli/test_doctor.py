@@ -13,6 +13,9 @@ import pytest
 
 from tests.commands import dovetail, environment
 
+ALONE = {"DOVETAIL_PLUGINS": ""}
+"""Where plug-ins do not matter, none is looked at."""
+
 
 @pytest.fixture(scope="module")
 def healthy() -> dict[str, Any]:
@@ -81,13 +84,13 @@ def test_what_is_wrong_with_the_environment(
     variables: dict[str, str], finding: str, status: int
 ) -> None:
     device = () if "DOVETAIL_DEVICE" in variables else ("--device", "null")
-    done = dovetail("doctor", *device, **variables)
+    done = dovetail("doctor", *device, **(ALONE | variables))
     assert finding in done.stdout
     assert done.returncode == status, done.stdout
 
 
 def test_a_key_is_not_shown() -> None:
-    done = dovetail("doctor", "--device", "null", DOVETAIL_API_KEY="sk-secret")
+    done = dovetail("doctor", "--device", "null", DOVETAIL_API_KEY="sk-secret", **ALONE)
     assert "DOVETAIL_API_KEY=(hidden)" in done.stdout
     assert "sk-secret" not in done.stdout
 

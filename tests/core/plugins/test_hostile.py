@@ -159,7 +159,7 @@ def test_two_of_the_same_priority(tmp_path: Path) -> None:
     fakes.platform("right", priority=70)
     rivals = "left (dovetail-left 1.2) and right (dovetail-right 1.2) are usable with the same"
     for command in (("platforms",), ("doctor",), ("generate", "x")):
-        done = dovetail(*command, folder=tmp_path)
+        done = dovetail(*command, folder=tmp_path, DOVETAIL_PLUGINS="left,right")
         assert done.returncode == 1
         assert rivals in done.stdout + done.stderr
     assert dovetail("platforms", "--device", "left", folder=tmp_path).returncode == 0
@@ -259,6 +259,7 @@ def test_doctor_is_strict_about_the_backend_that_the_variable_names(backends: Pa
             "reference",
             folder=backends,
             DOVETAIL_ATTENTION_BACKEND=name,
+            DOVETAIL_PLUGINS="acme-raises",
         )
         assert done.returncode == 1
         assert name in done.stdout

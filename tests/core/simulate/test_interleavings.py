@@ -41,69 +41,65 @@ class World:
         self.under_way: deque[tuple[Batch, StepOutput, list[int]]] = deque()
         self.submitted = 0
 
+    def can(self, action: str) -> bool:
+        """Whether it changes anything; of a step to schedule, only trying it tells for sure."""
+        name, _, number = action.partition(" ")
+        if name == "submit":
+            return self.submitted < len(self.groups)
+        if name == "schedule":
+            return len(self.under_way) < 2
+        if name == "preempt":
+            return not self.under_way and self.scheduler.num_running > 0
+        if name == "abort":
+            return int(number) in self.scheduler.sequences
+        return bool(self.under_way)
+
     def act(self, action: str) -> bool:
         """Do it; False if it changes nothing."""
         name, _, number = action.partition(" ")
-        done = bool(getattr(self, name)(*([int(number)] if number else [])))
-        if done:
-            check_scheduler(self.scheduler)
-        return done
+        done = self.can(action) and getattr(self, name)(*([int(number)] if number else []))
+        return done is not False
 
-    def submit(self) -> bool:
-        if self.submitted == len(self.groups):
-            return False
+    def submit(self) -> None:
         for request in self.groups[self.submitted]:
             self.ledger.submit(request)
             self.scheduler.add(request)
         self.submitted += 1
-        return True
 
     def schedule(self) -> bool:
-        if len(self.under_way) == 2 or (batch := self.scheduler.schedule()) is None:
+        if (batch := self.scheduler.schedule()) is None:
             return False
         ids = self.scheduler.table.request_id[batch.rows].tolist()
         self.under_way.append((batch, self.runner.step(batch).result(), ids))
         return True
 
-    def result(self) -> bool:
-        if not self.under_way:
-            return False
+    def result(self) -> None:
         batch, output, _ = self.under_way.popleft()
         for update in self.scheduler.update(batch, output):
             self.ledger.take(update)
-        return True
 
-    def fault(self) -> bool:
-        if not self.under_way:
-            return False
+    def fault(self) -> None:
         batch, _, ids = self.under_way[0]
         if len(ids) == 1:
             self.ledger.blame(ids[0])
         self.under_way.clear()
         for update in self.scheduler.step_failed(batch, "an ordered fault"):
             self.ledger.take(update)
-        return True
 
-    def preempt(self) -> bool:
-        if self.under_way or not self.scheduler.num_running:
-            return False
+    def preempt(self) -> None:
         self.scheduler._preempt(self.scheduler._victim())
-        return True
 
-    def abort(self, number: int) -> bool:
-        if number not in self.scheduler.sequences:
-            return False
+    def abort(self, number: int) -> None:
         self.ledger.abort(number)
         self.scheduler.abort([number])
-        return True
 
     def finish(self) -> None:
         """Nothing happens any more: all come to their end, in a bounded time."""
         for _ in range(60):
             if not (self.scheduler.has_work() or self.under_way):
                 break
-            if not self.schedule():
-                self.result()
+            if not self.act("schedule"):
+                self.act("result")
         assert not self.scheduler.has_work(), "no end in sight"
         self.ledger.check_over()
         check_scheduler(self.scheduler)
@@ -122,21 +118,19 @@ def played(groups: list[list[Request]], actions: tuple[str, ...]) -> World | Non
 def test_every_interleaving(groups: list[list[Request]], length: int) -> None:
     ids = [request.id for group in groups for request in group]
     actions = ["submit", "schedule", "result", "fault", "preempt", *(f"abort {i}" for i in ids)]
-    todo: list[tuple[str, ...]] = [()]
+    todo = [("submit",)]
     num_played = 0
     while todo:
-        before = todo.pop()
-        for action in actions:
-            after = (*before, action)
-            world = played(groups, after)
-            if world is None:
-                continue
-            num_played += 1
-            if len(after) < length:
-                todo.append(after)
-            try:
-                world.finish()
-            except Exception as error:
-                raise AssertionError(f"{after}: {error}") from error
+        sequence = todo.pop()
+        world = played(groups, sequence)
+        if world is None:
+            continue
+        num_played += 1
+        if len(sequence) < length:
+            todo += [(*sequence, action) for action in actions if world.can(action)]
+        try:
+            world.finish()
+        except Exception as error:
+            raise AssertionError(f"{sequence}: {error}") from error
     print(f"{num_played} interleavings")
     assert num_played > 1000
