@@ -225,7 +225,9 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_doctor_says_what_is_wrong_with_each_backend(backends: Path) -> None:
-    done = dovetail("doctor", "--json", "--device", "reference", folder=backends)
+    admitted = ",".join(f"acme-{name}" for name in [*BACKENDS, "sdpa"])
+    command = ("doctor", "--json", "--device", "reference")
+    done = dovetail(*command, folder=backends, DOVETAIL_PLUGINS=admitted)
     assert done.returncode == 0, done.stdout
     found = json.loads(done.stdout)
     for name, (_, reason) in BACKENDS.items():
@@ -279,7 +281,9 @@ def test_broken_models_and_listeners(tmp_path: Path) -> None:
         fakes.install(f"acme-{name}", source, name=name, group="dovetail.models", attribute="THING")
     fakes.install("acme-ear", "x = 1", name="ear", group="dovetail.hooks", attribute="x")
     fakes.install("acme-typo", "x = 1", name="typo", group="dovetail.platform", attribute="x")
-    found = json.loads(dovetail("doctor", "--json", folder=tmp_path).stdout)
+    admitted = ",".join(fakes.names)
+    command = ("doctor", "--json", "--device", "null")
+    found = json.loads(dovetail(*command, folder=tmp_path, DOVETAIL_PLUGINS=admitted).stdout)
     for name, (_, reason) in MODELS.items():
         (finding,) = (f for f in found["findings"] if name in f["what"])
         assert f"acme-{name} 1.2" in finding["what"]

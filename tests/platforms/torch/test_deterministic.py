@@ -16,8 +16,8 @@ from dovetail.core.request import SamplingParams
 from tests.checkpoints import FAMILIES, make_checkpoint
 from tests.engines import Answer, answer, make_core
 
-PARAMS = SamplingParams(temperature=0.0, max_tokens=10, logprobs=3)
-SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=10, logprobs=3)
+PARAMS = SamplingParams(temperature=0.0, max_tokens=16, logprobs=3)
+SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=16, logprobs=3)
 OVERRIDES: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": 32}}
 WIDE = {"hidden_size": 896, "intermediate_size": 1200, "num_hidden_layers": 1, "vocab_size": 8192}
 WIDE_HEADS = {"num_attention_heads": 14, "num_key_value_heads": 2}
