@@ -38,6 +38,10 @@ test: lint test-core test-triton test-reference $(PLATFORMS:%=test-%) ## Check s
 PARALLEL := --numprocesses auto
 test-core test-triton test-reference $(patsubst %,test-%,$(filter-out cpu,$(PLATFORMS))): export OMP_NUM_THREADS ?= 1
 test-cpu: PARALLEL =
+test-reference test-cpu: export PYTEST_PLUGINS = tests.core.conformance.unsupported
+
+# The command is started hundreds of times: it is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
 
 test-core: $(VENV)/.tools $(VENV)/.platform-cpu ## Test everything but the plug-ins (ARGS are given to pytest)
 	$(PYTEST) tests $(PARALLEL) --dist loadfile $(ARGS)
