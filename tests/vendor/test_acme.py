@@ -57,7 +57,8 @@ def test_it_is_found(target: Path) -> None:
 
 
 def test_doctor_starts_it_with_its_variables_and_its_backend(target: Path) -> None:
-    done = dovetail("doctor", "--json", "--device", "acme", folder=target)
+    command = ("doctor", "--json", "--device", "acme")
+    done = dovetail(*command, folder=target, DOVETAIL_PLUGINS="dovetail-acme")
     assert done.returncode == 0, done.stdout
     start = json.loads(done.stdout)["start"]
     assert start["devices"] == ["Acme A1"]

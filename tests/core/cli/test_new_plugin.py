@@ -45,7 +45,8 @@ def test_it_is_found_and_usable_but_not_chosen_by_itself(target: Path) -> None:
 
 
 def test_it_is_what_doctor_starts_when_it_is_named(target: Path) -> None:
-    done = dovetail("doctor", "--json", "--device", NAME, folder=target)
+    command = ("doctor", "--json", "--device", NAME)
+    done = dovetail(*command, folder=target, DOVETAIL_PLUGINS=NAME)
     found = json.loads(done.stdout)
     assert done.returncode == 0, done.stdout
     assert found["start"]["attention"][:2] == ["sdpa", "reference"]
