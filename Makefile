@@ -44,7 +44,7 @@ test-reference test-cpu: export PYTEST_PLUGINS = tests.core.conformance.unsuppor
 unexport PYTHONDONTWRITEBYTECODE
 
 test-core: $(VENV)/.tools $(VENV)/.platform-cpu ## Test everything but the plug-ins (ARGS are given to pytest)
-	$(PYTEST) tests $(PARALLEL) --dist loadfile $(ARGS)
+	$(PYTEST) tests $(PARALLEL) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # On a machine without a GPU the kernels are interpreted; with one, TRITON_INTERPRET=0 runs them on it.
 test-triton: export TRITON_INTERPRET ?= 1
