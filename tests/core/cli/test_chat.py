@@ -83,6 +83,14 @@ def test_interrupt_at_the_prompt_explains_and_then_leaves(capsys):
         talk([KeyboardInterrupt(), KeyboardInterrupt()])
 
 
+@pytest.fixture
+def interruptible():
+    """A shell has its background jobs ignore Ctrl-C, and these tests may be run by one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def to_the_process():
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -93,6 +101,7 @@ def to_a_thread_that_does_not_wait():
 
 
 @pytest.mark.parametrize("send", [to_the_process, to_a_thread_that_does_not_wait])
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_stops_the_answer_only(send, capsys):
     talker = Echo()
 
