@@ -262,4 +262,4 @@ def test_recorded_sizes_are_padded_no_further() -> None:
     for most in (1, 4, 8, 64, 256, 320):
         assert {decode_rows(size) for size in recorded_sizes(most)} == set(recorded_sizes(most))
     for count in range(1, 2000):
-        assert count <= decode_rows(count) <= max(8, 1.5 * count)
+        assert count <= decode_rows(count) <= max(8, 1.8 * count)

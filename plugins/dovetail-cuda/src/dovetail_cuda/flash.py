@@ -1,10 +1,9 @@
 """FlashAttention 3 and 2 over a paged cache.
 
 Checked against the interface that they document, and emulations of it, only: neither has run on a
-GPU yet. Signatures and rules are those of the repository Dao-AILab/flash-attention:
-``hopper/flash_attn_interface.py`` and ``hopper/flash_api.cpp`` of FlashAttention 3 (3.0.0, commit
-01afd16d) and ``flash_attn/flash_attn_interface.py`` of FlashAttention 2 (2.8.3, commit 00530025).
-Dao, 2024, arXiv 2307.08691; Shah et al., 2024, arXiv 2407.08608.
+GPU yet. Signatures and rules are those of flash-attn 2.8.3.post2: ``flash_attn_interface.py`` and
+``csrc/flash_attn/flash_api.cpp`` for version 2, and the same files of ``hopper/`` (3.0.0b1) for
+version 3. Dao, 2023, arXiv 2307.08691; Shah et al., 2024, arXiv 2407.08608.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dovetail.attention_backends.memory import zeros
 from dovetail.core.batch import Batch
 from dovetail.core.buckets import StepShape, pad_to
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
@@ -208,8 +209,8 @@ class FlashInferAttention(PagedCache):
     def _plan_decode(self, batch: Batch, needed: _Needed) -> None:
         size, width = needed.need.block_size, batch.block_tables.shape[1]
         rows = decode_rows(batch.num_rows)
-        decoders = self._decoders(rows, width, needed)
         runs = page_runs(pad_to(batch, StepShape(rows, rows, width)), size)
+        decoders = self._decoders(rows, int(np.diff(runs.starts).max()), needed)
         lens, starts, last = (
             pinned(array, self.device)
             for array in (runs.lens, runs.starts, runs.last_page_lens(size))
@@ -230,14 +231,14 @@ class FlashInferAttention(PagedCache):
             )
 
     def _decoders(self, rows: int, width: int, needed: _Needed) -> _Decoders:
-        """The wrappers for some number of rows, whose tables are ``width`` blocks wide."""
+        """The wrappers for some number of rows, the longest of which has ``width`` blocks."""
         known, need = needed.decoders.get(rows), needed.need
         if known is not None and len(known.pages) >= rows * width:
             return known
         if need.max_len is not None:
             longest = -(-need.max_len // need.block_size)
             if width > longest:
-                raise InvariantError("engine", f"tables of {width} blocks where {longest} suffice")
+                raise InvariantError("engine", f"a row of {width} blocks where the most is {longest}")
             width = longest
         if len(self._pages) < rows * width:
             self._pages = torch.zeros(rows * width, dtype=torch.int32, device=self.device)
@@ -271,14 +272,13 @@ class FlashInferAttention(PagedCache):
         They may: a step's plan is made right before the step, and steps follow one another.
         """
         while len(self._plans) <= index:
-            room = torch.zeros(_PREFILL_PLAN_BYTES, dtype=torch.uint8, device=self.device)
-            self._plans.append(room)
+            self._plans.append(zeros((_PREFILL_PLAN_BYTES,), "uint8", self.device))
         wrapper.reset_workspace_buffer(self._partial_sums(), self._plans[index][:size])
         return _Planner.around(wrapper, self.device)
 
     def _partial_sums(self) -> Tensor:
         if self._partial is None:
-            self._partial = torch.zeros(_PARTIAL_BYTES, dtype=torch.uint8, device=self.device)
+            self._partial = zeros((_PARTIAL_BYTES,), "uint8", self.device)
         return self._partial
 
     def _plan_prefill(self, batch: Batch, needed: _Needed) -> None:

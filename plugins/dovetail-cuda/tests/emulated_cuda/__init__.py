@@ -6,6 +6,7 @@ their documentation and their checks make. Everything is computed the plain way,
 
 from __future__ import annotations
 
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = ["MODULES"]
 
 def module(name: str, **members: Any) -> ModuleType:
     made = ModuleType(name)
+    made.__spec__ = ModuleSpec(name, None)  # others look for what is installed, too
     vars(made).update(members)
     return made
 
