@@ -3,7 +3,7 @@
 VENV      ?= .venv
 PYTHON    ?= python3
 PORT      ?= 8000
-PLATFORMS ?= cpu sim tpu
+PLATFORMS ?= cpu sim tpu cuda rocm
 ARGS      ?=
 SEEDS     ?= 20000
 
@@ -17,7 +17,7 @@ KIT     := $(PYTEST) --pyargs dovetail.core.conformance --platform
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: help setup serve test test-core test-triton test-reference determinism aot lint format
-.PHONY: bench simulate clean
+.PHONY: bench bench-cuda simulate clean
 .PHONY: $(PLATFORMS:%=test-%)
 
 help: ## Show this list
@@ -77,6 +77,9 @@ format: $(VENV)/.dev ## Mend what can be mended by itself
 
 bench: $(VENV)/.platform-cpu ## Measure throughput with the bundled model (ARGS are added to the command)
 	$(BIN)/dovetail bench throughput --num-prompts 100 --input-len 256 --output-len 64 $(ARGS)
+
+bench-cuda: $(VENV)/.platform-cuda ## Certify and measure one NVIDIA GPU in ten minutes, with made-up weights (ARGS are added)
+	$(BIN)/python -m benchmarks.cuda $(ARGS)
 
 simulate: $(VENV)/.runtime ## Run 20,000 seeds of the simulator (SEEDS=n for another number)
 	$(BIN)/python -m dovetail.core.simulate --seeds $(SEEDS) $(ARGS)

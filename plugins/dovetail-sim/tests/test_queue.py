@@ -44,7 +44,18 @@ class SimQueue:
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         work()
-        return work
+
+        def replay() -> None:
+            before = self._crossed()
+            work()
+            assert self._crossed() == before, "what is recorded may not wait for the host"
+
+        replay()
+        return replay
+
+    def _crossed(self) -> tuple[int, int, int]:
+        counters = self._device.counters
+        return counters.to_device.copies, counters.to_host.copies, self.waits
 
 
 class Rig:
@@ -66,8 +77,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tokens_are_those_of_the_host(ahead: bool, llama: Path, device: Hardware) -> None:
     rig = Rig(llama, device, async_scheduling=ahead)
     for params in (
-        SamplingParams(temperature=0.0, max_tokens=30),
-        SamplingParams(temperature=0.9, top_p=0.9, max_tokens=20),
+        SamplingParams(temperature=0.0, max_tokens=16),
+        SamplingParams(temperature=0.9, top_p=0.9, max_tokens=12),
         SamplingParams(temperature=0.0, logprobs=2, repetition_penalty=1.2, max_tokens=10),
     ):
         got = answer(rig.core, PROMPTS, params)

@@ -20,6 +20,7 @@ from dovetail.core.engine.beam_search import (
     beam_search_output,
 )
 from dovetail.core.engine.build import Progress, build_engine
+from dovetail.core.engine.core import EngineCore
 from dovetail.core.engine.intake import CacheRoom, Intake, model_info
 from dovetail.core.engine.listeners import Listeners
 from dovetail.core.engine.outputs import OutputAccumulator, OutputProcessor
@@ -68,6 +69,7 @@ class LLM:
             )
         built = build_engine(config, selection.name, _log_progress())
         self.config = built.config
+        self.platform = built.platform
         self._core = built.core
         self._outputs = OutputProcessor(self._tokenizer)
         self._listeners = Listeners.installed(os.environ)
@@ -196,6 +198,11 @@ class LLM:
         self._core.scheduler.pool.forget_cached()
 
     @property
+    def core(self) -> EngineCore:
+        """The engine itself, for those who measure it; requests go through ``generate``."""
+        return self._core
+
+    @property
     def stats(self) -> EngineStats:
         """Counters since start, and gauges of now."""
         return self._core.stats()
@@ -316,11 +323,14 @@ def _log_progress() -> Progress:
     bars: dict[str, Any] = {}
 
     def progress(name: str, done: int, total: int) -> None:
-        bar = bars.get(name)
+        stage, _, part = name.partition(": ")
+        bar = bars.get(stage)
         if bar is None:
-            bar = bars[name] = tqdm(
-                total=total or None, desc=name, unit="B", unit_scale=True, disable=None
+            unit = "B" if stage == "loading weights" else " parts"
+            bar = bars[stage] = tqdm(
+                total=total or None, desc=stage, unit=unit, unit_scale=True, disable=None
             )
+        bar.set_postfix_str(part, refresh=False)
         bar.update(done - bar.n)
         if total and done >= total:
             bar.close()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dovetail.core.bench.arrivals import arrival_times
+from dovetail.core.bench.named import WORKLOADS
 from dovetail.core.bench.workloads import (
     Lengths,
     prefix_repetition_samples,
@@ -137,3 +138,26 @@ def test_burstiness_is_the_shape_of_the_gaps():
 def test_arrivals_that_make_no_sense(rate, burstiness):
     with pytest.raises(ConfigError):
         arrival_times(3, rate, rng(), burstiness=burstiness)
+
+
+def test_nano_is_the_draw_that_others_report():
+    samples = WORKLOADS["nano"].draw.samples(256, 151_936, 0)
+    assert sum(sample.prompt_len for sample in samples) == 142_827
+    assert sum(sample.output_len for sample in samples) == 133_966
+    assert all(100 <= length <= 1024 for s in samples for length in (s.prompt_len, s.output_len))
+    assert WORKLOADS["nano"].temperature == 0.6
+
+
+def test_nano_stays_within_a_small_vocabulary():
+    large, small = (WORKLOADS["nano"].draw.samples(3, size, 0) for size in (20_000, 50))
+    assert [s.prompt_len for s in small] == [s.prompt_len for s in large]
+    assert all(0 <= token < 50 for sample in small for token in sample.token_ids)
+
+
+@pytest.mark.parametrize("name", [name for name in WORKLOADS if "/" in name])
+def test_workloads_of_fixed_lengths_are_what_they_are_called(name):
+    workload = WORKLOADS[name]
+    samples = workload.draw.samples(3, 50, 1)
+    assert {f"{s.prompt_len}/{s.output_len}" for s in samples} == {name}
+    assert workload.num_prompts == 256
+    assert samples != workload.draw.samples(3, 50, 2)

@@ -2,13 +2,18 @@ import asyncio
 import json
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
 import dovetail
+from dovetail.core.bench.named import WORKLOADS
 from dovetail.core.cli import main
 from dovetail.core.cli.bench_latency import latency_result
+from dovetail.core.contracts.platform import Rates
 from dovetail.core.request import CompletionOutput, RequestOutput
+from dovetail.platforms.null import NullPlatform
+from dovetail.platforms.torch.platform import TorchPlatform
 from tests.core.bench.servers import DONE, event, scripted
 
 
@@ -20,8 +25,19 @@ class FakeLLM:
 
     def __init__(self, **settings):
         self.settings = settings
+        self.cached = []
+        self.core = SimpleNamespace(runner=None)
+        self.platform = NullPlatform()
+        self.config = SimpleNamespace(
+            enable_prefix_caching=True, runner_config=lambda: SimpleNamespace(dtype="float32")
+        )
+
+    def reset_prefix_cache(self):
+        self.cached = []
 
     def generate(self, prompts, params, *, use_tqdm):
+        assert not any(prompt in self.cached for prompt in prompts), "prompts were run before"
+        self.cached = prompts
         self.calls.append((prompts, params, self.settings))
         return [
             RequestOutput(
@@ -101,6 +117,132 @@ def test_latency_result():
     result = latency_result([1.0, 2.0, 3.0])
     assert result["avg_latency"] == 2.0
     assert result["percentiles"]["50"] == 2.0
+
+
+NANO = ["bench", "throughput", "--workload", "nano", "--num-prompts", "3"]
+
+
+def test_named_workloads(llm):
+    assert main(NANO) == 0
+    prompts, params, _ = llm.calls[-1]
+    samples = WORKLOADS["nano"].draw.samples(3, 4096, 0)
+    assert [p["prompt_token_ids"] for p in prompts] == [s.token_ids for s in samples]
+    assert [p.max_tokens for p in params] == [s.output_len for s in samples]
+    assert all(p.ignore_eos and p.temperature == 0.6 for p in params)
+    assert main([*NANO, "--temperature", "0"]) == 0
+    assert llm.calls[-1][1][0].temperature == 0
+
+
+@pytest.mark.parametrize(
+    "words", [["--input-len", "9"], ["--range-ratio", "0"], ["--dataset-name", "random"]]
+)
+def test_named_workloads_say_it_all_themselves(llm, capsys, words):
+    assert main([*NANO, *words]) == 2
+    assert f"leave {words[0]} out, or --workload" in capsys.readouterr().err
+    assert not llm.calls
+
+
+def test_help_lists_the_named_workloads(capsys):
+    assert main(["bench", "throughput", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name}: {workload.summary}" in shown for name, workload in WORKLOADS.items())
+
+
+def test_without_rates_there_is_no_roofline_and_it_says_so(llm, capsys):
+    assert main(NANO) == 0
+    assert "No roofline: platform null does not measure its device" in capsys.readouterr().err
+    assert main([*NANO, "--no-roofline"]) == 0
+    assert "No roofline" not in capsys.readouterr().err
+
+
+def test_prompts_that_share_prefixes_have_no_roofline(llm, capsys):
+    words = ["--num-prompts", "2", "--random-prefix-len", "5", "--input-len", "3"]
+    assert main(["bench", "throughput", *words]) == 0
+    assert "No roofline: prompts share prefixes" in capsys.readouterr().err
+
+
+@pytest.fixture
+def rates(monkeypatch):
+    """Of a device that would need a second for a gigabyte."""
+    found = Rates(read_bytes_per_second=1e9, matrix_flops_per_second=1e12)
+    monkeypatch.setattr(TorchPlatform, "rates", lambda self, dtype: found)
+    return found
+
+
+REFERENCE = ["--device", "reference", "--max-model-len", "256"]
+
+
+def test_throughput_of_a_real_engine_has_a_roofline_and_the_host_s_share(rates, tmp_path, capsys):
+    file = tmp_path / "result.json"
+    words = ["--num-prompts", "4", "--input-len", "20", "--output-len", "9", "--output-json"]
+    assert main(["bench", "throughput", *REFERENCE, *words, str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert result["num_steps"] >= 9
+    shares = [result[f"{part}_share"] for part in ("host", "starting", "waiting")]
+    assert all(share > 0 for share in shares)
+    assert sum(shares) == pytest.approx(1)
+    assert 0 < result["host_us_mean"] < result["elapsed_time"] / result["num_steps"] * 1e6
+    assert result["roofline_fraction"] == result["roofline_seconds"] / result["elapsed_time"]
+    # Nine reads of the demonstration model's 9.7 MB, less the embedding's 2.1 MB.
+    assert result["roofline_seconds"] == pytest.approx(9 * 7.6e6 / 1e9, rel=0.05)
+    shown = capsys.readouterr().out
+    assert "Fraction of the roofline (%):" in shown
+    assert "Host per step, P99 (us):" in shown
+
+
+FIT = ["bench", "latency", "--fit", *REFERENCE, "--output-len", "10", "--num-iters", "1",
+       "--context-lens", "16,64,200", "--num-iters-warmup", "0"]  # fmt: skip
+
+
+def test_latency_fit(rates, tmp_path, capsys):
+    file, picture = tmp_path / "fit.json", tmp_path / "new" / "fit.svg"
+    words = ["--batch-size", "2", "--output-json", str(file), "--plot", str(picture)]
+    assert main([*FIT, *words]) == 0
+    result = json.loads(file.read_text())
+    assert [fit["batch_size"] for fit in result["fits"]] == [1, 2]
+    assert result["rates"] == {"read_bytes_per_second": 1e9, "matrix_flops_per_second": 1e12}
+    for fit in result["fits"]:
+        assert [point["context"] for point in fit["points"]] == [21, 69, 205]
+        for point in fit["points"]:
+            positions = fit["batch_size"] * point["context"]  # Of 2 KiB each.
+            assert point["bound"] == pytest.approx((7.6e6 + positions * 2048) / 1e6, rel=0.01)
+        assert fit["host_us_mean"] > 0
+        line = [fit["base_ms"] + fit["ms_per_1000_tokens"] * x / 1000 for x in (21, 69, 205)]
+        off = [y - p["milliseconds"] for y, p in zip(line, fit["points"], strict=True)]
+        assert fit["residual_ms"] == pytest.approx((sum(x * x for x in off) / 3) ** 0.5)
+    shown = capsys.readouterr().out
+    assert shown.count("ITL = ") == 2
+    assert "roofline" in shown
+    assert picture.read_text().count("<circle") == 6
+
+
+def test_latency_fit_without_a_roofline(capsys, tmp_path):
+    file = tmp_path / "fit.json"
+    assert main([*FIT, "--no-roofline", "--output-json", str(file)]) == 0
+    assert "roofline" not in capsys.readouterr().out
+    result = json.loads(file.read_text())
+    assert result["rates"] is None
+    assert result["fits"][0]["points"][0]["bound"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--fit", "--input-len", "9"], "give --context-lens, not --input-len"),
+        (["--plot", "x.svg"], "--plot needs --fit"),
+        (["--context-lens", "1,2"], "--context-lens needs --fit"),
+        (["--fit", "--context-lens", "5,5"], "two or more different lengths"),
+        (["--fit", "--output-len", "7"], "--output-len of at least 8"),
+        (["--fit", "--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}'],
+         "leave --speculative-config out"),
+        ([*FIT[2:], "--context-lens", "16,250"], "the longest prompt here has 246"),
+        ([*FIT[2:], "--context-lens", "9,99", "--max-num-seqs", "2", "--batch-size", "4"],
+         "(--max-num-seqs)"),
+    ],
+)  # fmt: skip
+def test_latency_wrong_wishes(capsys, words, message):
+    assert main(["bench", "latency", *words]) in (1, 2)
+    assert message in capsys.readouterr().err
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``dovetail bench latency``: seconds that one batch takes from its start to its end."""
+"""``dovetail bench latency``: seconds that one batch takes, or milliseconds between tokens."""
 
 from __future__ import annotations
 
@@ -7,43 +7,94 @@ import time
 from typing import Any
 
 from dovetail.core.cli.arguments import add_engine_arguments, engine_config
-from dovetail.core.cli.bench import number, write_json
+from dovetail.core.cli.bench import add_roofline_argument, number, write_json
 from dovetail.core.cli.config_file import add_config_argument
 from dovetail.core.cli.console import Progress, emit
 from dovetail.core.cli.offline import start_offline
-from dovetail.core.cli.parser import Parser
+from dovetail.core.cli.parser import Parser, UsageError, checked
 
 __all__ = ["add_arguments", "latency_result", "run"]
 
 _PERCENTILES = (10, 25, 50, 75, 90, 99)
+_DEFAULTS = {"input_len": 32, "batch_size": 8, "num_iters_warmup": 10, "num_iters": 30}
+_FIT_DEFAULTS = {"batch_size": 1, "num_iters_warmup": 1, "num_iters": 3}
 
 
 def add_arguments(parser: Parser) -> None:
     """Describe the command's flags."""
-    for flag, default, least, text in (
-        ("--input-len", 32, 1, "Tokens per prompt."),
-        ("--output-len", 128, 1, "Tokens per answer."),
-        ("--batch-size", 8, 1, "Prompts at once."),
-        ("--num-iters-warmup", 10, 0, "Batches before the measurement."),
-        ("--num-iters", 30, 1, "Batches that are measured."),
-    ):
-        parser.add_argument(
-            flag,
-            type=number(flag, least),
-            default=default,
-            metavar="N",
-            help=f"{text} Default: {default}.",
-        )
+
+    def add(flag: str, least: int, text: str, **more: Any) -> None:
+        parser.add_argument(flag, type=number(flag, least), metavar="N", help=text, **more)
+
+    add("--input-len", 1, "Tokens per prompt. Default: 32.")
+    add("--output-len", 1, "Tokens per answer. Default: 128.", default=128)
+    add("--batch-size", 1, "Prompts at once. Default: 8; with --fit, 1, and a size that is given "
+        "is measured beside it.")  # fmt: skip
+    add("--num-iters-warmup", 0, "Batches before the measurement. Default: 10; with --fit, 1 for "
+        "each length.")  # fmt: skip
+    add("--num-iters", 1, "Batches that are measured. Default: 30; with --fit, 3 for each length.")
     parser.add_argument("--output-json", metavar="FILE", help="Write the result as JSON.")
     parser.add_argument(
         "--disable-detokenize", action="store_true", help="Leave the time for text out."
     )
+    _add_fit_arguments(parser)
     add_config_argument(parser)
     add_engine_arguments(parser)
 
 
+def _add_fit_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--fit",
+        action="store_true",
+        help="Measure the time between tokens at several lengths of the context, and show it as a "
+        "line: ITL = a + b x context.",
+    )
+    parser.add_argument(
+        "--context-lens",
+        type=checked("--context-lens", _lengths),
+        metavar="LIST",
+        help="With --fit: prompt lengths to measure at, separated by commas. Default: five, up to "
+        "8192 tokens or what fits.",
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE.svg", help="With --fit: draw points, line and roofline as SVG."
+    )
+    add_roofline_argument(parser, "With --fit: ")
+
+
 def run(namespace: argparse.Namespace) -> int:
     """Measure and report; returns the exit status."""
+    _check(namespace)
+    if namespace.fit:
+        from dovetail.core.cli.bench_fit import run_fit
+
+        return run_fit(_with(namespace, _FIT_DEFAULTS))
+    return _run_batches(_with(namespace, _DEFAULTS))
+
+
+def _check(namespace: argparse.Namespace) -> None:
+    """Raise UsageError for flags that have no meaning together."""
+    if namespace.fit and namespace.input_len is not None:
+        raise UsageError("--fit measures several lengths: give --context-lens, not --input-len")
+    for field in ("context_lens", "plot"):
+        if getattr(namespace, field) is not None and not namespace.fit:
+            raise UsageError(f"--{field.replace('_', '-')} needs --fit")
+
+
+def _with(namespace: argparse.Namespace, defaults: dict[str, int]) -> argparse.Namespace:
+    given = vars(namespace)
+    missing = {name: value for name, value in defaults.items() if given[name] is None}
+    return argparse.Namespace(**given | missing)
+
+
+def _lengths(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(set(parts)) < 2:
+        raise ValueError("two or more different lengths, separated by commas")
+    return sorted({int(part) for part in parts})
+
+
+def _run_batches(namespace: argparse.Namespace) -> int:
     import numpy as np
 
     from dovetail.core.bench.report import table

@@ -16,6 +16,7 @@ from dovetail.core.cli.bench import (
     draw_samples,
     number,
     percentile_list,
+    with_defaults,
     write_json,
 )
 from dovetail.core.cli.config_file import add_config_argument
@@ -145,6 +146,7 @@ def run(namespace: argparse.Namespace) -> int:
     from dovetail.core.bench.metrics import METRICS, parse_goodput
     from dovetail.core.bench.report import serve_report
 
+    namespace = with_defaults(namespace)
     metrics = [name for name in namespace.percentile_metrics.split(",") if name]
     unknown = [name for name in metrics if name not in METRICS]
     if unknown:

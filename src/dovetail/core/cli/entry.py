@@ -34,7 +34,7 @@ BENCH_COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "latency": (
         "dovetail.core.cli.bench_latency",
-        "Seconds that one batch takes from its start to its end.",
+        "Seconds that one batch takes, or milliseconds between tokens over the context (--fit).",
     ),
     "serve": (
         "dovetail.core.cli.bench_serve",

@@ -5,31 +5,31 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
+from dovetail.core.cli.console import note
 from dovetail.core.config.schema import EngineConfig
 
 if TYPE_CHECKING:
+    from dovetail.core.bench.roofline import Roofline
+    from dovetail.core.bench.steps import MeteredRunner
     from dovetail.core.bench.workloads import Sample
+    from dovetail.core.llm import LLM
     from dovetail.core.request import RequestOutput
     from dovetail.core.tokenizer import Tokenizer
 
 __all__ = ["Offline", "start_offline"]
 
 
-class _Generates(Protocol):
-    """The part of ``LLM`` that is measured."""
-
-    def generate(self, prompts: Any, sampling_params: Any, *, use_tqdm: bool) -> Any: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Offline:
     """An engine in this process, and what is needed to make up prompts for it."""
 
-    llm: _Generates
+    llm: LLM
     vocab_size: int
     tokenizer: Tokenizer | None
+    meter: MeteredRunner
+    """In front of the engine's runner."""
 
     def generate(
         self, samples: Sequence[Sample], temperature: float, *, detokenize: bool, show: bool = False
@@ -50,10 +50,27 @@ class Offline:
         outputs: list[RequestOutput] = self.llm.generate(prompts, params, use_tqdm=show)
         return sum(len(part.token_ids) for output in outputs for part in output.outputs)
 
+    def roofline(self) -> Roofline | None:
+        """The bound of the model on this device, measured now; None, said in a line, without one.
+
+        Nothing may be running.
+        """
+        from dovetail.core.bench.roofline import Roofline, step_cost
+        from dovetail.core.errors import OutOfMemoryError, UnsupportedError
+
+        config = self.llm.config.runner_config()
+        try:
+            rates = self.llm.platform.rates(config.dtype)
+            return Roofline(cost=step_cost(config, self.meter.plan()), rates=rates)
+        except (UnsupportedError, OutOfMemoryError) as error:
+            note(f"No roofline: {error}")
+            return None
+
 
 def start_offline(config: EngineConfig, *, with_tokenizer: bool) -> Offline:
     """Load the model that ``config`` names."""
     from dovetail import LLM
+    from dovetail.core.bench.steps import MeteredRunner
     from dovetail.core.config.checkpoint import read_facts
 
     facts = read_facts(config)
@@ -63,4 +80,7 @@ def start_offline(config: EngineConfig, *, with_tokenizer: bool) -> Offline:
 
         tokenizer = load_tokenizer(facts.tokenizer_path, trust_remote_code=config.trust_remote_code)
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    return Offline(llm=LLM(**settings), vocab_size=facts.vocab_size, tokenizer=tokenizer)
+    llm = LLM(**settings)
+    meter = MeteredRunner(llm.core.runner)
+    llm.core.runner = meter
+    return Offline(llm=llm, vocab_size=facts.vocab_size, tokenizer=tokenizer, meter=meter)

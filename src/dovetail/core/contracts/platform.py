@@ -27,6 +27,7 @@ __all__ = [
     "Platform",
     "PlatformPlugin",
     "ProbeResult",
+    "Rates",
 ]
 
 API_VERSION = 1
@@ -103,6 +104,16 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What one device was measured to do when it was asked, with nothing in its way."""
+
+    read_bytes_per_second: float
+    """From its memory."""
+    matrix_flops_per_second: float
+    """Of a large matrix product; a multiplication and an addition are two."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Adjustment:
     """A setting that the platform needs. The core applies it and prints the reason."""
 
@@ -146,6 +157,19 @@ class Platform(ABC):
         Default: raises UnsupportedError, saying that nothing is counted.
         """
         raise UnsupportedError(f"platform {self.name} does not count what its device does")
+
+    def rates(self, dtype: str) -> Rates:
+        """Measure the device now, in about a second; nothing else may run on it meanwhile.
+
+        Default: raises UnsupportedError, saying that it is not measured.
+
+        Args:
+            dtype: Of the matrices, one of ``Capabilities.dtypes``.
+
+        Raises:
+            OutOfMemoryError: There is no room for the arrays that are measured with.
+        """
+        raise UnsupportedError(f"platform {self.name} does not measure its device")
 
     def communicator(self, rank: int, size: int, address: str) -> Communicator:
         """Join a group of ``size`` processes; returns when all are there.

@@ -86,6 +86,8 @@ class WarmUp:
 
     name: str
     seconds: float
+    num_parts: int = 0
+    """Of the whole warm-up; 0: not known."""
 
 
 class Pending(Protocol):

@@ -40,6 +40,7 @@ class BuiltEngine:
     """An engine that is ready, and what was decided on the way."""
 
     core: EngineCore
+    platform: Platform
     config: ResolvedConfig
     num_blocks: int
     banner: dict[str, str]
@@ -87,7 +88,7 @@ def _load(
     resolved = resolved.with_cache(plan)
     runner.allocate(plan.num_blocks)
     for count, part in enumerate(runner.warm_up()):
-        progress(f"warming up: {part.name}", count + 1, 0)
+        progress(f"warming up: {part.name}", count + 1, part.num_parts)
     core = EngineCore(
         Scheduler(
             scheduler_config(resolved, plan.num_blocks, spec.window),
@@ -109,6 +110,7 @@ def _load(
     }
     return BuiltEngine(
         core=core,
+        platform=platform,
         config=resolved,
         num_blocks=plan.num_blocks,
         banner=banner,

@@ -13,7 +13,7 @@ from dovetail.core.buckets import Buckets, doubling
 from dovetail.core.contracts.attention import AttentionBackend
 from dovetail.core.contracts.communicator import Communicator
 from dovetail.core.contracts.ops import OpTable
-from dovetail.core.contracts.platform import Platform
+from dovetail.core.contracts.platform import Platform, Rates
 from dovetail.core.contracts.runner import Runner, RunnerConfig
 from dovetail.core.contracts.workbench import Activity, Workbench
 from dovetail.core.plugins.attention import installed_backends
@@ -103,6 +103,12 @@ class TorchPlatform(Platform):
         from dovetail.platforms.torch.watch import watch
 
         return watch(self.device)
+
+    def rates(self, dtype: str) -> Rates:
+        """Large reads, copies and matrix products, timed on the device."""
+        from dovetail.platforms.torch.rates import measure_rates
+
+        return measure_rates(self, dtype)
 
     def communicator(self, rank: int, size: int, address: str) -> Communicator:
         """Collectives over gloo, through the host: right for every device, fast on none."""

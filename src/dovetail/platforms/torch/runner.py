@@ -121,11 +121,12 @@ class TorchRunner:
 
     def warm_up(self) -> Iterator[WarmUp]:
         """Whatever the steps to come would otherwise wait for."""
-        for name, rehearse in self._steps.rehearsals(record=True):
+        parts = list(self._steps.rehearsals(record=True))
+        for name, rehearse in parts:
             start = time.perf_counter()
             with torch.inference_mode():
                 rehearse()
-            yield WarmUp(name=name, seconds=time.perf_counter() - start)
+            yield WarmUp(name=name, seconds=time.perf_counter() - start, num_parts=len(parts))
 
     def step(self, batch: Batch) -> Pending:
         """Start a step; on a device with a queue of its own it may still run on return.
