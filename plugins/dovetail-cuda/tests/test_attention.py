@@ -99,7 +99,8 @@ def test_what_pads_is_finite(backend: Any) -> None:
     spec = make_spec(size=64)
     work = Sequences(spec, served(backend, spec), (20, 9))
     mixed, single = work.batch([(0, 0, 20), (1, 0, 9)]), work.batch([(0, 19, 1)])
-    for batch in (pad_to(mixed, StepShape(40, 5, 3)), pad_to(single, StepShape(3, 3, 2))):
+    shapes = (pad_to(mixed, StepShape(40, 5, 3)), pad_to(single, StepShape(3, 3, 2)))
+    for batch in (*shapes, pad_to(single, StepShape(6, 3, 2))):
         made = make(backend)
         cache = made.allocate(spec, work.need, work.num_blocks)
         sides = (torch.randn(batch.num_tokens, n, 64).half() for n in (4, 2, 2))

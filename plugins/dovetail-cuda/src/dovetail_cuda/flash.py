@@ -228,7 +228,10 @@ class FlashAttention3(_FlashAttention):
         if need.block_size in _FA3_BLOCKS:
             return None
         known = ", ".join(map(str, _FA3_BLOCKS))
-        return f"it is safe with KV blocks of {known} positions, not {need.block_size}"
+        return (
+            f"its KV blocks have {known} positions, not {need.block_size}:"
+            " larger ones it may read whole, with what nobody wrote in them"
+        )
 
     def _decode(
         self, q_R1HE: Tensor, cache: Tensor, plan: _Plan, table_RM: Tensor, spec: AttentionSpec

@@ -238,7 +238,9 @@ class FlashInferAttention(PagedCache):
         if need.max_len is not None:
             longest = -(-need.max_len // need.block_size)
             if width > longest:
-                raise InvariantError("engine", f"a row of {width} blocks where the most is {longest}")
+                raise InvariantError(
+                    "engine", f"a row of {width} blocks where the most is {longest}"
+                )
             width = longest
         if len(self._pages) < rows * width:
             self._pages = torch.zeros(rows * width, dtype=torch.int32, device=self.device)
