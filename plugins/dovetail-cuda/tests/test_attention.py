@@ -10,6 +10,7 @@ import pytest
 import torch
 from dovetail_cuda.flash import FlashAttention2, FlashAttention3
 from dovetail_cuda.flashinfer import FlashInferAttention, decode_rows
+from dovetail_cuda.pages import must_not_record
 from torch import Tensor
 
 from dovetail.attention_backends.reference import ReferenceAttention
@@ -264,3 +265,14 @@ def test_recorded_sizes_are_padded_no_further() -> None:
         assert {decode_rows(size) for size in recorded_sizes(most)} == set(recorded_sizes(most))
     for count in range(1, 2000):
         assert count <= decode_rows(count) <= max(8, 1.8 * count)
+
+
+def test_what_may_not_be_recorded_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda")
+    for captures in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda on=captures: on)
+        if captures:
+            with pytest.raises(InvariantError, match="cannot be recorded: some row"):
+                must_not_record(device, "some row has more than one token")
+        else:
+            must_not_record(device, "some row has more than one token")

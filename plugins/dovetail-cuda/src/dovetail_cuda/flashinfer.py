@@ -2,7 +2,7 @@
 
 Checked against the interface that it documents, and emulations of it, only: it has not run on a GPU
 yet. Signatures and rules are those of flashinfer-python 0.7.2.post1, ``decode.py`` and
-``prefill.py``.
+``prefill.py``; of that version the wrappers were run, the kernels were not.
 
 FlashInfer plans a step on the host: how the keys of its rows are shared out among the GPU's
 multiprocessors. So ``host_plan`` does, before every step. A plan holds for layers that are alike
