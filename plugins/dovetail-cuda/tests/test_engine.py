@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dovetail_cuda.flash import FlashAttention3
+from dovetail_cuda.flash import FlashAttention2, FlashAttention3
 from dovetail_cuda.flashinfer import FlashInferAttention, _Planner
 
 from dovetail.core.contracts.runner import RunnerConfig
@@ -29,7 +30,7 @@ SETTINGS: dict[str, Any] = {
 RNG = random.Random(0)
 PROMPTS = [[RNG.randrange(3, 250) for _ in range(RNG.randrange(1, 50))] for _ in range(11)]
 PARAMS = SamplingParams(temperature=0.0, max_tokens=14)
-BACKENDS: list[Any] = [FlashInferAttention, FlashAttention3]
+BACKENDS: list[Any] = [FlashInferAttention, FlashAttention3, FlashAttention2]
 
 
 class Emulated(StagedPlatform):
@@ -40,6 +41,8 @@ class Emulated(StagedPlatform):
         assert isinstance(base, TorchPlatform)
         super().__init__(base)
         self._backend, self._records = backend, records
+        size = 256 if backend is FlashAttention2 else 16
+        self.capabilities = replace(self.capabilities, block_sizes=(size,))
 
     def records_steps(self, config: RunnerConfig) -> bool:
         return self._records
