@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """FlashAttention and FlashInfer are installed, as far as this test sees."""
     from emulated_cuda import MODULES
+    from emulated_cuda.infer import Wrapper
 
+    Wrapper.made.clear()
     for module in MODULES:
         monkeypatch.setitem(sys.modules, module.__name__, module)
