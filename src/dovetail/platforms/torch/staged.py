@@ -86,7 +86,7 @@ class StagedSteps(StepBase):
         self._sizes = recorded_sizes(config.max_num_seqs) if records else ()
         self._records: dict[int, _Record] = {}
         self._largest = pad_to(
-            rehearsal(0, 2, 2),
+            rehearsal(0, 2, 1),
             StepShape(
                 config.max_num_batched_tokens,
                 min(config.max_num_seqs, config.max_num_batched_tokens - 1),
@@ -99,8 +99,9 @@ class StagedSteps(StepBase):
 
     def _most_numbers(self) -> int:
         """What the largest step brings, if all its rows check as many drafts as there may be."""
-        config = self.loaded.config
-        brought = self._brought(self._largest, config.max_num_seqs * (1 + config.max_drafts))
+        config, step = self.loaded.config, self._largest
+        longest = replace(step, context_lens=config.max_model_len - step.query_lens)
+        brought = self._brought(longest, config.max_num_seqs * (1 + config.max_drafts))
         return Uploads.size(brought)
 
     def rehearsals(self, *, record: bool) -> Iterator[tuple[str, Callable[[], object]]]:
