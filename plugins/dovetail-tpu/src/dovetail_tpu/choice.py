@@ -6,14 +6,12 @@ order, and a row's token does not depend on the rest of the batch. Traced with 6
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-
-from dovetail.core.batch import SamplingBatch
-from dovetail.core.buckets import padded
 
 __all__ = ["Controls", "Rules", "Scores", "choose", "score", "shaped", "unmasked"]
 
@@ -24,7 +22,7 @@ _BLOCK = 256
 
 
 class Controls(NamedTuple):
-    """How each of N rows is drawn; the fields that a kind of step does not read are not made."""
+    """How each of N rows is drawn, and how far its rules go: float32."""
 
     temperature: Any
     top_k: Any
@@ -33,14 +31,12 @@ class Controls(NamedTuple):
     """The logarithm of min_p."""
     uniform: Any
     num_generated: Any
-
-    @classmethod
-    def of(cls, batch: SamplingBatch, size: int) -> Controls:
-        """Those of the batch on the host, with rows of zeros behind them."""
-        with np.errstate(divide="ignore"):
-            floor = np.log(batch.min_p.astype(np.float64)).astype(np.float32)
-        fields = (batch.temperature, batch.top_k, batch.top_p, floor, batch.uniform)
-        return cls(*(padded(field, size) for field in (*fields, batch.num_generated)))
+    ruled: Any
+    """1 where rules hold."""
+    min_tokens: Any
+    repetition: Any
+    frequency: Any
+    presence: Any
 
 
 class Rules(NamedTuple):
@@ -54,19 +50,12 @@ class Rules(NamedTuple):
     """bool: in the prompt."""
     counts: Any
     """int32: in the output."""
-    strength: Any
-    """(R, 4) float32: repetition, frequency and presence penalty, min_tokens."""
 
     @classmethod
-    def none(cls, vocab_size: int) -> Rules:
-        """Those of one row, on the host, that change nothing."""
-        return cls(
-            bias=np.zeros(vocab_size, np.float32),
-            stops=np.zeros(vocab_size, np.bool_),
-            seen=np.zeros(vocab_size, np.bool_),
-            counts=np.zeros(vocab_size, np.int32),
-            strength=np.array([1, 0, 0, 0], np.float32),
-        )
+    def none(cls, *shape: int) -> Rules:
+        """Those that change nothing, on the host."""
+        dtypes = (np.float32, np.bool_, np.bool_, np.int32)
+        return cls(*(np.zeros(shape, dtype) for dtype in dtypes))
 
 
 class Scores(NamedTuple):
@@ -84,31 +73,44 @@ def unmasked(x_NV: Array, bits_NW: Array) -> Array:
     return x_NV + jnp.where(allowed, jnp.float32(0), -jnp.inf)
 
 
-def shaped(x_NV: Array, rules: Rules, num_generated_N: Array) -> Array:
-    """By the rules of each row: bias and allowed tokens, min_tokens, penalties."""
-    repetition, frequency, presence, min_tokens = jnp.split(rules.strength, 4, axis=1)
-    x = x_NV + rules.bias
-    early = num_generated_N[:, None] < min_tokens
-    x = jnp.where(rules.stops & early, -jnp.inf, x)
+def shaped(x_NV: Array, rules: Rules, controls: Controls) -> Array:
+    """By the rules of each row: bias and allowed tokens, min_tokens, penalties.
+
+    NaN and infinity stay what they are, whatever else is forbidden.
+    """
+    each = Controls(*(control[:, None] for control in controls))
+    early = rules.stops & (each.num_generated < each.min_tokens)
+    x = x_NV + rules.bias + jnp.where(early, -jnp.inf, jnp.float32(0))
     said = rules.counts > 0
-    penalised = jnp.where(x > 0, x / repetition, x * repetition)
-    penalised = penalised - frequency * rules.counts.astype(jnp.float32) - presence * said
-    return jnp.where(rules.seen | said, penalised, x)
+    penalised = jnp.where(x > 0, x / each.repetition, x * each.repetition)
+    penalised -= each.frequency * rules.counts.astype(jnp.float32)
+    penalised -= each.presence * said
+    return jnp.where(each.ruled > 0, jnp.where(rules.seen | said, penalised, x), x_NV)
 
 
-def choose(x_NV: Array, controls: Controls | None, *, restricts: bool) -> Array:
-    """(N,) int32 tokens of float32 logits: the likeliest without controls, else draws."""
-    likeliest = jnp.argmax(x_NV, -1).astype(jnp.int32)
-    if controls is None:
-        return likeliest
-    cold = controls.temperature < _GREEDY_BELOW
-    heat = jnp.where(cold, 1, controls.temperature)[:, None]
-    peak = jnp.max(x_NV, -1, keepdims=True)
-    weights = _weights(x_NV, peak, heat)
-    if restricts:
-        weights = jnp.where(_kept(x_NV, peak, heat, controls), weights, 0)
-    target = _share(controls.uniform[:, None], jnp.sum(weights, -1, keepdims=True))
-    return jnp.where(cold, likeliest, _first_beyond(weights, target)[:, 0].astype(jnp.int32))
+def choose(x_NV: Array, peak_N1: Array, way: Array, controls: Controls) -> Array:
+    """(N,) int32 tokens of float32 logits with these peaks.
+
+    Args:
+        way: 0 if every row is greedy, 1 if rows are drawn, 2 if that is from what min_p, top_k and
+            top_p leave.
+    """
+
+    def likeliest() -> Array:
+        return jnp.argmax(x_NV, -1).astype(jnp.int32)
+
+    def drawn(*, restricts: bool = False) -> Array:
+        cold = controls.temperature < _GREEDY_BELOW
+        heat = jnp.where(cold, 1, controls.temperature)[:, None]
+        weights = _weights(x_NV, peak_N1, heat)
+        if restricts:
+            weights = jnp.where(_kept(x_NV, peak_N1, heat, controls), weights, 0)
+        target = _share(controls.uniform[:, None], jnp.sum(weights, -1, keepdims=True))
+        token = _first_beyond(weights, target)[:, 0].astype(jnp.int32)
+        return jnp.where(cold, likeliest(), token)
+
+    chosen: Array = lax.switch(way, (likeliest, drawn, partial(drawn, restricts=True)))
+    return chosen
 
 
 def score(x_NV: Array, chosen_N: Array, heat_N: Array, k: int) -> Scores:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import jax
@@ -20,30 +22,23 @@ class Packed:
 
     words: Any
     tree: Any = field(metadata={"static": True})
-    leaves: tuple[tuple[tuple[int, ...], str], ...] = field(metadata={"static": True})
+    leaves: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...] = field(metadata={"static": True})
     """Shape and dtype of each."""
 
 
 def pack(tree: Any) -> Packed:
-    """Arrays of numpy: int32 and float32 as they are, others that int32 can hold, such as bool."""
+    """Arrays of numpy, int32 or float32."""
     leaves, structure = jax.tree.flatten(tree)
-    words = [
-        leaf.view(np.int32) if leaf.dtype == np.float32 else leaf.astype(np.int32, copy=False)
-        for leaf in leaves
-    ]
-    flat = np.concatenate([word.ravel() for word in words])
-    return Packed(flat, structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
+    words = np.concatenate([leaf.ravel().view(np.int32) for leaf in leaves])
+    return Packed(words, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
 
 
 def unpack(packed: Packed) -> Any:
     """The tree again, inside a compiled program."""
-    leaves, start = [], 0
-    for shape, dtype in packed.leaves:
-        end = start + int(np.prod(shape))
-        words = packed.words[start:end].reshape(shape)
-        if dtype == "float32":
-            leaves.append(lax.bitcast_convert_type(words, jnp.float32))
-        else:
-            leaves.append(words.astype(dtype))
-        start = end
+    ends = accumulate(math.prod(shape) for shape, _ in packed.leaves)
+    pieces = jnp.split(packed.words, [*ends][:-1])
+    leaves = [
+        lax.bitcast_convert_type(piece.reshape(shape), dtype)
+        for piece, (shape, dtype) in zip(pieces, packed.leaves, strict=True)
+    ]
     return jax.tree.unflatten(packed.tree, leaves)

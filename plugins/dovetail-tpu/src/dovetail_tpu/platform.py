@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ import jax
 import numpy as np
 
 from dovetail.core.contracts.attention import AttentionBackend
-from dovetail.core.contracts.communicator import Communicator
 from dovetail.core.contracts.ops import Op, OpTable
 from dovetail.core.contracts.platform import Capabilities, Memory, Platform
 from dovetail.core.contracts.runner import Runner, RunnerConfig
 from dovetail.core.contracts.workbench import Activity, Workbench
-from dovetail.core.errors import ConfigError, PluginError, UnsupportedError
+from dovetail.core.errors import ConfigError, PluginError
 from dovetail.core.plugins.attention import installed_backends
 from dovetail.core.types import Array
 from dovetail_tpu import SIMULATE, describe
@@ -58,6 +58,7 @@ class TpuPlatform(Platform):
     def __init__(self, num_simulated: int | None) -> None:
         self.simulated = num_simulated is not None
         self.meter = Meter()
+        jax.monitoring.register_event_duration_secs_listener(self.meter.compiled)
         self.devices = jax.devices() if num_simulated is None else _simulate(num_simulated)
         if self.simulated:
             _log.warning("the TPU is %s", describe(len(self.devices)))
@@ -112,13 +113,6 @@ class TpuPlatform(Platform):
         """Count programs, compilations, and the copies that the runner and the workbench make."""
         return self.meter.watch()
 
-    def communicator(self, rank: int, size: int, address: str) -> Communicator:
-        """Raises UnsupportedError."""
-        raise UnsupportedError(
-            f"platform {self.name} has no collectives between processes: one process drives all"
-            " devices, and their collectives are inside the compiled step"
-        )
-
     def synchronize(self) -> None:
         """Wait until every device has done what it was given."""
         for device in self.devices:
@@ -129,14 +123,16 @@ class _Workbench:
     """See ``core/contracts/workbench.py``."""
 
     def __init__(self, platform: TpuPlatform) -> None:
-        self._device, self._meter = platform.devices[0], platform.meter
+        self._meter = platform.meter
+        put = partial(jax.device_put, device=platform.devices[0])
+        self._put = self._meter.counted("put", put)
         table = OpTable(references())
         self.ops: Any = table.bind()
         self.overrides: dict[str, Op] = table.overrides
 
     def put(self, array: np.ndarray[Any, Any]) -> Array:
         with jax.enable_x64(True):
-            return self._meter.run("put", lambda x: jax.device_put(x, self._device), array)
+            return self._put(array)
 
     def get(self, array: Array) -> np.ndarray[Any, Any]:
         return self._meter.fetch(array)
@@ -168,8 +164,7 @@ def _held(device: jax.Device) -> int:
     """Bytes of the arrays that are on a device."""
     live = jax.live_arrays()  # type: ignore[no-untyped-call]
     arrays = [array for array in live if device in array.sharding.device_set]
-    shapes = [(array.sharding.shard_shape(array.shape), array.dtype) for array in arrays]
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
+    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in arrays)
 
 
 def _default_cache() -> Path:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 
-from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
+from dovetail.core.contracts.attention import AttentionNeed
 from dovetail.core.contracts.model import Model, StepInputs
 from dovetail.core.contracts.ops import OpTable
-from dovetail_tpu.choice import Rules, Scores, choose, score, shaped, unmasked
+from dovetail_tpu.choice import Controls, Rules, Scores, choose, score, shaped, unmasked
 from dovetail_tpu.loading import AXIS, partition
+from dovetail_tpu.meter import Meter
 from dovetail_tpu.ops import references
 from dovetail_tpu.packing import Packed, unpack
 
-__all__ = ["Programs", "Tokens"]
+__all__ = ["Choices", "Programs", "Tokens"]
 
 _ALL = partition(None)
 
@@ -35,6 +36,21 @@ class Tokens(NamedTuple):
     index: Any
 
 
+class Choices(NamedTuple):
+    """How the tokens of N rows are chosen."""
+
+    rows: Any
+    """(N,) numbers beyond the last row's belong to nobody."""
+    way: Any
+    """Of ``choose``."""
+    ruled: Any
+    """Whether some row has rules."""
+    controls: Any
+    """(C, N): ``Controls``, one below the other."""
+    bits: Any
+    """(N, ceil(V / 32)) token masks, or None."""
+
+
 class Programs:
     """Functions of arrays over all devices of a mesh; each is compiled once per shape.
 
@@ -44,7 +60,7 @@ class Programs:
         backend: Attends.
         need: Of one device.
         mesh: Its one axis is ``loading.AXIS``.
-        max_rows: Rows are numbered below this.
+        meter: Counts them.
     """
 
     def __init__(
@@ -54,68 +70,64 @@ class Programs:
         backend: Any,
         need: AttentionNeed,
         mesh: Mesh,
-        max_rows: int,
+        meter: Meter,
     ) -> None:
-        self._model, self._backend, self._need, self._mesh = model, backend, need, mesh
+        self._model, self._backend, self._need = model, backend, need
+        self._mesh, self._meter = mesh, meter
         self._ops = _bind(backend, need, mesh.size)
         cache = partition(backend.heads_axis)
         weight = jax.tree.map(lambda array: array.sharding.spec, weights)
-        self.forward = self._program(
-            self._forward, (weight, cache, _ALL, _ALL), (_ALL, _ALL, cache), donate=(1,)
+
+        def of_model(name: str, function: Callable[..., Any], *specs: Any, **rest: Any) -> Any:
+            return partial(self._program(name, function, weight, *specs, **rest), weights)
+
+        results = (_ALL, _ALL, cache)
+        self.forward = of_model(
+            "forward", self._forward, cache, _ALL, _ALL, results=results, donate=(1,)
         )
-        self.sample = functools.cache(
-            lambda restricts: self._program(
-                functools.partial(self._sample, restricts),
-                (weight, *[_ALL] * 4),
-                _ALL,
-                donate=(1, 2),
-            )
-        )
+        self.sample = of_model("sample", self._sample, _ALL, _ALL, _ALL, _ALL, donate=(1, 2))
         self.score = functools.cache(
-            lambda k: self._program(
-                functools.partial(self._score, k), (weight, _ALL, _ALL, _ALL), _ALL
-            )
+            lambda k: of_model(f"score {k}", partial(self._score, k), _ALL, _ALL, _ALL)
         )
-        self.take = self._program(lambda hidden, index: hidden[index], (_ALL, _ALL), _ALL)
-        self.copy = self._program(backend.copy_blocks, (cache, _ALL), cache, donate=(0,))
-        row = Rules.none(model.vocab_size)
-        self.no_rules = self._program(lambda: _repeated(row, max_rows), (), _ALL)
-        self.set_row = self._program(_set_row, (_ALL, _ALL, _ALL), _ALL, donate=(0,))
-        self._cache = cache
-
-    def allocate(self, num_blocks: int) -> list[Array]:
-        """The caches of all layers, each device with its heads."""
-
-        def make() -> list[Array]:
-            specs = self._need.specs
-            return [self._backend.allocate(spec, self._need, num_blocks) for spec in specs]
-
-        caches: list[Array] = self._program(make, (), self._cache)()
-        for cache in jax.tree.leaves(caches):
-            cache.block_until_ready()
-        return caches
-
-    def place(self, array: np.ndarray[Any, Any]) -> Array:
-        """The array on every device."""
-        placed: Array = jax.device_put(array, NamedSharding(self._mesh, _ALL))
-        return placed
+        self.take = self._program("take", lambda hidden, index: hidden[index], _ALL, _ALL)
+        self.copy = self._program(
+            "copy", backend.copy_blocks, cache, _ALL, results=cache, donate=(0,)
+        )
+        self.set_row = self._program("set row", _set_row, _ALL, _ALL, _ALL, donate=(0,))
 
     def _program(
         self,
+        name: str,
         function: Callable[..., Any],
-        arguments: Sequence[Any],
-        results: Any,
-        donate: Sequence[int] = (),
-    ) -> Any:
-        # Interpreted kernels do not say along which axes their results vary.
+        *specs: Any,
+        results: Any = _ALL,
+        donate: tuple[int, ...] = (),
+    ) -> Callable[..., Any]:
+        """Compiled for each shape of its arguments, which lie on the devices as specified."""
         mapped = jax.shard_map(
             function,
             mesh=self._mesh,
-            in_specs=tuple(arguments),
+            in_specs=specs,
             out_specs=results,
+            # Interpreted kernels do not say along which axes their results vary.
             check_vma=False,
         )
-        return jax.jit(mapped, donate_argnums=tuple(donate))
+        return self._meter.counted(name, jax.jit(mapped, donate_argnums=donate))
+
+    def allocate(self, num_blocks: int) -> list[Array]:
+        """The caches of all layers, each device with its heads."""
+        backend, need = self._backend, self._need
+        make = self._program(
+            "allocate",
+            lambda: [backend.allocate(spec, need, num_blocks) for spec in need.specs],
+            results=partition(backend.heads_axis),
+        )
+        caches: list[Array] = jax.block_until_ready(make())
+        return caches
+
+    def place(self, tree: Any) -> Any:
+        """Arrays of the host, whole on every device."""
+        return jax.device_put(tree, NamedSharding(self._mesh, _ALL))
 
     def _forward(
         self, weights: Any, caches: list[Array], last: Array, packed: Packed
@@ -135,33 +147,23 @@ class Programs:
         return hidden, hidden[tokens.index], caches
 
     def _sample(
-        self,
-        restricts: bool,
-        weights: Any,
-        last: Array,
-        rules: Rules | None,
-        hidden_ND: Array,
-        packed: Packed,
-    ) -> tuple[Array, Array, Array, Rules | None]:
+        self, weights: Any, last: Array, rules: Rules, hidden_ND: Array, packed: Packed
+    ) -> tuple[Array, Array, Array, Rules]:
         """Tokens, which are finite, every row's last token, and what it has said.
 
-        ``packed`` holds the rows, where numbers beyond the last belong to nobody; controls, or
-        None if all are greedy; and token masks, or None if there are no rules either.
+        ``packed`` holds ``Choices``.
         """
-        rows, controls, bits = unpack(packed)
-        raw = self._logits(weights, hidden_ND)
-        x = raw
-        if rules is not None:
-            mine = jax.tree.map(lambda table: jnp.take(table, rows, axis=0, mode="clip"), rules)
-            x = shaped(unmasked(raw, bits), mine, controls.num_generated)
-        tokens = choose(x, controls, restricts=restricts)
-        finite = jnp.isfinite(jnp.max(raw, -1)) & jnp.isfinite(jnp.max(x, -1))
-        tokens = jnp.where(finite, tokens, 0)
+        rows, way, ruled, controls, bits = unpack(packed)
+        controls = Controls(*controls)
+        x = self._logits(weights, hidden_ND)
+        x = x if bits is None else unmasked(x, bits)
+        x = lax.cond(ruled > 0, lambda: shaped(x, _of_rows(rules, rows), controls), lambda: x)
+        peak = jnp.max(x, -1, keepdims=True)
+        finite = jnp.isfinite(peak[:, 0])
+        tokens = jnp.where(finite, choose(x, peak, way, controls), 0)
+        counts = rules.counts.at[rows, tokens].add(1, mode="drop")
         last = last.at[rows].set(tokens, mode="drop")
-        if rules is not None:
-            counts = rules.counts.at[rows, tokens].add(1, mode="drop")
-            rules = rules._replace(counts=counts)
-        return tokens, finite, last, rules
+        return tokens, finite, last, rules._replace(counts=counts)
 
     def _score(
         self, k: int, weights: Any, hidden_ND: Array, chosen_N: Array, heat_N: Array
@@ -177,24 +179,18 @@ def _bind(backend: Any, need: AttentionNeed, size: int) -> Any:
     """The op table on one of ``size`` devices: attention over its heads, and the sum over all."""
     ops = OpTable(references()).bind()
     shares = {spec.layer: spec for spec in need.specs}
-
-    def attention(
-        q_THE: Array, k_TKE: Array, v_TKE: Array, cache: Any, plan: object, spec: AttentionSpec
-    ) -> tuple[Array, Any]:
-        out: tuple[Array, Any] = backend.attend(
-            q_THE, k_TKE, v_TKE, cache, plan, shares[spec.layer]
-        )
-        return out
-
-    ops.attention = attention
+    ops.attention = lambda q, k, v, cache, plan, spec: backend.attend(
+        q, k, v, cache, plan, shares[spec.layer]
+    )
     if size > 1:
         ops.all_reduce = lambda x: lax.psum(x, AXIS)  # type: ignore[no-untyped-call]
     return ops
 
 
-def _repeated(row: Rules, count: int) -> Rules:
-    rows: Rules = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), row)
-    return rows
+def _of_rows(rules: Rules, rows_N: Array) -> Rules:
+    """Void for rows of nobody."""
+    taken: Rules = jax.tree.map(lambda table: jnp.take(table, rows_N, axis=0, mode="clip"), rules)
+    return taken
 
 
 def _set_row(rules: Rules, row: Array, new: Rules) -> Rules:
