@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from dovetail.core.contracts.attention import AttentionSpec
-from dovetail.core.contracts.ops import OP_NAMES
+from dovetail.core.contracts.ops import OP_NAMES, OpTable
 from dovetail.core.errors import UnsupportedError
 
 __all__ = [
@@ -163,7 +162,9 @@ def references() -> dict[str, Callable[..., Any]]:
 
 def bind(attend: Callable[..., tuple[NumpyArray, Any]]) -> Any:
     """The op table that a model runs on, with an attention."""
-    return SimpleNamespace(**{**references(), "attention": attend})
+    ops = OpTable(references()).bind()
+    ops.attention = attend
+    return ops
 
 
 def dense_attention(
