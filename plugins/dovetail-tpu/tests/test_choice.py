@@ -70,7 +70,8 @@ def both(
         tokens, finite = sampler.sample(jnp.asarray(hidden), batch)
         scores = None
         if batch.sampling.num_logprobs is not None:
-            scores = sampler.scores(jnp.asarray(hidden), tokens, batch)
+            k = batch.sampling.num_logprobs
+            scores = sampler.score(jnp.asarray(hidden), tokens, k, batch.rows[place])
         count = len(place)
         assert np.asarray(finite)[:count].tolist() == wanted.finite.tolist()
         found = np.asarray(tokens)[:count]

@@ -22,21 +22,22 @@ _BLOCK = 256
 
 
 class Controls(NamedTuple):
-    """How each of N rows is drawn, and how far its rules go: float32."""
+    """Numbers of N rows, float32: first of this step, then what their requests ask of all steps.
+
+    The names are those of ``SamplingBatch`` and ``SamplingParams``.
+    """
 
     temperature: Any
     top_k: Any
     top_p: Any
-    floor: Any
-    """The logarithm of min_p."""
+    min_p: Any
     uniform: Any
     num_generated: Any
-    ruled: Any
-    """1 where rules hold."""
     min_tokens: Any
-    repetition: Any
-    frequency: Any
-    presence: Any
+    repetition_penalty: Any
+    frequency_penalty: Any
+    presence_penalty: Any
+    shapes_logits: Any
 
 
 class Rules(NamedTuple):
@@ -82,10 +83,10 @@ def shaped(x_NV: Array, rules: Rules, controls: Controls) -> Array:
     early = rules.stops & (each.num_generated < each.min_tokens)
     x = x_NV + rules.bias + jnp.where(early, -jnp.inf, jnp.float32(0))
     said = rules.counts > 0
-    penalised = jnp.where(x > 0, x / each.repetition, x * each.repetition)
-    penalised -= each.frequency * rules.counts.astype(jnp.float32)
-    penalised -= each.presence * said
-    return jnp.where(each.ruled > 0, jnp.where(rules.seen | said, penalised, x), x_NV)
+    penalised = jnp.where(x > 0, x / each.repetition_penalty, x * each.repetition_penalty)
+    penalised -= each.frequency_penalty * rules.counts.astype(jnp.float32)
+    penalised -= each.presence_penalty * said
+    return jnp.where(each.shapes_logits > 0, jnp.where(rules.seen | said, penalised, x), x_NV)
 
 
 def choose(x_NV: Array, peak_N1: Array, way: Array, controls: Controls) -> Array:
@@ -142,7 +143,7 @@ def _kept(x_NV: Array, peak_N1: Array, heat_N1: Array, controls: Controls) -> Ar
     ids = lax.broadcasted_iota(jnp.int32, x_NV.shape, 1)
     falling, order = lax.sort((-(x_NV + 0.0), ids), dimension=1, num_keys=1, is_stable=True)
     values = -falling
-    passes = (values - peak_N1) / heat_N1 >= controls.floor[:, None]
+    passes = (values - peak_N1) / heat_N1 >= jnp.log(controls.min_p[:, None])
     passes &= ids < controls.top_k[:, None]
     weights = jnp.where(passes, _weights(values, peak_N1, heat_N1), 0)
     goal = -_share(controls.top_p[:, None], -jnp.sum(weights, -1, keepdims=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,10 +146,8 @@ class _Workbench:
 
 def _simulate(num_devices: int) -> list[jax.Device]:
     """The host's processor as several devices. JAX decides on them when it is first used."""
-    try:
+    with suppress(RuntimeError):  # JAX runs already: whether as it must is seen below.
         _configure(jax_platforms="cpu", jax_num_cpu_devices=num_devices)
-    except RuntimeError as error:
-        _log.debug("JAX had started before: %s", error)
     devices = jax.devices()
     if devices[0].platform != "cpu" or len(devices) < num_devices:
         raise PluginError(

@@ -21,7 +21,7 @@ from dovetail_tpu.meter import Meter
 from dovetail_tpu.ops import references
 from dovetail_tpu.packing import Packed, unpack
 
-__all__ = ["Choices", "Programs", "Tokens"]
+__all__ = ["Programs", "Tokens"]
 
 _ALL = partition(None)
 
@@ -34,21 +34,6 @@ class Tokens(NamedTuple):
     """The row whose last token stands here in place of ``token_ids``; -1: none."""
     positions: Any
     index: Any
-
-
-class Choices(NamedTuple):
-    """How the tokens of N rows are chosen."""
-
-    rows: Any
-    """(N,) numbers beyond the last row's belong to nobody."""
-    way: Any
-    """Of ``choose``."""
-    ruled: Any
-    """Whether some row has rules."""
-    controls: Any
-    """(C, N): ``Controls``, one below the other."""
-    bits: Any
-    """(N, ceil(V / 32)) token masks, or None."""
 
 
 class Programs:
@@ -122,7 +107,9 @@ class Programs:
             lambda: [backend.allocate(spec, need, num_blocks) for spec in need.specs],
             results=partition(backend.heads_axis),
         )
-        caches: list[Array] = jax.block_until_ready(make())
+        caches: list[Array] = make()
+        for cache in caches:
+            cache.block_until_ready()
         return caches
 
     def place(self, tree: Any) -> Any:
@@ -151,9 +138,10 @@ class Programs:
     ) -> tuple[Array, Array, Array, Rules]:
         """Tokens, which are finite, every row's last token, and what it has said.
 
-        ``packed`` holds ``Choices``.
+        ``packed`` holds the rows (N,), where numbers beyond the last belong to nobody; the way to
+        choose, and whether rows have rules; controls; and token masks (N, ceil(V / 32)), or None.
         """
-        rows, way, ruled, controls, bits = unpack(packed)
+        rows, (way, ruled), controls, bits = unpack(packed)
         controls = Controls(*controls)
         x = self._logits(weights, hidden_ND)
         x = x if bits is None else unmasked(x, bits)

@@ -12,14 +12,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from dovetail.core.batch import (
-    Batch,
-    JoinedRow,
-    LogprobArrays,
-    PromptLogprobNeed,
-    StepOutput,
-    TokenMasks,
-)
+from dovetail.core.batch import Batch, LogprobArrays, PromptLogprobNeed, StepOutput, TokenMasks
 from dovetail.core.buckets import Buckets, doubling, padded
 from dovetail.core.contracts.runner import CacheSpec, Pending, RunnerConfig, RunnerPlan, WarmUp
 from dovetail.core.errors import OutOfMemoryError
@@ -27,7 +20,6 @@ from dovetail.core.models.demand import attention_need, block_bytes, widest_laye
 from dovetail.core.models.load import define, read_weights, weight_bytes
 from dovetail.core.models.split import check_split, share_of_attention
 from dovetail.core.plugins.attention import choose_attention
-from dovetail.core.request import SamplingParams
 from dovetail.core.shapes import PaddedShapes
 from dovetail.core.types import ITEM_SIZE, IntArray
 from dovetail_tpu.choice import Scores
@@ -158,7 +150,8 @@ class JaxRunner:
         if len(batch.sampled):
             chosen = self._sampler.sample(of_rows, batch)
             if batch.sampling.num_logprobs is not None:
-                scores = [self._sampler.scores(of_rows, chosen[0], batch)]
+                rows, k = batch.rows[batch.sampled], batch.sampling.num_logprobs
+                scores = [self._sampler.score(of_rows, chosen[0], k, rows)]
         if batch.prompt_logprobs is not None:
             prompt = self._prompt_scores(of_tokens, batch.prompt_logprobs)
         return _Step(batch, self._meter, (chosen, scores, prompt))
@@ -236,7 +229,7 @@ class _Step:
             num_tokens=np.ones(num_sampled, np.int32),
             finite=finite[:num_sampled],
             logprobs=_joined(scores, num_sampled, k) if scores else None,
-            prompt_logprobs=need and _joined(prompt, len(need.target), need.num_logprobs),
+            prompt_logprobs=_joined(prompt, len(need.target), need.num_logprobs) if need else None,
         )
 
 
@@ -249,17 +242,9 @@ def _rehearsals(batch: Batch, vocab_size: int) -> Iterator[Batch]:
     """A step that wants everything, without token masks and with them."""
     nobody, token = np.zeros(0, np.int32), np.zeros(1, np.int32)
     masks = TokenMasks(places=nobody, bits=np.zeros((0, -(-vocab_size // 32)), np.int32))
-    joined = JoinedRow(
-        row=0,
-        token_ids=token,
-        num_prompt_tokens=1,
-        params=SamplingParams(min_tokens=1),
-        stop_token_ids=(),
-    )
     for masked in (None, masks):
         yield replace(
             batch,
-            joined=(joined,),
             sampling=replace(batch.sampling, num_logprobs=0, masks=masked),
             prompt_logprobs=PromptLogprobNeed(token_index=token, target=token, num_logprobs=0),
         )

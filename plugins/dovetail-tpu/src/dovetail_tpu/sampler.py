@@ -10,18 +10,17 @@ import numpy as np
 from jax import Array
 
 from dovetail.core.batch import Batch, JoinedRow
-from dovetail.core.request import SamplingParams
+from dovetail.core.types import IndexArray
 from dovetail_tpu.choice import Controls, Rules, Scores
-from dovetail_tpu.packing import pack
-from dovetail_tpu.programs import Choices, Programs
+from dovetail_tpu.packing import Packed, pack
+from dovetail_tpu.programs import Programs
 
 __all__ = ["Sampler"]
 
 _LEAST_SCORES = 32
 """Alternatives that every score has; more are rounded up to a power of two, and compiled then."""
-
-_LEAST_P = 1e-30
-"""Tokens that are less likely, beside the likeliest, have no weight at all."""
+_NONE = np.zeros(0, np.intp)
+_OF_STEP, _OF_REQUEST = Controls._fields[:6], Controls._fields[6:]
 
 
 class Sampler:
@@ -35,11 +34,13 @@ class Sampler:
 
     def __init__(self, programs: Programs, vocab_size: int, max_rows: int) -> None:
         self._programs, self._vocab_size, self._max_rows = programs, vocab_size, max_rows
-        self._wishes = np.tile(_wishes_of(SamplingParams()), (max_rows, 1))
-        """(rows, W) what each row's request asks of all its steps, as ``Controls`` end."""
+        self._wishes = np.zeros((len(_OF_REQUEST), max_rows), np.float32)
+        """What each row's request asks of all its steps."""
         self._heats = np.ones(max_rows, np.float32)
         """Temperatures of log-probabilities: 1 gives those of the raw logits; beams have others."""
-        self._rules: Rules = programs.place(Rules.none(max_rows, vocab_size))
+        tables, row = programs.place(Rules.none(max_rows, vocab_size)), np.array(0, np.int32)
+        # Changes nothing, but the program is there when a row with rules joins.
+        self._rules: Rules = programs.set_row(tables, row, Rules.none(vocab_size))
         self.last: Array = programs.place(np.zeros(max_rows, np.int32))
         """(rows,) int32: the last token of each."""
 
@@ -47,70 +48,43 @@ class Sampler:
         """Take over rows: what is kept for their former requests is dropped."""
         for row in rows:
             self._heats[row.row] = row.params.beam_temperature
-            self._wishes[row.row] = _wishes_of(row.params)
+            self._wishes[:, row.row] = [getattr(row.params, name) for name in _OF_REQUEST]
             if row.params.shapes_logits:
                 number, rules = np.array(row.row, np.int32), _rules_of(row, self._vocab_size)
                 self._rules = self._programs.set_row(self._rules, number, rules)
 
     def sample(self, hidden_ND: Array, batch: Batch) -> tuple[Array, Array]:
         """Tokens (N,) and whether they are finite; beyond the S rows that get one, nothing."""
-        choices = pack(self._choices(batch, len(hidden_ND)))
+        choices = self._choices(batch, len(hidden_ND))
         with jax.enable_x64(True):
             tokens, finite, self.last, self._rules = self._programs.sample(
                 self.last, self._rules, hidden_ND, choices
             )
         return tokens, finite
 
-    def _choices(self, batch: Batch, size: int) -> Choices:
+    def _choices(self, batch: Batch, size: int) -> Packed:
+        """What ``Programs.sample`` is told of ``size`` rows."""
         sampling, sampled = batch.sampling, batch.rows[batch.sampled]
         rows = np.full(size, self._max_rows, np.int32)
         rows[: len(sampled)] = sampled
         controls = np.zeros((len(Controls._fields), size), np.float32)
-        controls[:, : len(sampled)] = (
-            sampling.temperature,
-            sampling.top_k,
-            sampling.top_p,
-            np.log(np.maximum(sampling.min_p, _LEAST_P)),
-            sampling.uniform,
-            sampling.num_generated,
-            *self._wishes[sampled].T,
-        )
+        controls[: len(_OF_STEP), : len(sampled)] = [getattr(sampling, name) for name in _OF_STEP]
+        controls[len(_OF_STEP) :, : len(sampled)] = self._wishes[:, sampled]
         bits = None
         if sampling.masks is not None:
             bits = np.full((size, -(-self._vocab_size // 32)), -1, np.int32)
             bits[sampling.masks.places] = sampling.masks.bits
         way = 0 if sampling.all_greedy else 1 + sampling.restricts
-        return Choices(
-            rows=rows,
-            way=np.array(way, np.int32),
-            ruled=np.array(sampling.shapes_logits, np.int32),
-            controls=controls,
-            bits=bits,
-        )
+        return pack((rows, np.array((way, sampling.shapes_logits), np.int32), controls, bits))
 
-    def scores(self, hidden_ND: Array, tokens: Any, batch: Batch) -> Scores:
-        """Log-probabilities of the tokens that ``sample`` gave."""
-        heats = self._heats[batch.rows[batch.sampled]]
-        return self.score(hidden_ND, tokens, batch.sampling.num_logprobs or 0, heats)
-
-    def score(self, hidden_ND: Array, tokens: Any, k: int, heats: Any = ()) -> Scores:
-        """Log-probabilities (N, 1 + k or more) of any tokens (N,); heats of the first rows."""
+    def score(self, hidden_ND: Array, tokens: Any, k: int, rows: IndexArray = _NONE) -> Scores:
+        """Log-probabilities (N, 1 + k or more) of tokens (N,), of which the first are of rows."""
         width = min(max(_LEAST_SCORES, 1 << (k - 1).bit_length()), self._vocab_size)
         heat = np.ones(len(hidden_ND), np.float32)
-        heat[: len(heats)] = heats
+        heat[: len(rows)] = self._heats[rows]
         with jax.enable_x64(True):
             scores: Scores = self._programs.score(width)(hidden_ND, tokens, heat)
         return scores
-
-
-def _wishes_of(params: SamplingParams) -> tuple[float, ...]:
-    return (
-        params.shapes_logits,
-        params.min_tokens,
-        params.repetition_penalty,
-        params.frequency_penalty,
-        params.presence_penalty,
-    )
 
 
 def _rules_of(row: JoinedRow, vocab_size: int) -> Rules:
