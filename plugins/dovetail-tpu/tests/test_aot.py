@@ -226,7 +226,7 @@ def test_llama(generation: str, size: int, shape: StepShape) -> None:
     caches = [described(mesh, cache, backend.heads_axis)] * len(need.specs)
     tokens, index = np.zeros(shape.num_tokens, np.int32), np.zeros(shape.num_rows, np.int32)
     plan = backend.plan(batch_of(shape, need.block_size), need)
-    rest = (index, pack((programs.Tokens(tokens, tokens, tokens, index), plan)))
+    rest = (index, pack((tokens, tokens, tokens, index, plan)))
     forward = programs.Programs(model, weights, backend, need, mesh, Meter()).forward
     program: Any = forward.func
     lowered = program.__wrapped__.lower(weights, caches, *described(mesh, rest))

@@ -15,8 +15,6 @@ __all__ = ["PLUGIN", "SIMULATE", "num_simulated"]
 SIMULATE = "DOVETAIL_TPU_SIMULATE"
 """Environment variable: how many devices JAX shall simulate on the CPU. It goes before hardware."""
 
-_CHIPS = ("accel[0-9]*", "vfio/[0-9]*")
-
 
 def num_simulated(environ: Mapping[str, str] = os.environ) -> int | None:
     """Devices to simulate; None if simulation is not asked for. Raises ConfigError for nonsense."""
@@ -37,7 +35,7 @@ def _probe() -> ProbeResult:
         return ProbeResult(usable=False, reason="jax is not installed: pip install 'jax[tpu]'")
     if simulated is not None:
         return ProbeResult(usable=True, reason=describe(simulated), num_devices=simulated)
-    chips = [path for pattern in _CHIPS for path in Path("/dev").glob(pattern)]
+    chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
     if not chips:
         reason = f"no TPU in /dev/accel* or /dev/vfio; to simulate one on the CPU, set {SIMULATE}=8"
         return ProbeResult(usable=False, reason=reason)

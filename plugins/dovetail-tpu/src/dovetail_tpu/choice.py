@@ -6,7 +6,6 @@ order, and a row's token does not depend on the rest of the batch. Traced with 6
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -74,19 +73,20 @@ def unmasked(x_NV: Array, bits_NW: Array) -> Array:
     return x_NV + jnp.where(allowed, jnp.float32(0), -jnp.inf)
 
 
-def shaped(x_NV: Array, rules: Rules, controls: Controls) -> Array:
-    """By the rules of each row: bias and allowed tokens, min_tokens, penalties.
+def shaped(x_NV: Array, rules: Rules, rows_N: Array, controls: Controls) -> Array:
+    """By the rules of each of some rows: bias and allowed tokens, min_tokens, penalties.
 
     NaN and infinity stay what they are, whatever else is forbidden.
     """
     each = Controls(*(control[:, None] for control in controls))
-    early = rules.stops & (each.num_generated < each.min_tokens)
-    x = x_NV + rules.bias + jnp.where(early, -jnp.inf, jnp.float32(0))
-    said = rules.counts > 0
+    bias, stops, seen, counts = (jnp.take(table, rows_N, 0, mode="clip") for table in rules)
+    early = stops & (each.num_generated < each.min_tokens)
+    x = x_NV + bias + jnp.where(early, -jnp.inf, jnp.float32(0))
+    said = counts > 0
     penalised = jnp.where(x > 0, x / each.repetition_penalty, x * each.repetition_penalty)
-    penalised -= each.frequency_penalty * rules.counts.astype(jnp.float32)
+    penalised -= each.frequency_penalty * counts.astype(jnp.float32)
     penalised -= each.presence_penalty * said
-    return jnp.where(each.shapes_logits > 0, jnp.where(rules.seen | said, penalised, x), x_NV)
+    return jnp.where(each.shapes_logits > 0, jnp.where(seen | said, penalised, x), x_NV)
 
 
 def choose(x_NV: Array, peak_N1: Array, way: Array, controls: Controls) -> Array:
@@ -97,20 +97,19 @@ def choose(x_NV: Array, peak_N1: Array, way: Array, controls: Controls) -> Array
             top_p leave.
     """
 
-    def likeliest() -> Array:
-        return jnp.argmax(x_NV, -1).astype(jnp.int32)
+    likeliest = jnp.argmax(x_NV, -1).astype(jnp.int32)
+    cold = controls.temperature < _GREEDY_BELOW
+    heat = jnp.where(cold, 1, controls.temperature)[:, None]
 
-    def drawn(*, restricts: bool = False) -> Array:
-        cold = controls.temperature < _GREEDY_BELOW
-        heat = jnp.where(cold, 1, controls.temperature)[:, None]
-        weights = _weights(x_NV, peak_N1, heat)
-        if restricts:
-            weights = jnp.where(_kept(x_NV, peak_N1, heat, controls), weights, 0)
+    def drawn(kept: Any) -> Array:
+        weights = jnp.where(kept, _weights(x_NV, peak_N1, heat), 0)
         target = _share(controls.uniform[:, None], jnp.sum(weights, -1, keepdims=True))
-        token = _first_beyond(weights, target)[:, 0].astype(jnp.int32)
-        return jnp.where(cold, likeliest(), token)
+        return jnp.where(cold, likeliest, _first_beyond(weights, target)[:, 0].astype(jnp.int32))
 
-    chosen: Array = lax.switch(way, (likeliest, drawn, partial(drawn, restricts=True)))
+    def restricted() -> Array:
+        return drawn(_kept(x_NV, peak_N1, heat, controls))
+
+    chosen: Array = lax.switch(way, (lambda: likeliest, lambda: drawn(True), restricted))
     return chosen
 
 

@@ -28,8 +28,7 @@ from dovetail_tpu.ops import DenseLinear, references
 __all__ = ["TpuPlatform"]
 
 _log = logging.getLogger(__name__)
-_OPTIONS = ("compilation_cache",)
-_OFF = "off"
+_CACHE = "compilation_cache"
 
 
 class TpuPlatform(Platform):
@@ -39,7 +38,7 @@ class TpuPlatform(Platform):
         num_simulated: So many devices are the host's processor; None: they are real.
 
     Raises:
-        PluginError: JAX runs in this process already, with fewer devices or others.
+        PluginError: JAX runs with fewer devices or others.
     """
 
     name = "tpu"
@@ -59,11 +58,9 @@ class TpuPlatform(Platform):
         self.simulated = num_simulated is not None
         self.meter = Meter()
         jax.monitoring.register_event_duration_secs_listener(self.meter.compiled)
-        self.devices = jax.devices() if num_simulated is None else _simulate(num_simulated)
+        self.devices = _devices(num_simulated)
         if self.simulated:
             _log.warning("the TPU is %s", describe(len(self.devices)))
-        elif self.devices[0].platform != "tpu":
-            raise PluginError(f"JAX has no TPU here, only: {self.devices[0].platform}")
 
     def device_names(self) -> list[str]:
         """The kind of each chip, or that it is none."""
@@ -92,17 +89,16 @@ class TpuPlatform(Platform):
         """A runner; option ``compilation_cache`` is a folder for compiled programs, or "off"."""
         from dovetail_tpu.runner import JaxRunner
 
-        unknown = sorted(set(config.options) - set(_OPTIONS))
+        unknown = sorted(set(config.options) - {_CACHE})
         if unknown:
-            known = ", ".join(_OPTIONS)
-            raise ConfigError(f"The tpu platform has no option {unknown[0]!r}; it has: {known}.")
+            raise ConfigError(f"The tpu platform has no option {unknown[0]!r}; it has: {_CACHE}.")
         if config.tensor_parallel_size > len(self.devices):
             more = f"; {SIMULATE} says how many are simulated" if self.simulated else ""
             raise ConfigError(
                 f"tensor_parallel_size={config.tensor_parallel_size}: there are"
                 f" {len(self.devices)} devices{more}."
             )
-        _keep_programs(str(config.options.get("compilation_cache") or _default_cache()))
+        _keep_programs(str(config.options.get(_CACHE) or _default_cache()))
         return JaxRunner(self, config)
 
     def workbench(self) -> Workbench:
@@ -123,12 +119,10 @@ class _Workbench:
     """See ``core/contracts/workbench.py``."""
 
     def __init__(self, platform: TpuPlatform) -> None:
-        self._meter = platform.meter
         put = partial(jax.device_put, device=platform.devices[0])
-        self._put = self._meter.counted("put", put)
-        table = OpTable(references())
-        self.ops: Any = table.bind()
-        self.overrides: dict[str, Op] = table.overrides
+        self._put, self._meter = platform.meter.counted("put", put), platform.meter
+        self.ops: Any = OpTable(references()).bind()
+        self.overrides: dict[str, Op] = {}
 
     def put(self, array: np.ndarray[Any, Any]) -> Array:
         with jax.enable_x64(True):
@@ -144,18 +138,19 @@ class _Workbench:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(array))
 
 
-def _simulate(num_devices: int) -> list[jax.Device]:
-    """The host's processor as several devices. JAX decides on them when it is first used."""
-    with suppress(RuntimeError):  # JAX runs already: whether as it must is seen below.
-        _configure(jax_platforms="cpu", jax_num_cpu_devices=num_devices)
+def _devices(num_simulated: int | None) -> list[jax.Device]:
+    """Of the chips, or that many of the host's processor. JAX decides when it is first used."""
+    kind, count = ("tpu", 1) if num_simulated is None else ("cpu", num_simulated)
+    if num_simulated is not None:
+        with suppress(RuntimeError):  # JAX runs already: whether as it must is seen below.
+            _configure(jax_platforms=kind, jax_num_cpu_devices=count)
     devices = jax.devices()
-    if devices[0].platform != "cpu" or len(devices) < num_devices:
+    if devices[0].platform != kind or len(devices) < count:
         raise PluginError(
-            f"JAX runs in this process already, with {len(devices)} devices of"
-            f" {devices[0].platform}; set JAX_PLATFORMS=cpu and JAX_NUM_CPU_DEVICES={num_devices}"
-            " before it is used."
+            f"JAX runs with {len(devices)} devices of {devices[0].platform}, not {count} of {kind};"
+            f" set JAX_PLATFORMS={kind}, and JAX_NUM_CPU_DEVICES if that is cpu, before it is used."
         )
-    return devices[:num_devices]
+    return devices[:num_simulated]
 
 
 def _held(device: jax.Device) -> int:
@@ -173,7 +168,7 @@ def _default_cache() -> Path:
 def _keep_programs(folder: str) -> None:
     """Look for compiled programs in a folder, and leave them there."""
     _configure(
-        jax_enable_compilation_cache=folder != _OFF,
+        jax_enable_compilation_cache=folder != "off",
         jax_compilation_cache_dir=folder,
         jax_persistent_cache_min_compile_time_secs=0.0,
         jax_persistent_cache_min_entry_size_bytes=-1,

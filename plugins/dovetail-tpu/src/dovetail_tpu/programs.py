@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +21,9 @@ from dovetail_tpu.meter import Meter
 from dovetail_tpu.ops import references
 from dovetail_tpu.packing import Packed, unpack
 
-__all__ = ["Programs", "Tokens"]
+__all__ = ["Programs"]
 
 _ALL = partition(None)
-
-
-class Tokens(NamedTuple):
-    """A step's tokens, (T,) each, and which of them have a successor chosen, (R,)."""
-
-    token_ids: Any
-    carried: Any
-    """The row whose last token stands here in place of ``token_ids``; -1: none."""
-    positions: Any
-    index: Any
 
 
 class Programs:
@@ -89,13 +79,9 @@ class Programs:
         donate: tuple[int, ...] = (),
     ) -> Callable[..., Any]:
         """Compiled for each shape of its arguments, which lie on the devices as specified."""
+        # Interpreted kernels do not say along which axes their results vary: nothing is checked.
         mapped = jax.shard_map(
-            function,
-            mesh=self._mesh,
-            in_specs=specs,
-            out_specs=results,
-            # Interpreted kernels do not say along which axes their results vary.
-            check_vma=False,
+            function, mesh=self._mesh, in_specs=specs, out_specs=results, check_vma=False
         )
         return self._meter.counted(name, jax.jit(mapped, donate_argnums=donate))
 
@@ -107,9 +93,7 @@ class Programs:
             lambda: [backend.allocate(spec, need, num_blocks) for spec in need.specs],
             results=partition(backend.heads_axis),
         )
-        caches: list[Array] = make()
-        for cache in caches:
-            cache.block_until_ready()
+        caches: list[Array] = jax.block_until_ready(make())  # type: ignore[no-untyped-call]
         return caches
 
     def place(self, tree: Any) -> Any:
@@ -121,17 +105,14 @@ class Programs:
     ) -> tuple[Array, Array, list[Array]]:
         """Hidden states of the T tokens and of R of them, and the caches.
 
-        ``packed`` holds ``Tokens`` and the backend's plan.
+        ``packed`` holds token ids (T,); rows (T,) whose last token stands there in their place,
+        where it is not -1; positions (T,); which tokens R are; and the backend's plan.
         """
-        tokens, plan = unpack(packed)
-        carried = last[jnp.maximum(tokens.carried, 0)]
-        inputs = StepInputs(
-            token_ids_T=jnp.where(tokens.carried < 0, tokens.token_ids, carried),
-            positions_T=tokens.positions,
-            plan=plan,
-        )
+        token_ids, carried, positions, index, plan = unpack(packed)
+        token_ids = jnp.where(carried < 0, token_ids, last[jnp.maximum(carried, 0)])
+        inputs = StepInputs(token_ids_T=token_ids, positions_T=positions, plan=plan)
         hidden, caches = self._model.forward(self._ops, weights, inputs, caches)
-        return hidden, hidden[tokens.index], caches
+        return hidden, hidden[index], caches
 
     def _sample(
         self, weights: Any, last: Array, rules: Rules, hidden_ND: Array, packed: Packed
@@ -145,7 +126,7 @@ class Programs:
         controls = Controls(*controls)
         x = self._logits(weights, hidden_ND)
         x = x if bits is None else unmasked(x, bits)
-        x = lax.cond(ruled > 0, lambda: shaped(x, _of_rows(rules, rows), controls), lambda: x)
+        x = lax.cond(ruled > 0, lambda: shaped(x, rules, rows, controls), lambda: x)
         peak = jnp.max(x, -1, keepdims=True)
         finite = jnp.isfinite(peak[:, 0])
         tokens = jnp.where(finite, choose(x, peak, way, controls), 0)
@@ -175,12 +156,5 @@ def _bind(backend: Any, need: AttentionNeed, size: int) -> Any:
     return ops
 
 
-def _of_rows(rules: Rules, rows_N: Array) -> Rules:
-    """Void for rows of nobody."""
-    taken: Rules = jax.tree.map(lambda table: jnp.take(table, rows_N, axis=0, mode="clip"), rules)
-    return taken
-
-
 def _set_row(rules: Rules, row: Array, new: Rules) -> Rules:
-    replaced: Rules = jax.tree.map(lambda table, value: table.at[row].set(value), rules, new)
-    return replaced
+    return Rules(*(table.at[row].set(value) for table, value in zip(rules, new, strict=True)))

@@ -25,9 +25,9 @@ from dovetail.core.types import ITEM_SIZE, IntArray
 from dovetail_tpu.choice import Scores
 from dovetail_tpu.loading import AXIS, Binder
 from dovetail_tpu.meter import Meter
-from dovetail_tpu.packing import pack
+from dovetail_tpu.packing import Packed, pack
 from dovetail_tpu.platform import TpuPlatform
-from dovetail_tpu.programs import Programs, Tokens
+from dovetail_tpu.programs import Programs
 from dovetail_tpu.sampler import Sampler
 from dovetail_tpu.xla import XlaAttention
 
@@ -145,7 +145,9 @@ class JaxRunner:
         """Start a step; it may still run on return."""
         self._sampler.join(batch.joined)
         self._copy(batch.copies)
-        of_tokens, of_rows = self._forward(self._shapes.step(batch))
+        of_tokens, of_rows, self._caches = self._programs.forward(
+            self._caches, self._sampler.last, self._inputs(self._shapes.step(batch))
+        )
         chosen, scores, prompt = None, [], []
         if len(batch.sampled):
             chosen = self._sampler.sample(of_rows, batch)
@@ -160,40 +162,30 @@ class JaxRunner:
         for some in self._shapes.copies(pairs):
             self._caches = self._programs.copy(self._caches, some)
 
-    def _forward(self, batch: Batch) -> tuple[Array, Array]:
-        """Hidden states of the tokens and of the rows of a padded step, as ``Programs.forward``."""
+    def _inputs(self, batch: Batch) -> Packed:
+        """What ``Programs.forward`` is told of a padded step."""
         carried = np.full(batch.num_tokens, -1, np.int32)
         carried[batch.carried] = batch.carried_rows
-        tokens = Tokens(
-            token_ids=batch.token_ids,
-            carried=carried,
-            positions=self._model.positions(batch.positions),
-            index=padded(batch.logit_index, batch.num_rows),
-        )
-        packed = pack((tokens, self._attention.plan(batch, self._need)))
-        of_tokens, of_rows, self._caches = self._programs.forward(
-            self._caches, self._sampler.last, packed
-        )
-        return of_tokens, of_rows
+        positions = self._model.positions(batch.positions)
+        index = padded(batch.logit_index, batch.num_rows)
+        plan = self._attention.plan(batch, self._need)
+        return pack((batch.token_ids, carried, positions, index, plan))
 
     def _prompt_scores(self, of_tokens: Array, need: PromptLogprobNeed) -> list[Scores]:
         """Scores of ``_PROMPT_ROWS`` tokens each."""
-        parts = []
+        parts, known = [], np.stack((need.token_index, need.target))
         for start in range(0, len(need.target), _PROMPT_ROWS):
-            part = slice(start, start + _PROMPT_ROWS)
-            index, target = (padded(a[part], _PROMPT_ROWS) for a in (need.token_index, need.target))
+            index, target = padded(known[:, start : start + _PROMPT_ROWS], _PROMPT_ROWS, axis=1)
             hidden = self._programs.take(of_tokens, index)
             parts.append(self._sampler.score(hidden, target, need.num_logprobs))
         return parts
 
     def describe(self) -> dict[str, str]:
         """The attention backend with its reasons, the devices, and the shapes of steps."""
-        sizes = self._buckets
-        lines = {
-            "attention": self._choice.describe(),
-            "shapes": f"decode {_listed(sizes.decode)} rows; other steps {_listed(sizes.tokens)}"
-            f" tokens; block tables {_listed(sizes.blocks)} wide",
-        }
+        sizes = (self._buckets.decode, self._buckets.tokens, self._buckets.blocks)
+        rows, tokens, blocks = (", ".join(map(str, each)) for each in sizes)
+        shapes = f"decode {rows} rows; other steps {tokens} tokens; block tables {blocks} wide"
+        lines = {"attention": self._choice.describe(), "shapes": shapes}
         if self._mesh.size > 1:
             lines["parallel"] = f"{self._mesh.size} devices share every layer"
         return lines
@@ -248,7 +240,3 @@ def _rehearsals(batch: Batch, vocab_size: int) -> Iterator[Batch]:
             sampling=replace(batch.sampling, num_logprobs=0, masks=masked),
             prompt_logprobs=PromptLogprobNeed(token_index=token, target=token, num_logprobs=0),
         )
-
-
-def _listed(sizes: tuple[int, ...]) -> str:
-    return ", ".join(map(str, sizes))

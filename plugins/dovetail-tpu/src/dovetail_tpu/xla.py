@@ -91,8 +91,8 @@ class XlaAttention:
         cache = cache.at[:, blocks, offsets].set(jnp.stack([k_TKE, v_TKE]).astype(cache.dtype))
         if len(plan.tiles):
             return _attend_tiles(q_THE, cache, plan, spec), cache
-        keys = _gather(cache, plan.tables_RM)
-        return _attend(q_THE[:, None], *keys, positions[:, None], spec)[:, 0], cache
+        attended = _attend(q_THE[:, None], cache, plan.tables_RM, positions[:, None], spec)
+        return attended[:, 0], cache
 
     def copy_blocks(self, caches: Sequence[Array], pairs: IntArray) -> Sequence[Array]:
         """New caches, as ``attend`` does."""
@@ -115,8 +115,8 @@ def _attend_tiles(q_THE: Array, cache: Array, plan: _Plan, spec: AttentionSpec) 
     def attend(i: Array, out: Array) -> Array:
         row, start, end = plan.tiles[i]
         tokens = jnp.minimum(start + jnp.arange(_TILE, dtype=jnp.int32), end - 1)
-        keys = _gather(cache, plan.tables_RM[row][None])
-        attended = _attend(q_THE[tokens][None], *keys, plan.positions_T[tokens][None], spec)
+        table, positions = plan.tables_RM[row], plan.positions_T[tokens]
+        attended = _attend(q_THE[tokens][None], cache, table[None], positions[None], spec)
         return lax.dynamic_update_slice_in_dim(out, attended[0], start, 0)
 
     num_tiles = jnp.sum(plan.tiles[:, 2] > 0, dtype=jnp.int32)
@@ -125,23 +125,16 @@ def _attend_tiles(q_THE: Array, cache: Array, plan: _Plan, spec: AttentionSpec) 
     return out[: len(q_THE)]
 
 
-def _gather(cache: Array, tables_RM: Array) -> tuple[Array, Array]:
-    """Keys and values (R, L, K, E) of rows, of all the blocks in their tables."""
-    k, v = cache[:, tables_RM].reshape(2, len(tables_RM), -1, *cache.shape[3:])
-    return k, v
-
-
 def _attend(
-    q_RQHE: Array, k_RLKE: Array, v_RLKE: Array, positions_RQ: Array, spec: AttentionSpec
+    q_RQHE: Array, cache: Array, tables_RM: Array, positions_RQ: Array, spec: AttentionSpec
 ) -> Array:
-    """(R, Q, H, E): Q queries of each row over its L keys, in float32.
+    """(R, Q, H, E): Q queries of each row over all keys in the row's blocks, in float32.
 
     Values that no query sees may be NaN.
     """
-    rows, count, heads, size = q_RQHE.shape
-    dtype = q_RQHE.dtype
-    q = q_RQHE.reshape(rows, count, k_RLKE.shape[2], -1, size).astype(jnp.float32)
-    k, v = k_RLKE.astype(jnp.float32), v_RLKE.astype(jnp.float32)
+    (rows, count, _, size), num_kv_heads = q_RQHE.shape, cache.shape[3]
+    q = q_RQHE.reshape(rows, count, num_kv_heads, -1, size).astype(jnp.float32)
+    k, v = cache[:, tables_RM].reshape(2, rows, -1, num_kv_heads, size).astype(jnp.float32)
     distance = positions_RQ[:, :, None] - jnp.arange(k.shape[1], dtype=jnp.int32)
     seen = distance >= 0
     if spec.window is not None:
@@ -152,4 +145,4 @@ def _attend(
         scores = spec.soft_cap * jnp.tanh(scores / spec.soft_cap)
     scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
     out = jnp.einsum("rkgql,rlke->rqkge", jax.nn.softmax(scores, -1), v, precision=exact(q))
-    return out.reshape(rows, count, heads, size).astype(dtype)
+    return out.reshape(q_RQHE.shape).astype(q_RQHE.dtype)
