@@ -206,8 +206,7 @@ def test_blocks_are_copied_in_place(generation: str) -> None:
 def test_llama(generation: str, size: int, shape: StepShape) -> None:
     """The runner's own program, on one device and on four that share every layer."""
     from dovetail_tpu import programs
-    from dovetail_tpu.meter import Meter
-    from dovetail_tpu.packing import pack
+    from dovetail_tpu.transfers import Meter, pack
 
     from dovetail.core.models.llama import Llama
     from dovetail.core.models.split import share_of_attention

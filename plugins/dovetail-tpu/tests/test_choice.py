@@ -13,11 +13,10 @@ import pytest
 import torch
 from dovetail_tpu.choice import _first_beyond, _share
 from dovetail_tpu.loading import AXIS
-from dovetail_tpu.meter import Meter
 from dovetail_tpu.ops import references
-from dovetail_tpu.packing import pack, unpack
 from dovetail_tpu.programs import Programs
 from dovetail_tpu.sampler import Sampler
+from dovetail_tpu.transfers import Meter, pack, unpack
 
 from dovetail.core.batch import Batch, TokenMasks
 from dovetail.core.request import SamplingParams

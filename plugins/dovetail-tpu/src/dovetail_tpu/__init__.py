@@ -40,8 +40,7 @@ def _probe() -> ProbeResult:
         reason = f"no TPU in /dev/accel* or /dev/vfio; to simulate one on the CPU, set {SIMULATE}=8"
         return ProbeResult(usable=False, reason=reason)
     if find_spec("libtpu") is None:
-        reason = "libtpu is not installed: pip install 'jax[tpu]'"
-        return ProbeResult(usable=False, reason=reason)
+        return ProbeResult(usable=False, reason="libtpu is not installed: pip install 'jax[tpu]'")
     return ProbeResult(usable=True, reason=f"{len(chips)} TPU chips", num_devices=len(chips))
 
 

@@ -148,8 +148,7 @@ def _kept(x_NV: Array, peak_N1: Array, heat_N1: Array, controls: Controls) -> Ar
     goal = -_share(controls.top_p[:, None], -jnp.sum(weights, -1, keepdims=True))
     last = _first_beyond(weights, goal - 1)
     value, token = (jnp.take_along_axis(array, last, 1) for array in (values, order))
-    kept: Array = (x_NV > value) | ((x_NV == value) & (ids <= token))
-    return kept
+    return jnp.logical_or(x_NV > value, (x_NV == value) & (ids <= token))
 
 
 def _share(fraction_N1: Array, total_N1: Array) -> Array:

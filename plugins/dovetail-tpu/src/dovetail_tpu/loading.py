@@ -46,12 +46,11 @@ class Binder:
         if isinstance(leaf, Linear):
             table = self._tables.get(leaf.sources[0]) if leaf.tied_to else None
             weight = self._put(axis, weights, self._dtype) if table is None else table
-            if not parts.biases:
-                return DenseLinear(weight)
             # If inputs are cut, every device has a bias of its own: its share of the sum.
             bias_axis = None if axis is None else 0
             biases = [share.biases for share in shares]
-            return DenseLinear(weight, self._put(bias_axis, biases, self._dtype))
+            bias = self._put(bias_axis, biases, self._dtype) if parts.biases else None
+            return DenseLinear(weight, bias)
         if not isinstance(leaf, Tensor):
             return self._put(axis, weights, weights[0][0].dtype)
         # A weight with an offset keeps the precision that the sum has.

@@ -22,12 +22,11 @@ from dovetail.core.errors import ConfigError, PluginError
 from dovetail.core.plugins.attention import installed_backends
 from dovetail.core.types import Array
 from dovetail_tpu import SIMULATE, describe
-from dovetail_tpu.meter import Meter
 from dovetail_tpu.ops import DenseLinear, references
+from dovetail_tpu.transfers import Meter
 
 __all__ = ["TpuPlatform"]
 
-_log = logging.getLogger(__name__)
 _CACHE = "compilation_cache"
 
 
@@ -60,7 +59,7 @@ class TpuPlatform(Platform):
         jax.monitoring.register_event_duration_secs_listener(self.meter.compiled)
         self.devices = _devices(num_simulated)
         if self.simulated:
-            _log.warning("the TPU is %s", describe(len(self.devices)))
+            logging.getLogger(__name__).warning("the TPU is %s", describe(len(self.devices)))
 
     def device_names(self) -> list[str]:
         """The kind of each chip, or that it is none."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -17,9 +16,8 @@ from dovetail.core.contracts.model import Model, StepInputs
 from dovetail.core.contracts.ops import OpTable
 from dovetail_tpu.choice import Controls, Rules, Scores, choose, score, shaped, unmasked
 from dovetail_tpu.loading import AXIS, partition
-from dovetail_tpu.meter import Meter
 from dovetail_tpu.ops import references
-from dovetail_tpu.packing import Packed, unpack
+from dovetail_tpu.transfers import Meter, Packed, unpack
 
 __all__ = ["Programs"]
 
@@ -50,35 +48,31 @@ class Programs:
         self._model, self._backend, self._need = model, backend, need
         self._mesh, self._meter = mesh, meter
         self._ops = _bind(backend, need, mesh.size)
-        cache = partition(backend.heads_axis)
+        heads = partition(backend.heads_axis)
         weight = jax.tree.map(lambda array: array.sharding.spec, weights)
 
         def of_model(name: str, function: Callable[..., Any], *specs: Any, **rest: Any) -> Any:
-            return partial(self._program(name, function, weight, *specs, **rest), weights)
+            return partial(self._program(name, function, (weight, *specs), **rest), weights)
 
-        results = (_ALL, _ALL, cache)
-        self.forward = of_model(
-            "forward", self._forward, cache, _ALL, _ALL, results=results, donate=(1,)
-        )
+        step = (heads, _ALL, _ALL)
+        self.forward = of_model("forward", self._forward, *step, results=step, donate=(1,))
         self.sample = of_model("sample", self._sample, _ALL, _ALL, _ALL, _ALL, donate=(1, 2))
-        self.score = functools.cache(
+        self.score = cache(
             lambda k: of_model(f"score {k}", partial(self._score, k), _ALL, _ALL, _ALL)
         )
-        self.take = self._program("take", lambda hidden, index: hidden[index], _ALL, _ALL)
-        self.copy = self._program(
-            "copy", backend.copy_blocks, cache, _ALL, results=cache, donate=(0,)
-        )
-        self.set_row = self._program("set row", _set_row, _ALL, _ALL, _ALL, donate=(0,))
+        self.take = self._program("take", lambda hidden, index: hidden[index])
+        self.copy = self._program("copy", backend.copy_blocks, (heads, _ALL), heads, donate=(0,))
+        self.set_row = self._program("set row", _set_row, donate=(0,))
 
     def _program(
         self,
         name: str,
         function: Callable[..., Any],
-        *specs: Any,
+        specs: Any = _ALL,
         results: Any = _ALL,
         donate: tuple[int, ...] = (),
     ) -> Callable[..., Any]:
-        """Compiled for each shape of its arguments, which lie on the devices as specified."""
+        """Compiled for each shape of its arguments, which lie on the devices as ``specs`` say."""
         # Interpreted kernels do not say along which axes their results vary: nothing is checked.
         mapped = jax.shard_map(
             function, mesh=self._mesh, in_specs=specs, out_specs=results, check_vma=False
@@ -102,8 +96,8 @@ class Programs:
 
     def _forward(
         self, weights: Any, caches: list[Array], last: Array, packed: Packed
-    ) -> tuple[Array, Array, list[Array]]:
-        """Hidden states of the T tokens and of R of them, and the caches.
+    ) -> tuple[list[Array], Array, Array]:
+        """The caches, and hidden states of the T tokens and of R of them.
 
         ``packed`` holds token ids (T,); rows (T,) whose last token stands there in their place,
         where it is not -1; positions (T,); which tokens R are; and the backend's plan.
@@ -112,7 +106,7 @@ class Programs:
         token_ids = jnp.where(carried < 0, token_ids, last[jnp.maximum(carried, 0)])
         inputs = StepInputs(token_ids_T=token_ids, positions_T=positions, plan=plan)
         hidden, caches = self._model.forward(self._ops, weights, inputs, caches)
-        return hidden, hidden[index], caches
+        return caches, hidden, hidden[index]
 
     def _sample(
         self, weights: Any, last: Array, rules: Rules, hidden_ND: Array, packed: Packed
@@ -140,8 +134,7 @@ class Programs:
         return score(self._logits(weights, hidden_ND), chosen_N, heat_N, k)
 
     def _logits(self, weights: Any, hidden_ND: Array) -> Array:
-        logits: Array = self._model.logits(self._ops, weights, hidden_ND).astype(jnp.float32)
-        return logits
+        return jnp.asarray(self._model.logits(self._ops, weights, hidden_ND), jnp.float32)
 
 
 def _bind(backend: Any, need: AttentionNeed, size: int) -> Any:

@@ -24,11 +24,10 @@ from dovetail.core.shapes import PaddedShapes
 from dovetail.core.types import ITEM_SIZE, IntArray
 from dovetail_tpu.choice import Scores
 from dovetail_tpu.loading import AXIS, Binder
-from dovetail_tpu.meter import Meter
-from dovetail_tpu.packing import Packed, pack
 from dovetail_tpu.platform import TpuPlatform
 from dovetail_tpu.programs import Programs
 from dovetail_tpu.sampler import Sampler
+from dovetail_tpu.transfers import Meter, Packed, pack
 from dovetail_tpu.xla import XlaAttention
 
 __all__ = ["JaxRunner"]
@@ -37,6 +36,8 @@ _LEAST_ROWS = 8
 _LEAST_TOKENS = 16
 _PROMPT_ROWS = 64
 """Prompt tokens whose log-probabilities are made at a time."""
+_RAW = np.ones(_PROMPT_ROWS, np.float32)
+"""Temperatures of theirs."""
 
 
 class JaxRunner:
@@ -65,17 +66,15 @@ class JaxRunner:
         self._attention: Any = self._choice.backend
         self._buckets = self._sizes()
         self._shapes = PaddedShapes(self._buckets, config)
-        self._caches: list[Array] = []
 
     def _sizes(self) -> Buckets:
         rows, tokens = self._config.max_num_seqs, self._config.max_num_batched_tokens
         blocks = -(-self._config.max_model_len // self._config.block_size)
-        least = max(_LEAST_TOKENS, 1 << rows.bit_length())
         # XLA gathers all of a table, kernels only what a row has: for them one width is enough.
         gathers = isinstance(self._attention, XlaAttention) and blocks > _LEAST_ROWS
         return Buckets(
-            decode=doubling(min(_LEAST_ROWS, rows), rows),
-            tokens=doubling(min(least, tokens), tokens),
+            decode=doubling(_LEAST_ROWS, rows),
+            tokens=doubling(max(_LEAST_TOKENS, 1 << rows.bit_length()), tokens),
             blocks=(-(-blocks // 4), blocks) if gathers else (blocks,),
         )
 
@@ -123,7 +122,7 @@ class JaxRunner:
     def allocate(self, num_blocks: int) -> None:
         """Make every layer's cache, block 0 included, and what rows keep."""
         try:
-            self._caches = self._programs.allocate(num_blocks + 1)
+            self._caches: list[Array] = self._programs.allocate(num_blocks + 1)
             self._sampler = Sampler(
                 self._programs, self._model.vocab_size, self._config.max_num_seqs
             )
@@ -145,15 +144,15 @@ class JaxRunner:
         """Start a step; it may still run on return."""
         self._sampler.join(batch.joined)
         self._copy(batch.copies)
-        of_tokens, of_rows, self._caches = self._programs.forward(
+        self._caches, of_tokens, of_rows = self._programs.forward(
             self._caches, self._sampler.last, self._inputs(self._shapes.step(batch))
         )
-        chosen, scores, prompt = None, [], []
+        chosen, scores, prompt, k = None, [], [], batch.sampling.num_logprobs
         if len(batch.sampled):
             chosen = self._sampler.sample(of_rows, batch)
-            if batch.sampling.num_logprobs is not None:
-                rows, k = batch.rows[batch.sampled], batch.sampling.num_logprobs
-                scores = [self._sampler.score(of_rows, chosen[0], k, rows)]
+            if k is not None:
+                heats = self._sampler.heats[batch.rows[batch.sampled]]
+                scores = [self._sampler.score(of_rows, chosen[0], heats, k)]
         if batch.prompt_logprobs is not None:
             prompt = self._prompt_scores(of_tokens, batch.prompt_logprobs)
         return _Step(batch, self._meter, (chosen, scores, prompt))
@@ -177,7 +176,7 @@ class JaxRunner:
         for start in range(0, len(need.target), _PROMPT_ROWS):
             index, target = padded(known[:, start : start + _PROMPT_ROWS], _PROMPT_ROWS, axis=1)
             hidden = self._programs.take(of_tokens, index)
-            parts.append(self._sampler.score(hidden, target, need.num_logprobs))
+            parts.append(self._sampler.score(hidden, target, _RAW, need.num_logprobs))
         return parts
 
     def describe(self) -> dict[str, str]:
@@ -191,9 +190,8 @@ class JaxRunner:
         return lines
 
     def close(self) -> None:
-        """Drop weights, cache and programs."""
-        self._caches = []
-        del self._weights, self._programs, self._sampler
+        """Drop weights, cache and programs, and all else."""
+        vars(self).clear()
 
 
 class _Step:
@@ -234,9 +232,7 @@ def _rehearsals(batch: Batch, vocab_size: int) -> Iterator[Batch]:
     """A step that wants everything, without token masks and with them."""
     nobody, token = np.zeros(0, np.int32), np.zeros(1, np.int32)
     masks = TokenMasks(places=nobody, bits=np.zeros((0, -(-vocab_size // 32)), np.int32))
+    prompt = PromptLogprobNeed(token_index=token, target=token, num_logprobs=0)
     for masked in (None, masks):
-        yield replace(
-            batch,
-            sampling=replace(batch.sampling, num_logprobs=0, masks=masked),
-            prompt_logprobs=PromptLogprobNeed(token_index=token, target=token, num_logprobs=0),
-        )
+        sampling = replace(batch.sampling, num_logprobs=0, masks=masked)
+        yield replace(batch, sampling=sampling, prompt_logprobs=prompt)

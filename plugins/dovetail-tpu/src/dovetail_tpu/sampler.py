@@ -10,16 +10,16 @@ import numpy as np
 from jax import Array
 
 from dovetail.core.batch import Batch, JoinedRow
-from dovetail.core.types import IndexArray
+from dovetail.core.buckets import padded
+from dovetail.core.types import FloatArray
 from dovetail_tpu.choice import Controls, Rules, Scores
-from dovetail_tpu.packing import Packed, pack
 from dovetail_tpu.programs import Programs
+from dovetail_tpu.transfers import Packed, pack
 
 __all__ = ["Sampler"]
 
 _LEAST_SCORES = 32
 """Alternatives that every score has; more are rounded up to a power of two, and compiled then."""
-_NONE = np.zeros(0, np.intp)
 _OF_STEP, _OF_REQUEST = Controls._fields[:6], Controls._fields[6:]
 
 
@@ -36,7 +36,7 @@ class Sampler:
         self._programs, self._vocab_size, self._max_rows = programs, vocab_size, max_rows
         self._wishes = np.zeros((len(_OF_REQUEST), max_rows), np.float32)
         """What each row's request asks of all its steps."""
-        self._heats = np.ones(max_rows, np.float32)
+        self.heats = np.ones(max_rows, np.float32)
         """Temperatures of log-probabilities: 1 gives those of the raw logits; beams have others."""
         tables, row = programs.place(Rules.none(max_rows, vocab_size)), np.array(0, np.int32)
         # Changes nothing, but the program is there when a row with rules joins.
@@ -47,7 +47,7 @@ class Sampler:
     def join(self, rows: Sequence[JoinedRow]) -> None:
         """Take over rows: what is kept for their former requests is dropped."""
         for row in rows:
-            self._heats[row.row] = row.params.beam_temperature
+            self.heats[row.row] = row.params.beam_temperature
             self._wishes[:, row.row] = [getattr(row.params, name) for name in _OF_REQUEST]
             if row.params.shapes_logits:
                 number, rules = np.array(row.row, np.int32), _rules_of(row, self._vocab_size)
@@ -55,10 +55,9 @@ class Sampler:
 
     def sample(self, hidden_ND: Array, batch: Batch) -> tuple[Array, Array]:
         """Tokens (N,) and whether they are finite; beyond the S rows that get one, nothing."""
-        choices = self._choices(batch, len(hidden_ND))
         with jax.enable_x64(True):
             tokens, finite, self.last, self._rules = self._programs.sample(
-                self.last, self._rules, hidden_ND, choices
+                self.last, self._rules, hidden_ND, self._choices(batch, len(hidden_ND))
             )
         return tokens, finite
 
@@ -67,21 +66,19 @@ class Sampler:
         sampling, sampled = batch.sampling, batch.rows[batch.sampled]
         rows = np.full(size, self._max_rows, np.int32)
         rows[: len(sampled)] = sampled
-        controls = np.zeros((len(Controls._fields), size), np.float32)
-        controls[: len(_OF_STEP), : len(sampled)] = [getattr(sampling, name) for name in _OF_STEP]
-        controls[len(_OF_STEP) :, : len(sampled)] = self._wishes[:, sampled]
+        numbers = [getattr(sampling, name) for name in _OF_STEP]
+        controls = np.array([*numbers, *self._wishes[:, sampled]], np.float32)
+        flags = (0 if sampling.all_greedy else 1 + sampling.restricts, sampling.shapes_logits)
         bits = None
         if sampling.masks is not None:
             bits = np.full((size, -(-self._vocab_size // 32)), -1, np.int32)
             bits[sampling.masks.places] = sampling.masks.bits
-        way = 0 if sampling.all_greedy else 1 + sampling.restricts
-        return pack((rows, np.array((way, sampling.shapes_logits), np.int32), controls, bits))
+        return pack((rows, np.array(flags, np.int32), padded(controls, size, axis=1), bits))
 
-    def score(self, hidden_ND: Array, tokens: Any, k: int, rows: IndexArray = _NONE) -> Scores:
-        """Log-probabilities (N, 1 + k or more) of tokens (N,), of which the first are of rows."""
+    def score(self, hidden_ND: Array, tokens: Any, heats: FloatArray, k: int) -> Scores:
+        """Log-probabilities (N, 1 + k or more) of tokens (N,); of those behind the heats, void."""
         width = min(max(_LEAST_SCORES, 1 << (k - 1).bit_length()), self._vocab_size)
-        heat = np.ones(len(hidden_ND), np.float32)
-        heat[: len(rows)] = self._heats[rows]
+        heat = padded(heats, len(hidden_ND))
         with jax.enable_x64(True):
             scores: Scores = self._programs.score(width)(hidden_ND, tokens, heat)
         return scores
@@ -102,6 +99,5 @@ def _rules_of(row: JoinedRow, vocab_size: int) -> Rules:
     return rules
 
 
-def _inside(ids: Sequence[int], vocab_size: int) -> np.ndarray[Any, Any]:
-    array = np.array(ids, np.int64)
-    return array[array < vocab_size]
+def _inside(ids: Sequence[int], vocab_size: int) -> list[int]:
+    return [token for token in ids if token < vocab_size]

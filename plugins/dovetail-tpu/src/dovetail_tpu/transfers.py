@@ -1,22 +1,54 @@
-"""What the device does while somebody watches; next to nothing while nobody does."""
+"""The way between the host and the devices: in few copies, and counted while somebody watches."""
 
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from dovetail.core.contracts.workbench import Activity
 
-__all__ = ["Meter"]
+__all__ = ["Meter", "Packed", "pack", "unpack"]
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Packed:
+    """The leaves of a tree one after another, as int32; what they were is known when compiling."""
+
+    words: Any
+    tree: Any = field(metadata={"static": True})
+    leaves: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...] = field(metadata={"static": True})
+    """Shape and dtype of each."""
+
+
+def pack(tree: Any) -> Packed:
+    """Arrays of numpy, int32 or float32."""
+    leaves, structure = jax.tree.flatten(tree)
+    words = np.concatenate([leaf.ravel().view(np.int32) for leaf in leaves])
+    return Packed(words, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+
+
+def unpack(packed: Packed) -> Any:
+    """The tree again, inside a compiled program."""
+    ends = np.cumsum([math.prod(shape) for shape, _ in packed.leaves])
+    pieces = jnp.split(packed.words, ends[:-1])
+    leaves = [
+        lax.bitcast_convert_type(piece.reshape(shape), dtype)
+        for piece, (shape, dtype) in zip(pieces, packed.leaves, strict=True)
+    ]
+    return jax.tree.unflatten(packed.tree, leaves)
 
 
 class Meter(threading.local):
@@ -45,7 +77,7 @@ class Meter(threading.local):
         @functools.wraps(program)
         def run(*args: Any) -> Any:
             for activity in self._watchers:
-                leaves = [leaf for leaf in jax.tree.leaves(args) if hasattr(leaf, "shape")]
+                leaves = jax.tree.leaves(args)
                 activity.to_device += sum(isinstance(leaf, np.ndarray) for leaf in leaves)
                 activity.shapes.add((name, *((leaf.shape, str(leaf.dtype)) for leaf in leaves)))
             return program(*args)
