@@ -69,8 +69,8 @@ def both(
         tokens, finite = sampler.sample(jnp.asarray(hidden), batch)
         scores = None
         if batch.sampling.num_logprobs is not None:
-            k = batch.sampling.num_logprobs
-            scores = sampler.score(jnp.asarray(hidden), tokens, k, batch.rows[place])
+            heats, k = sampler.heats[batch.rows[place]], batch.sampling.num_logprobs
+            scores = sampler.score(jnp.asarray(hidden), tokens, heats, k)
         count = len(place)
         assert np.asarray(finite)[:count].tolist() == wanted.finite.tolist()
         found = np.asarray(tokens)[:count]

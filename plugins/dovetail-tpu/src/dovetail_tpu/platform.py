@@ -97,7 +97,7 @@ class TpuPlatform(Platform):
                 f"tensor_parallel_size={config.tensor_parallel_size}: there are"
                 f" {len(self.devices)} devices{more}."
             )
-        _keep_programs(str(config.options.get(_CACHE) or _default_cache()))
+        _keep_programs(config.options.get(_CACHE))
         return JaxRunner(self, config)
 
     def workbench(self) -> Workbench:
@@ -159,16 +159,12 @@ def _held(device: jax.Device) -> int:
     return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in arrays)
 
 
-def _default_cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "dovetail" / "xla"
-
-
-def _keep_programs(folder: str) -> None:
-    """Look for compiled programs in a folder, and leave them there."""
+def _keep_programs(folder: object) -> None:
+    """Look for compiled programs in a folder, if none is named the user's, and leave them there."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     _configure(
         jax_enable_compilation_cache=folder != "off",
-        jax_compilation_cache_dir=folder,
+        jax_compilation_cache_dir=str(folder or Path(home) / "dovetail" / "xla"),
         jax_persistent_cache_min_compile_time_secs=0.0,
         jax_persistent_cache_min_entry_size_bytes=-1,
     )

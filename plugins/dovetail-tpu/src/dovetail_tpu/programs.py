@@ -109,24 +109,23 @@ class Programs:
         return caches, hidden, hidden[index]
 
     def _sample(
-        self, weights: Any, last: Array, rules: Rules, hidden_ND: Array, packed: Packed
-    ) -> tuple[Array, Array, Array, Rules]:
+        self, weights: Any, last: Array, rules: Rules | None, hidden_ND: Array, packed: Packed
+    ) -> tuple[Array, Array, Array, Rules | None]:
         """Tokens, which are finite, every row's last token, and what it has said.
 
         ``packed`` holds the rows (N,), where numbers beyond the last belong to nobody; the way to
-        choose, and whether rows have rules; controls; and token masks (N, ceil(V / 32)), or None.
+        choose; ``Controls``; and, unless rules are None, token masks (N, ceil(V / 32)).
         """
-        rows, (way, ruled), controls, bits = unpack(packed)
-        controls = Controls(*controls)
-        x = self._logits(weights, hidden_ND)
-        x = x if bits is None else unmasked(x, bits)
-        x = lax.cond(ruled > 0, lambda: shaped(x, rules, rows, controls), lambda: x)
+        rows, way, controls, bits = unpack(packed)
+        controls, x = Controls(*controls), self._logits(weights, hidden_ND)
+        if rules is not None:
+            x = shaped(unmasked(x, bits), rules, rows, controls)
         peak = jnp.max(x, -1, keepdims=True)
         finite = jnp.isfinite(peak[:, 0])
         tokens = jnp.where(finite, choose(x, peak, way, controls), 0)
-        counts = rules.counts.at[rows, tokens].add(1, mode="drop")
-        last = last.at[rows].set(tokens, mode="drop")
-        return tokens, finite, last, rules._replace(counts=counts)
+        if rules is not None:
+            rules = rules._replace(counts=rules.counts.at[rows, tokens].add(1, mode="drop"))
+        return tokens, finite, last.at[rows].set(tokens, mode="drop"), rules
 
     def _score(
         self, k: int, weights: Any, hidden_ND: Array, chosen_N: Array, heat_N: Array

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from dovetail.core.batch import Batch, LogprobArrays, PromptLogprobNeed, StepOutput, TokenMasks
+from dovetail.core.batch import Batch, LogprobArrays, PromptLogprobNeed, StepOutput
 from dovetail.core.buckets import Buckets, doubling, padded
 from dovetail.core.contracts.runner import CacheSpec, Pending, RunnerConfig, RunnerPlan, WarmUp
 from dovetail.core.errors import OutOfMemoryError
@@ -136,7 +136,7 @@ class JaxRunner:
         """Compile, or find compiled, every program in every shape, by running it."""
         for name, batch in self._shapes.rehearsals():
             start = time.perf_counter()
-            for step in _rehearsals(batch, self._model.vocab_size):
+            for step in _rehearsals(batch):
                 self.step(step).result()
             yield WarmUp(name=name, seconds=time.perf_counter() - start)
 
@@ -228,11 +228,10 @@ def _joined(parts: list[Scores], count: int, k: int) -> LogprobArrays:
     return LogprobArrays(token_ids=ids[:, : k + 1], logprobs=logprobs[:, : k + 1], ranks=ranks)
 
 
-def _rehearsals(batch: Batch, vocab_size: int) -> Iterator[Batch]:
-    """A step that wants everything, without token masks and with them."""
-    nobody, token = np.zeros(0, np.int32), np.zeros(1, np.int32)
-    masks = TokenMasks(places=nobody, bits=np.zeros((0, -(-vocab_size // 32)), np.int32))
+def _rehearsals(batch: Batch) -> Iterator[Batch]:
+    """A step that wants everything, without rules and with them."""
+    token = np.zeros(1, np.int32)
     prompt = PromptLogprobNeed(token_index=token, target=token, num_logprobs=0)
-    for masked in (None, masks):
-        sampling = replace(batch.sampling, num_logprobs=0, masks=masked)
+    for shapes in (False, True):
+        sampling = replace(batch.sampling, num_logprobs=0, shapes_logits=shapes)
         yield replace(batch, sampling=sampling, prompt_logprobs=prompt)

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 from jax import Array
 
-from dovetail.core.batch import Batch, JoinedRow
+from dovetail.core.batch import Batch, JoinedRow, TokenMasks
 from dovetail.core.buckets import padded
-from dovetail.core.types import FloatArray
+from dovetail.core.types import FloatArray, IntArray
 from dovetail_tpu.choice import Controls, Rules, Scores
 from dovetail_tpu.programs import Programs
-from dovetail_tpu.transfers import Packed, pack
+from dovetail_tpu.transfers import pack
 
 __all__ = ["Sampler"]
 
@@ -55,25 +55,29 @@ class Sampler:
 
     def sample(self, hidden_ND: Array, batch: Batch) -> tuple[Array, Array]:
         """Tokens (N,) and whether they are finite; beyond the S rows that get one, nothing."""
-        with jax.enable_x64(True):
-            tokens, finite, self.last, self._rules = self._programs.sample(
-                self.last, self._rules, hidden_ND, self._choices(batch, len(hidden_ND))
-            )
-        return tokens, finite
-
-    def _choices(self, batch: Batch, size: int) -> Packed:
-        """What ``Programs.sample`` is told of ``size`` rows."""
-        sampling, sampled = batch.sampling, batch.rows[batch.sampled]
+        sampling, sampled, size = batch.sampling, batch.rows[batch.sampled], len(hidden_ND)
         rows = np.full(size, self._max_rows, np.int32)
         rows[: len(sampled)] = sampled
+        way = np.array(0 if sampling.all_greedy else 1 + sampling.restricts, np.int32)
         numbers = [getattr(sampling, name) for name in _OF_STEP]
         controls = np.array([*numbers, *self._wishes[:, sampled]], np.float32)
-        flags = (0 if sampling.all_greedy else 1 + sampling.restricts, sampling.shapes_logits)
-        bits = None
-        if sampling.masks is not None:
-            bits = np.full((size, -(-self._vocab_size // 32)), -1, np.int32)
-            bits[sampling.masks.places] = sampling.masks.bits
-        return pack((rows, np.array(flags, np.int32), padded(controls, size, axis=1), bits))
+        rules = bits = None
+        if sampling.shapes_logits or sampling.masks is not None:
+            rules, bits = self._rules, self._bits(sampling.masks, size)
+        packed = pack((rows, way, padded(controls, size, axis=1), bits))
+        with jax.enable_x64(True):
+            tokens, finite, self.last, rules = self._programs.sample(
+                self.last, rules, hidden_ND, packed
+            )
+        self._rules = rules or self._rules
+        return tokens, finite
+
+    def _bits(self, masks: TokenMasks | None, size: int) -> IntArray:
+        """(N, ceil(V / 32)) the masks of all rows: everything is allowed where there is none."""
+        bits = np.full((size, -(-self._vocab_size // 32)), -1, np.int32)
+        if masks is not None:
+            bits[masks.places] = masks.bits
+        return bits
 
     def score(self, hidden_ND: Array, tokens: Any, heats: FloatArray, k: int) -> Scores:
         """Log-probabilities (N, 1 + k or more) of tokens (N,); of those behind the heats, void."""

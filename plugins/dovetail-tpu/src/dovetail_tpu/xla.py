@@ -86,13 +86,12 @@ class XlaAttention:
         """Write, then attend. A new cache, which takes the old one's memory if that was donated."""
         if not isinstance(plan, _Plan):
             raise TypeError(f"a plan of another backend: {type(plan).__name__}")
-        block_size, positions = cache.shape[2], plan.positions_T
-        blocks, offsets = plan.slots_T // block_size, plan.slots_T % block_size
+        blocks, offsets = jnp.divmod(plan.slots_T, cache.shape[2])
         cache = cache.at[:, blocks, offsets].set(jnp.stack([k_TKE, v_TKE]).astype(cache.dtype))
         if len(plan.tiles):
             return _attend_tiles(q_THE, cache, plan, spec), cache
-        attended = _attend(q_THE[:, None], cache, plan.tables_RM, positions[:, None], spec)
-        return attended[:, 0], cache
+        positions_R1 = plan.positions_T[:, None]
+        return _attend(q_THE[:, None], cache, plan.tables_RM, positions_R1, spec)[:, 0], cache
 
     def copy_blocks(self, caches: Sequence[Array], pairs: IntArray) -> Sequence[Array]:
         """New caches, as ``attend`` does."""
