@@ -96,7 +96,6 @@ def choose(x_NV: Array, peak_N1: Array, way: Array, controls: Controls) -> Array
         way: 0 if every row is greedy, 1 if rows are drawn, 2 if that is from what min_p, top_k and
             top_p leave.
     """
-
     likeliest = jnp.argmax(x_NV, -1).astype(jnp.int32)
     cold = controls.temperature < _GREEDY_BELOW
     heat = jnp.where(cold, 1, controls.temperature)[:, None]
