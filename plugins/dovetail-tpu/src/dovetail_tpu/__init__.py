@@ -58,9 +58,10 @@ def _environment() -> dict[str, str]:
 
 
 def _create() -> Platform:
+    simulated = num_simulated()
     from dovetail_tpu.platform import TpuPlatform
 
-    return TpuPlatform(num_simulated())
+    return TpuPlatform(simulated)
 
 
 PLUGIN = PlatformPlugin(
