@@ -206,7 +206,7 @@ def test_blocks_are_copied_in_place(generation: str) -> None:
 def test_llama(generation: str, size: int, shape: StepShape) -> None:
     """The runner's own program, on one device and on four that share every layer."""
     from dovetail_tpu import programs
-    from dovetail_tpu.packing import pack
+    from dovetail_tpu.transfers import Meter, pack
 
     from dovetail.core.models.llama import Llama
     from dovetail.core.models.split import share_of_attention
@@ -225,9 +225,10 @@ def test_llama(generation: str, size: int, shape: StepShape) -> None:
     caches = [described(mesh, cache, backend.heads_axis)] * len(need.specs)
     tokens, index = np.zeros(shape.num_tokens, np.int32), np.zeros(shape.num_rows, np.int32)
     plan = backend.plan(batch_of(shape, need.block_size), need)
-    rest = (index, pack((programs.Tokens(tokens, tokens, tokens, index), plan)))
-    forward = programs.Programs(model, weights, backend, need, mesh, shape.num_rows).forward
-    lowered = forward.lower(weights, caches, *described(mesh, rest))
+    rest = (index, pack((tokens, tokens, tokens, index, plan)))
+    forward = programs.Programs(model, weights, backend, need, mesh, Meter()).forward
+    program: Any = forward.func
+    lowered = program.__wrapped__.lower(weights, caches, *described(mesh, rest))
     num_bytes = NUM_BLOCKS * sum(backend.bytes_per_block(spec, need) for spec in need.specs)
     name = f"Llama, {'decode' if shape.is_decode else 'prefill'} {shape.num_tokens}, {size} devices"
     text = compile_for(generation, name, lowered, num_bytes, VMEM[generation])

@@ -13,11 +13,10 @@ import pytest
 import torch
 from dovetail_tpu.choice import _first_beyond, _share
 from dovetail_tpu.loading import AXIS
-from dovetail_tpu.meter import Meter
 from dovetail_tpu.ops import references
-from dovetail_tpu.packing import pack, unpack
 from dovetail_tpu.programs import Programs
 from dovetail_tpu.sampler import Sampler
+from dovetail_tpu.transfers import Meter, pack, unpack
 
 from dovetail.core.batch import Batch, TokenMasks
 from dovetail.core.request import SamplingParams
@@ -49,7 +48,7 @@ def make_sampler(vocab: int) -> Sampler:
     backend: Any = SimpleNamespace(heads_axis=0, copy_blocks=None)
     need: Any = SimpleNamespace(specs=())
     model: Any = Unembedded(vocab)
-    return Sampler(Programs(model, {}, backend, need, mesh, MAX_ROWS), vocab, MAX_ROWS, Meter())
+    return Sampler(Programs(model, {}, backend, need, mesh, Meter()), vocab, MAX_ROWS)
 
 
 def both(
@@ -67,10 +66,11 @@ def both(
         wanted = torch_sampler.sample(logits[place].clone(), batch)
         # Two rows of nobody behind, as in a padded step.
         hidden = np.pad(logits[place].numpy(), ((0, 2), (0, 0)))
-        tokens, finite = sampler.sample({}, jnp.asarray(hidden), batch)
+        tokens, finite = sampler.sample(jnp.asarray(hidden), batch)
         scores = None
         if batch.sampling.num_logprobs is not None:
-            scores = sampler.scores({}, jnp.asarray(hidden), tokens, batch)
+            heats, k = sampler.heats[batch.rows[place]], batch.sampling.num_logprobs
+            scores = sampler.score(jnp.asarray(hidden), tokens, heats, k)
         count = len(place)
         assert np.asarray(finite)[:count].tolist() == wanted.finite.tolist()
         found = np.asarray(tokens)[:count]
@@ -167,7 +167,7 @@ def test_a_row_that_is_given_away_forgets_its_rules() -> None:
     sampler.join([joined(0, ruled), joined(1, ruled)])
     sampler.join([joined(0, plain)])
     batch = batch_of([plain, ruled], vocab)
-    tokens, _ = sampler.sample({}, jnp.asarray(logits.numpy()), batch)
+    tokens, _ = sampler.sample(jnp.asarray(logits.numpy()), batch)
     assert np.asarray(tokens).tolist() == [int(logits[0].argmax()), 3]
 
 
@@ -208,7 +208,7 @@ def test_packed_trees_come_out_as_they_went_in() -> None:
     tree = {
         "floats": np.array([[0.5, -np.inf], [np.nan, -0.0]], np.float32),
         "nothing": None,
-        "flags": (np.array([True, False]), np.array(7, np.int32), np.zeros((0, 3), np.int32)),
+        "numbers": (np.array([1, -2], np.int32), np.array(7, np.int32), np.zeros((0, 3), np.int32)),
     }
     packed = pack(tree)
     assert packed.words.shape == (7,)

@@ -190,7 +190,7 @@ def _watched_forward(core: EngineCore) -> list[Any]:
 
     def watched(*args: Any) -> Any:
         if not lowered:
-            lowered.append(forward.lower(*args))
+            lowered.append(forward.func.__wrapped__.lower(*forward.args, *args))
         return forward(*args)
 
     runner._programs.forward = watched

@@ -15,8 +15,6 @@ __all__ = ["PLUGIN", "SIMULATE", "num_simulated"]
 SIMULATE = "DOVETAIL_TPU_SIMULATE"
 """Environment variable: how many devices JAX shall simulate on the CPU. It goes before hardware."""
 
-_CHIPS = ("accel[0-9]*", "vfio/[0-9]*")
-
 
 def num_simulated(environ: Mapping[str, str] = os.environ) -> int | None:
     """Devices to simulate; None if simulation is not asked for. Raises ConfigError for nonsense."""
@@ -37,13 +35,12 @@ def _probe() -> ProbeResult:
         return ProbeResult(usable=False, reason="jax is not installed: pip install 'jax[tpu]'")
     if simulated is not None:
         return ProbeResult(usable=True, reason=describe(simulated), num_devices=simulated)
-    chips = [path for pattern in _CHIPS for path in Path("/dev").glob(pattern)]
+    chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
     if not chips:
         reason = f"no TPU in /dev/accel* or /dev/vfio; to simulate one on the CPU, set {SIMULATE}=8"
         return ProbeResult(usable=False, reason=reason)
     if find_spec("libtpu") is None:
-        reason = "libtpu is not installed: pip install 'jax[tpu]'"
-        return ProbeResult(usable=False, reason=reason)
+        return ProbeResult(usable=False, reason="libtpu is not installed: pip install 'jax[tpu]'")
     return ProbeResult(usable=True, reason=f"{len(chips)} TPU chips", num_devices=len(chips))
 
 
@@ -54,19 +51,17 @@ def describe(num_devices: int) -> str:
 
 def _environment() -> dict[str, str]:
     """What JAX must find before it starts. A wrong switch is left for the probe to report."""
-    try:
-        simulated = num_simulated()
-    except ConfigError:
-        return {}
-    if simulated is None:
+    simulated = os.environ.get(SIMULATE, "").strip()
+    if not simulated:
         return {"JAX_PLATFORMS": "tpu,cpu"}
-    return {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(simulated)}
+    return {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": simulated}
 
 
 def _create() -> Platform:
+    simulated = num_simulated()
     from dovetail_tpu.platform import TpuPlatform
 
-    return TpuPlatform(num_simulated())
+    return TpuPlatform(simulated)
 
 
 PLUGIN = PlatformPlugin(

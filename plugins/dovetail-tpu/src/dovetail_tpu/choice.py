@@ -12,9 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from dovetail.core.batch import SamplingBatch
-from dovetail.core.buckets import padded
-
 __all__ = ["Controls", "Rules", "Scores", "choose", "score", "shaped", "unmasked"]
 
 _GREEDY_BELOW = 1e-5
@@ -24,23 +21,22 @@ _BLOCK = 256
 
 
 class Controls(NamedTuple):
-    """How each of N rows is drawn; the fields that a kind of step does not read are not made."""
+    """Numbers of N rows, float32: first of this step, then what their requests ask of all steps.
+
+    The names are those of ``SamplingBatch`` and ``SamplingParams``.
+    """
 
     temperature: Any
     top_k: Any
     top_p: Any
-    floor: Any
-    """The logarithm of min_p."""
+    min_p: Any
     uniform: Any
     num_generated: Any
-
-    @classmethod
-    def of(cls, batch: SamplingBatch, size: int) -> Controls:
-        """Those of the batch on the host, with rows of zeros behind them."""
-        with np.errstate(divide="ignore"):
-            floor = np.log(batch.min_p.astype(np.float64)).astype(np.float32)
-        fields = (batch.temperature, batch.top_k, batch.top_p, floor, batch.uniform)
-        return cls(*(padded(field, size) for field in (*fields, batch.num_generated)))
+    min_tokens: Any
+    repetition_penalty: Any
+    frequency_penalty: Any
+    presence_penalty: Any
+    shapes_logits: Any
 
 
 class Rules(NamedTuple):
@@ -54,19 +50,12 @@ class Rules(NamedTuple):
     """bool: in the prompt."""
     counts: Any
     """int32: in the output."""
-    strength: Any
-    """(R, 4) float32: repetition, frequency and presence penalty, min_tokens."""
 
     @classmethod
-    def none(cls, vocab_size: int) -> Rules:
-        """Those of one row, on the host, that change nothing."""
-        return cls(
-            bias=np.zeros(vocab_size, np.float32),
-            stops=np.zeros(vocab_size, np.bool_),
-            seen=np.zeros(vocab_size, np.bool_),
-            counts=np.zeros(vocab_size, np.int32),
-            strength=np.array([1, 0, 0, 0], np.float32),
-        )
+    def none(cls, *shape: int) -> Rules:
+        """Those that change nothing, on the host."""
+        dtypes = (np.float32, np.bool_, np.bool_, np.int32)
+        return cls(*(np.zeros(shape, dtype) for dtype in dtypes))
 
 
 class Scores(NamedTuple):
@@ -84,31 +73,43 @@ def unmasked(x_NV: Array, bits_NW: Array) -> Array:
     return x_NV + jnp.where(allowed, jnp.float32(0), -jnp.inf)
 
 
-def shaped(x_NV: Array, rules: Rules, num_generated_N: Array) -> Array:
-    """By the rules of each row: bias and allowed tokens, min_tokens, penalties."""
-    repetition, frequency, presence, min_tokens = jnp.split(rules.strength, 4, axis=1)
-    x = x_NV + rules.bias
-    early = num_generated_N[:, None] < min_tokens
-    x = jnp.where(rules.stops & early, -jnp.inf, x)
-    said = rules.counts > 0
-    penalised = jnp.where(x > 0, x / repetition, x * repetition)
-    penalised = penalised - frequency * rules.counts.astype(jnp.float32) - presence * said
-    return jnp.where(rules.seen | said, penalised, x)
+def shaped(x_NV: Array, rules: Rules, rows_N: Array, controls: Controls) -> Array:
+    """By the rules of each of some rows: bias and allowed tokens, min_tokens, penalties.
+
+    NaN and infinity stay what they are, whatever else is forbidden.
+    """
+    each = Controls(*(control[:, None] for control in controls))
+    bias, stops, seen, counts = (jnp.take(table, rows_N, 0, mode="clip") for table in rules)
+    early = stops & (each.num_generated < each.min_tokens)
+    x = x_NV + bias + jnp.where(early, -jnp.inf, jnp.float32(0))
+    said = counts > 0
+    penalised = jnp.where(x > 0, x / each.repetition_penalty, x * each.repetition_penalty)
+    penalised -= each.frequency_penalty * counts.astype(jnp.float32)
+    penalised -= each.presence_penalty * said
+    return jnp.where(each.shapes_logits > 0, jnp.where(seen | said, penalised, x), x_NV)
 
 
-def choose(x_NV: Array, controls: Controls | None, *, restricts: bool) -> Array:
-    """(N,) int32 tokens of float32 logits: the likeliest without controls, else draws."""
+def choose(x_NV: Array, peak_N1: Array, way: Array, controls: Controls) -> Array:
+    """(N,) int32 tokens of float32 logits with these peaks.
+
+    Args:
+        way: 0 if every row is greedy, 1 if rows are drawn, 2 if that is from what min_p, top_k and
+            top_p leave.
+    """
     likeliest = jnp.argmax(x_NV, -1).astype(jnp.int32)
-    if controls is None:
-        return likeliest
     cold = controls.temperature < _GREEDY_BELOW
     heat = jnp.where(cold, 1, controls.temperature)[:, None]
-    peak = jnp.max(x_NV, -1, keepdims=True)
-    weights = _weights(x_NV, peak, heat)
-    if restricts:
-        weights = jnp.where(_kept(x_NV, peak, heat, controls), weights, 0)
-    target = _share(controls.uniform[:, None], jnp.sum(weights, -1, keepdims=True))
-    return jnp.where(cold, likeliest, _first_beyond(weights, target)[:, 0].astype(jnp.int32))
+
+    def drawn(kept: Any) -> Array:
+        weights = jnp.where(kept, _weights(x_NV, peak_N1, heat), 0)
+        target = _share(controls.uniform[:, None], jnp.sum(weights, -1, keepdims=True))
+        return jnp.where(cold, likeliest, _first_beyond(weights, target)[:, 0].astype(jnp.int32))
+
+    def restricted() -> Array:
+        return drawn(_kept(x_NV, peak_N1, heat, controls))
+
+    chosen: Array = lax.switch(way, (lambda: likeliest, lambda: drawn(True), restricted))
+    return chosen
 
 
 def score(x_NV: Array, chosen_N: Array, heat_N: Array, k: int) -> Scores:
@@ -140,14 +141,13 @@ def _kept(x_NV: Array, peak_N1: Array, heat_N1: Array, controls: Controls) -> Ar
     ids = lax.broadcasted_iota(jnp.int32, x_NV.shape, 1)
     falling, order = lax.sort((-(x_NV + 0.0), ids), dimension=1, num_keys=1, is_stable=True)
     values = -falling
-    passes = (values - peak_N1) / heat_N1 >= controls.floor[:, None]
+    passes = (values - peak_N1) / heat_N1 >= jnp.log(controls.min_p[:, None])
     passes &= ids < controls.top_k[:, None]
     weights = jnp.where(passes, _weights(values, peak_N1, heat_N1), 0)
     goal = -_share(controls.top_p[:, None], -jnp.sum(weights, -1, keepdims=True))
     last = _first_beyond(weights, goal - 1)
     value, token = (jnp.take_along_axis(array, last, 1) for array in (values, order))
-    kept: Array = (x_NV > value) | ((x_NV == value) & (ids <= token))
-    return kept
+    return jnp.logical_or(x_NV > value, (x_NV == value) & (ids <= token))
 
 
 def _share(fraction_N1: Array, total_N1: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dovetail.core.contracts.model import Constant, Linear
+from dovetail.core.contracts.model import Linear, Tensor
 from dovetail.core.models.split import share_of_parts, split_axis
 from dovetail.core.models.weights import Leaf, Parts
 from dovetail_tpu.ops import DenseLinear
@@ -40,37 +40,34 @@ class Binder:
 
     def __call__(self, leaf: Leaf, parts: Parts) -> Any:
         """A ``DenseLinear`` for a Linear, else an array."""
-        if isinstance(leaf, Constant):
-            return self._put(None, lambda rank: parts.weights[0])
-        shares = [
-            share_of_parts(leaf, parts, rank, self._mesh.size) for rank in range(self._mesh.size)
-        ]
-        axis = split_axis(leaf)
-        if not isinstance(leaf, Linear):
-            # A weight with an offset keeps the precision that the sum has.
-            dtype = jnp.dtype(jnp.float32) if leaf.offset else self._dtype
-            table = self._put(axis, lambda rank: _joined(shares[rank].weights, dtype))
-            self._tables[leaf.source] = table
-            return table
-        if leaf.tied_to is not None and leaf.sources[0] in self._tables:
-            return DenseLinear(self._tables[leaf.sources[0]])
-        weight = self._put(axis, lambda rank: _joined(shares[rank].weights, self._dtype))
-        if not parts.biases:
-            return DenseLinear(weight)
-        # Of a layer whose inputs are cut, every device has a bias of its own: its share of the sum.
-        bias_axis = None if axis is None else 0
-        bias = self._put(bias_axis, lambda rank: _joined(shares[rank].biases, self._dtype))
-        return DenseLinear(weight, bias)
+        size, axis = self._mesh.size, split_axis(leaf)
+        shares = [share_of_parts(leaf, parts, rank, size) for rank in range(size)]
+        weights = [share.weights for share in shares]
+        if isinstance(leaf, Linear):
+            table = self._tables.get(leaf.sources[0]) if leaf.tied_to else None
+            weight = self._put(axis, weights, self._dtype) if table is None else table
+            # If inputs are cut, every device has a bias of its own: its share of the sum.
+            bias_axis = None if axis is None else 0
+            biases = [share.biases for share in shares]
+            bias = self._put(bias_axis, biases, self._dtype) if parts.biases else None
+            return DenseLinear(weight, bias)
+        if not isinstance(leaf, Tensor):
+            return self._put(axis, weights, weights[0][0].dtype)
+        # A weight with an offset keeps the precision that the sum has.
+        dtype = jnp.dtype(jnp.float32) if leaf.offset else self._dtype
+        self._tables[leaf.source] = self._put(axis, weights, dtype)
+        return self._tables[leaf.source]
 
-    def _put(self, axis: int | None, share: Callable[[int], _HostArray]) -> Array:
-        """One array over all devices, made of each one's share."""
+    def _put(
+        self, axis: int | None, shares: Sequence[Sequence[_HostArray]], dtype: np.dtype[Any]
+    ) -> Array:
+        """One array over all devices, made of each one's share, cut along the axis."""
+        pieces = [
+            jax.device_put(_joined(share, dtype), device)
+            for share, device in zip(shares, self._mesh.devices, strict=True)
+        ]
+        shape = [n * len(pieces) if i == axis else n for i, n in enumerate(pieces[0].shape)]
         sharding = NamedSharding(self._mesh, partition(axis))
-        if axis is None:
-            whole: Array = jax.device_put(share(0), sharding)
-            return whole
-        pieces = [jax.device_put(share(i), d) for i, d in enumerate(self._mesh.devices)]
-        shape = list(pieces[0].shape)
-        shape[axis] *= len(pieces)
         return jax.make_array_from_single_device_arrays(tuple(shape), sharding, pieces)
 
 

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dovetail.core.contracts.attention import AttentionSpec
 from dovetail.core.contracts.ops import OP_NAMES
 from dovetail.core.errors import UnsupportedError
 
@@ -126,13 +125,9 @@ def soft_cap(x: Array, cap: float) -> Array:
     return cap * jnp.tanh(x / cap)
 
 
-def attention(
-    q_THE: Array, k_TKE: Array, v_TKE: Array, cache: Any, plan: object, spec: AttentionSpec
-) -> tuple[Array, Any]:
+def attention(*_: Any) -> Any:
     """Bound by the runner. Raises UnsupportedError: a reference would need a cache layout."""
-    raise UnsupportedError(
-        "The op attention has no reference: the runner binds it to an attention backend."
-    )
+    raise UnsupportedError("The op attention has no reference: the runner binds it to a backend.")
 
 
 def all_reduce(x: Array) -> Array:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,20 @@ import jax
 import numpy as np
 
 from dovetail.core.contracts.attention import AttentionBackend
-from dovetail.core.contracts.communicator import Communicator
 from dovetail.core.contracts.ops import Op, OpTable
 from dovetail.core.contracts.platform import Capabilities, Memory, Platform
 from dovetail.core.contracts.runner import Runner, RunnerConfig
 from dovetail.core.contracts.workbench import Activity, Workbench
-from dovetail.core.errors import ConfigError, PluginError, UnsupportedError
+from dovetail.core.errors import ConfigError, PluginError
 from dovetail.core.plugins.attention import installed_backends
 from dovetail.core.types import Array
 from dovetail_tpu import SIMULATE, describe
-from dovetail_tpu.meter import Meter
 from dovetail_tpu.ops import DenseLinear, references
+from dovetail_tpu.transfers import Meter
 
 __all__ = ["TpuPlatform"]
 
-_log = logging.getLogger(__name__)
-_OPTIONS = ("compilation_cache",)
-_OFF = "off"
+_CACHE = "compilation_cache"
 
 
 class TpuPlatform(Platform):
@@ -39,7 +37,7 @@ class TpuPlatform(Platform):
         num_simulated: So many devices are the host's processor; None: they are real.
 
     Raises:
-        PluginError: JAX runs in this process already, with fewer devices or others.
+        PluginError: JAX runs with fewer devices or others.
     """
 
     name = "tpu"
@@ -58,11 +56,10 @@ class TpuPlatform(Platform):
     def __init__(self, num_simulated: int | None) -> None:
         self.simulated = num_simulated is not None
         self.meter = Meter()
-        self.devices = jax.devices() if num_simulated is None else _simulate(num_simulated)
+        jax.monitoring.register_event_duration_secs_listener(self.meter.compiled)
+        self.devices = _devices(num_simulated)
         if self.simulated:
-            _log.warning("the TPU is %s", describe(len(self.devices)))
-        elif self.devices[0].platform != "tpu":
-            raise PluginError(f"JAX has no TPU here, only: {self.devices[0].platform}")
+            logging.getLogger(__name__).warning("the TPU is %s", describe(len(self.devices)))
 
     def device_names(self) -> list[str]:
         """The kind of each chip, or that it is none."""
@@ -91,17 +88,16 @@ class TpuPlatform(Platform):
         """A runner; option ``compilation_cache`` is a folder for compiled programs, or "off"."""
         from dovetail_tpu.runner import JaxRunner
 
-        unknown = sorted(set(config.options) - set(_OPTIONS))
+        unknown = sorted(set(config.options) - {_CACHE})
         if unknown:
-            known = ", ".join(_OPTIONS)
-            raise ConfigError(f"The tpu platform has no option {unknown[0]!r}; it has: {known}.")
+            raise ConfigError(f"The tpu platform has no option {unknown[0]!r}; it has: {_CACHE}.")
         if config.tensor_parallel_size > len(self.devices):
             more = f"; {SIMULATE} says how many are simulated" if self.simulated else ""
             raise ConfigError(
                 f"tensor_parallel_size={config.tensor_parallel_size}: there are"
                 f" {len(self.devices)} devices{more}."
             )
-        _keep_programs(str(config.options.get("compilation_cache") or _default_cache()))
+        _keep_programs(config.options.get(_CACHE))
         return JaxRunner(self, config)
 
     def workbench(self) -> Workbench:
@@ -111,13 +107,6 @@ class TpuPlatform(Platform):
     def watch(self) -> AbstractContextManager[Activity]:
         """Count programs, compilations, and the copies that the runner and the workbench make."""
         return self.meter.watch()
-
-    def communicator(self, rank: int, size: int, address: str) -> Communicator:
-        """Raises UnsupportedError."""
-        raise UnsupportedError(
-            f"platform {self.name} has no collectives between processes: one process drives all"
-            " devices, and their collectives are inside the compiled step"
-        )
 
     def synchronize(self) -> None:
         """Wait until every device has done what it was given."""
@@ -129,14 +118,14 @@ class _Workbench:
     """See ``core/contracts/workbench.py``."""
 
     def __init__(self, platform: TpuPlatform) -> None:
-        self._device, self._meter = platform.devices[0], platform.meter
-        table = OpTable(references())
-        self.ops: Any = table.bind()
-        self.overrides: dict[str, Op] = table.overrides
+        put = partial(jax.device_put, device=platform.devices[0])
+        self._put, self._meter = platform.meter.counted("put", put), platform.meter
+        self.ops: Any = OpTable(references()).bind()
+        self.overrides: dict[str, Op] = {}
 
     def put(self, array: np.ndarray[Any, Any]) -> Array:
         with jax.enable_x64(True):
-            return self._meter.run("put", lambda x: jax.device_put(x, self._device), array)
+            return self._put(array)
 
     def get(self, array: Array) -> np.ndarray[Any, Any]:
         return self._meter.fetch(array)
@@ -148,40 +137,34 @@ class _Workbench:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(array))
 
 
-def _simulate(num_devices: int) -> list[jax.Device]:
-    """The host's processor as several devices. JAX decides on them when it is first used."""
-    try:
-        _configure(jax_platforms="cpu", jax_num_cpu_devices=num_devices)
-    except RuntimeError as error:
-        _log.debug("JAX had started before: %s", error)
+def _devices(num_simulated: int | None) -> list[jax.Device]:
+    """Of the chips, or that many of the host's processor. JAX decides when it is first used."""
+    kind, count = ("tpu", 1) if num_simulated is None else ("cpu", num_simulated)
+    if num_simulated is not None:
+        with suppress(RuntimeError):  # JAX runs already: whether as it must is seen below.
+            _configure(jax_platforms=kind, jax_num_cpu_devices=count)
     devices = jax.devices()
-    if devices[0].platform != "cpu" or len(devices) < num_devices:
+    if devices[0].platform != kind or len(devices) < count:
         raise PluginError(
-            f"JAX runs in this process already, with {len(devices)} devices of"
-            f" {devices[0].platform}; set JAX_PLATFORMS=cpu and JAX_NUM_CPU_DEVICES={num_devices}"
-            " before it is used."
+            f"JAX runs with {len(devices)} devices of {devices[0].platform}, not {count} of {kind};"
+            f" set JAX_PLATFORMS={kind}, and JAX_NUM_CPU_DEVICES if that is cpu, before it is used."
         )
-    return devices[:num_devices]
+    return devices[:num_simulated]
 
 
 def _held(device: jax.Device) -> int:
     """Bytes of the arrays that are on a device."""
     live = jax.live_arrays()  # type: ignore[no-untyped-call]
     arrays = [array for array in live if device in array.sharding.device_set]
-    shapes = [(array.sharding.shard_shape(array.shape), array.dtype) for array in arrays]
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
+    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in arrays)
 
 
-def _default_cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "dovetail" / "xla"
-
-
-def _keep_programs(folder: str) -> None:
-    """Look for compiled programs in a folder, and leave them there."""
+def _keep_programs(folder: object) -> None:
+    """Look for compiled programs in a folder, if none is named the user's, and leave them there."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     _configure(
-        jax_enable_compilation_cache=folder != _OFF,
-        jax_compilation_cache_dir=folder,
+        jax_enable_compilation_cache=folder != "off",
+        jax_compilation_cache_dir=str(folder or Path(home) / "dovetail" / "xla"),
         jax_persistent_cache_min_compile_time_secs=0.0,
         jax_persistent_cache_min_entry_size_bytes=-1,
     )

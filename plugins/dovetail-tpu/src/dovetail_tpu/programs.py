@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 
-from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
+from dovetail.core.contracts.attention import AttentionNeed
 from dovetail.core.contracts.model import Model, StepInputs
 from dovetail.core.contracts.ops import OpTable
-from dovetail_tpu.choice import Rules, Scores, choose, score, shaped, unmasked
+from dovetail_tpu.choice import Controls, Rules, Scores, choose, score, shaped, unmasked
 from dovetail_tpu.loading import AXIS, partition
 from dovetail_tpu.ops import references
-from dovetail_tpu.packing import Packed, unpack
+from dovetail_tpu.transfers import Meter, Packed, unpack
 
-__all__ = ["Programs", "Tokens"]
+__all__ = ["Programs"]
 
 _ALL = partition(None)
-
-
-class Tokens(NamedTuple):
-    """A step's tokens, (T,) each, and which of them have a successor chosen, (R,)."""
-
-    token_ids: Any
-    carried: Any
-    """The row whose last token stands here in place of ``token_ids``; -1: none."""
-    positions: Any
-    index: Any
 
 
 class Programs:
@@ -44,7 +33,7 @@ class Programs:
         backend: Attends.
         need: Of one device.
         mesh: Its one axis is ``loading.AXIS``.
-        max_rows: Rows are numbered below this.
+        meter: Counts them.
     """
 
     def __init__(
@@ -54,114 +43,89 @@ class Programs:
         backend: Any,
         need: AttentionNeed,
         mesh: Mesh,
-        max_rows: int,
+        meter: Meter,
     ) -> None:
-        self._model, self._backend, self._need, self._mesh = model, backend, need, mesh
+        self._model, self._backend, self._need = model, backend, need
+        self._mesh, self._meter = mesh, meter
         self._ops = _bind(backend, need, mesh.size)
-        cache = partition(backend.heads_axis)
+        heads = partition(backend.heads_axis)
         weight = jax.tree.map(lambda array: array.sharding.spec, weights)
-        self.forward = self._program(
-            self._forward, (weight, cache, _ALL, _ALL), (_ALL, _ALL, cache), donate=(1,)
+
+        def of_model(name: str, function: Callable[..., Any], *specs: Any, **rest: Any) -> Any:
+            return partial(self._program(name, function, (weight, *specs), **rest), weights)
+
+        step = (heads, _ALL, _ALL)
+        self.forward = of_model("forward", self._forward, *step, results=step, donate=(1,))
+        self.sample = of_model("sample", self._sample, _ALL, _ALL, _ALL, _ALL, donate=(1, 2))
+        self.score = cache(
+            lambda k: of_model(f"score {k}", partial(self._score, k), _ALL, _ALL, _ALL)
         )
-        self.sample = functools.cache(
-            lambda restricts: self._program(
-                functools.partial(self._sample, restricts),
-                (weight, *[_ALL] * 4),
-                _ALL,
-                donate=(1, 2),
-            )
-        )
-        self.score = functools.cache(
-            lambda k: self._program(
-                functools.partial(self._score, k), (weight, _ALL, _ALL, _ALL), _ALL
-            )
-        )
-        self.take = self._program(lambda hidden, index: hidden[index], (_ALL, _ALL), _ALL)
-        self.copy = self._program(backend.copy_blocks, (cache, _ALL), cache, donate=(0,))
-        row = Rules.none(model.vocab_size)
-        self.no_rules = self._program(lambda: _repeated(row, max_rows), (), _ALL)
-        self.set_row = self._program(_set_row, (_ALL, _ALL, _ALL), _ALL, donate=(0,))
-        self._cache = cache
-
-    def allocate(self, num_blocks: int) -> list[Array]:
-        """The caches of all layers, each device with its heads."""
-
-        def make() -> list[Array]:
-            specs = self._need.specs
-            return [self._backend.allocate(spec, self._need, num_blocks) for spec in specs]
-
-        caches: list[Array] = self._program(make, (), self._cache)()
-        for cache in jax.tree.leaves(caches):
-            cache.block_until_ready()
-        return caches
-
-    def place(self, array: np.ndarray[Any, Any]) -> Array:
-        """The array on every device."""
-        placed: Array = jax.device_put(array, NamedSharding(self._mesh, _ALL))
-        return placed
+        self.take = self._program("take", lambda hidden, index: hidden[index])
+        self.copy = self._program("copy", backend.copy_blocks, (heads, _ALL), heads, donate=(0,))
+        self.set_row = self._program("set row", _set_row, donate=(0,))
 
     def _program(
         self,
+        name: str,
         function: Callable[..., Any],
-        arguments: Sequence[Any],
-        results: Any,
-        donate: Sequence[int] = (),
-    ) -> Any:
-        # Interpreted kernels do not say along which axes their results vary.
+        specs: Any = _ALL,
+        results: Any = _ALL,
+        donate: tuple[int, ...] = (),
+    ) -> Callable[..., Any]:
+        """Compiled for each shape of its arguments, which lie on the devices as ``specs`` say."""
+        # Interpreted kernels do not say along which axes their results vary: nothing is checked.
         mapped = jax.shard_map(
-            function,
-            mesh=self._mesh,
-            in_specs=tuple(arguments),
-            out_specs=results,
-            check_vma=False,
+            function, mesh=self._mesh, in_specs=specs, out_specs=results, check_vma=False
         )
-        return jax.jit(mapped, donate_argnums=tuple(donate))
+        return self._meter.counted(name, jax.jit(mapped, donate_argnums=donate))
+
+    def allocate(self, num_blocks: int) -> list[Array]:
+        """The caches of all layers, each device with its heads."""
+        backend, need = self._backend, self._need
+        make = self._program(
+            "allocate",
+            lambda: [backend.allocate(spec, need, num_blocks) for spec in need.specs],
+            results=partition(backend.heads_axis),
+        )
+        caches: list[Array] = jax.block_until_ready(make())  # type: ignore[no-untyped-call]
+        return caches
+
+    def place(self, tree: Any) -> Any:
+        """Arrays of the host, whole on every device."""
+        return jax.device_put(tree, NamedSharding(self._mesh, _ALL))
 
     def _forward(
         self, weights: Any, caches: list[Array], last: Array, packed: Packed
-    ) -> tuple[Array, Array, list[Array]]:
-        """Hidden states of the T tokens and of R of them, and the caches.
+    ) -> tuple[list[Array], Array, Array]:
+        """The caches, and hidden states of the T tokens and of R of them.
 
-        ``packed`` holds ``Tokens`` and the backend's plan.
+        ``packed`` holds token ids (T,); rows (T,) whose last token stands there in their place,
+        where it is not -1; positions (T,); which tokens R are; and the backend's plan.
         """
-        tokens, plan = unpack(packed)
-        carried = last[jnp.maximum(tokens.carried, 0)]
-        inputs = StepInputs(
-            token_ids_T=jnp.where(tokens.carried < 0, tokens.token_ids, carried),
-            positions_T=tokens.positions,
-            plan=plan,
-        )
+        token_ids, carried, positions, index, plan = unpack(packed)
+        token_ids = jnp.where(carried < 0, token_ids, last[jnp.maximum(carried, 0)])
+        inputs = StepInputs(token_ids_T=token_ids, positions_T=positions, plan=plan)
         hidden, caches = self._model.forward(self._ops, weights, inputs, caches)
-        return hidden, hidden[tokens.index], caches
+        return caches, hidden, hidden[index]
 
     def _sample(
-        self,
-        restricts: bool,
-        weights: Any,
-        last: Array,
-        rules: Rules | None,
-        hidden_ND: Array,
-        packed: Packed,
+        self, weights: Any, last: Array, rules: Rules | None, hidden_ND: Array, packed: Packed
     ) -> tuple[Array, Array, Array, Rules | None]:
         """Tokens, which are finite, every row's last token, and what it has said.
 
-        ``packed`` holds the rows, where numbers beyond the last belong to nobody; controls, or
-        None if all are greedy; and token masks, or None if there are no rules either.
+        ``packed`` holds the rows (N,), where numbers beyond the last belong to nobody; the way to
+        choose; ``Controls``; and, unless rules are None, token masks (N, ceil(V / 32)).
         """
-        rows, controls, bits = unpack(packed)
-        raw = self._logits(weights, hidden_ND)
-        x = raw
+        rows, way, controls, bits = unpack(packed)
+        controls, x = Controls(*controls), self._logits(weights, hidden_ND)
         if rules is not None:
-            mine = jax.tree.map(lambda table: jnp.take(table, rows, axis=0, mode="clip"), rules)
-            x = shaped(unmasked(raw, bits), mine, controls.num_generated)
-        tokens = choose(x, controls, restricts=restricts)
-        finite = jnp.isfinite(jnp.max(raw, -1)) & jnp.isfinite(jnp.max(x, -1))
-        tokens = jnp.where(finite, tokens, 0)
-        last = last.at[rows].set(tokens, mode="drop")
+            x = shaped(unmasked(x, bits), rules, rows, controls)
+        peak = jnp.max(x, -1, keepdims=True)
+        finite = jnp.isfinite(peak[:, 0])
+        tokens = jnp.where(finite, choose(x, peak, way, controls), 0)
         if rules is not None:
-            counts = rules.counts.at[rows, tokens].add(1, mode="drop")
-            rules = rules._replace(counts=counts)
-        return tokens, finite, last, rules
+            rules = rules._replace(counts=rules.counts.at[rows, tokens].add(1, mode="drop"))
+        return tokens, finite, last.at[rows].set(tokens, mode="drop"), rules
 
     def _score(
         self, k: int, weights: Any, hidden_ND: Array, chosen_N: Array, heat_N: Array
@@ -169,34 +133,20 @@ class Programs:
         return score(self._logits(weights, hidden_ND), chosen_N, heat_N, k)
 
     def _logits(self, weights: Any, hidden_ND: Array) -> Array:
-        logits: Array = self._model.logits(self._ops, weights, hidden_ND).astype(jnp.float32)
-        return logits
+        return jnp.asarray(self._model.logits(self._ops, weights, hidden_ND), jnp.float32)
 
 
 def _bind(backend: Any, need: AttentionNeed, size: int) -> Any:
     """The op table on one of ``size`` devices: attention over its heads, and the sum over all."""
     ops = OpTable(references()).bind()
     shares = {spec.layer: spec for spec in need.specs}
-
-    def attention(
-        q_THE: Array, k_TKE: Array, v_TKE: Array, cache: Any, plan: object, spec: AttentionSpec
-    ) -> tuple[Array, Any]:
-        out: tuple[Array, Any] = backend.attend(
-            q_THE, k_TKE, v_TKE, cache, plan, shares[spec.layer]
-        )
-        return out
-
-    ops.attention = attention
+    ops.attention = lambda q, k, v, cache, plan, spec: backend.attend(
+        q, k, v, cache, plan, shares[spec.layer]
+    )
     if size > 1:
         ops.all_reduce = lambda x: lax.psum(x, AXIS)  # type: ignore[no-untyped-call]
     return ops
 
 
-def _repeated(row: Rules, count: int) -> Rules:
-    rows: Rules = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), row)
-    return rows
-
-
 def _set_row(rules: Rules, row: Array, new: Rules) -> Rules:
-    replaced: Rules = jax.tree.map(lambda table, value: table.at[row].set(value), rules, new)
-    return replaced
+    return Rules(*(table.at[row].set(value) for table, value in zip(rules, new, strict=True)))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -25,11 +24,10 @@ from dovetail.core.shapes import PaddedShapes
 from dovetail.core.types import ITEM_SIZE, IntArray
 from dovetail_tpu.choice import Scores
 from dovetail_tpu.loading import AXIS, Binder
-from dovetail_tpu.meter import Meter
-from dovetail_tpu.packing import pack
 from dovetail_tpu.platform import TpuPlatform
-from dovetail_tpu.programs import Programs, Tokens
+from dovetail_tpu.programs import Programs
 from dovetail_tpu.sampler import Sampler
+from dovetail_tpu.transfers import Meter, Packed, pack
 from dovetail_tpu.xla import XlaAttention
 
 __all__ = ["JaxRunner"]
@@ -38,8 +36,8 @@ _LEAST_ROWS = 8
 _LEAST_TOKENS = 16
 _PROMPT_ROWS = 64
 """Prompt tokens whose log-probabilities are made at a time."""
-_KINDS = ((True, False, False), (False, False, False), (False, True, False), (False, True, True))
-"""Steps that have sampling programs of their own: all_greedy, restricts, shapes_logits."""
+_RAW = np.ones(_PROMPT_ROWS, np.float32)
+"""Temperatures of theirs."""
 
 
 class JaxRunner:
@@ -68,17 +66,15 @@ class JaxRunner:
         self._attention: Any = self._choice.backend
         self._buckets = self._sizes()
         self._shapes = PaddedShapes(self._buckets, config)
-        self._caches: list[Array] = []
 
     def _sizes(self) -> Buckets:
         rows, tokens = self._config.max_num_seqs, self._config.max_num_batched_tokens
         blocks = -(-self._config.max_model_len // self._config.block_size)
-        least = max(_LEAST_TOKENS, 1 << rows.bit_length())
         # XLA gathers all of a table, kernels only what a row has: for them one width is enough.
         gathers = isinstance(self._attention, XlaAttention) and blocks > _LEAST_ROWS
         return Buckets(
-            decode=doubling(min(_LEAST_ROWS, rows), rows),
-            tokens=doubling(min(least, tokens), tokens),
+            decode=doubling(_LEAST_ROWS, rows),
+            tokens=doubling(max(_LEAST_TOKENS, 1 << rows.bit_length()), tokens),
             blocks=(-(-blocks // 4), blocks) if gathers else (blocks,),
         )
 
@@ -96,11 +92,9 @@ class JaxRunner:
         """Read the weights, straight into the devices' memory."""
         binder = Binder(self._mesh, self._config.dtype)
         self._weights = yield from read_weights(self._model, self._config, binder)
-        rows = self._config.max_num_seqs
         self._programs = Programs(
-            self._model, self._weights, self._attention, self._need, self._mesh, rows
+            self._model, self._weights, self._attention, self._need, self._mesh, self._meter
         )
-        self._sampler = Sampler(self._programs, self._model.vocab_size, rows, self._meter)
 
     def cache_spec(self) -> CacheSpec:
         """Cost of a block; the first device's free memory less what the largest step needs."""
@@ -126,9 +120,12 @@ class JaxRunner:
         return activations + sampling + gathered
 
     def allocate(self, num_blocks: int) -> None:
-        """Make every layer's cache, block 0 included."""
+        """Make every layer's cache, block 0 included, and what rows keep."""
         try:
-            self._caches = self._programs.allocate(num_blocks + 1)
+            self._caches: list[Array] = self._programs.allocate(num_blocks + 1)
+            self._sampler = Sampler(
+                self._programs, self._model.vocab_size, self._config.max_num_seqs
+            )
         except (RuntimeError, MemoryError) as error:
             raise OutOfMemoryError(
                 f"{num_blocks} KV blocks do not fit in the device's memory: {error}."
@@ -137,153 +134,104 @@ class JaxRunner:
 
     def warm_up(self) -> Iterator[WarmUp]:
         """Compile, or find compiled, every program in every shape, by running it."""
-        hidden: dict[int, tuple[Array, Batch]] = {}
-        most: list[Array] = []
         for name, batch in self._shapes.rehearsals():
-
-            def forward(batch: Batch = batch) -> None:
-                of_tokens, of_rows = self._forward(batch)
-                index = np.zeros(_PROMPT_ROWS, np.int32)
-                self._meter.run("take", self._programs.take, of_tokens, index)
-                hidden[batch.num_rows] = of_rows, batch
-                most[:] = [of_tokens]
-
-            yield _timed(name, forward)
-        for num_rows, (states, batch) in hidden.items():
-            yield _timed(f"sampling {num_rows}", partial(self._rehearse_sampling, states, batch))
-        yield _timed("prompts and copies", lambda: self._rehearse_rest(most[0]))
-
-    def _rehearse_sampling(self, hidden: Array, batch: Batch) -> None:
-        for greedy, restricts, shapes in _KINDS:
-            sampling = replace(
-                batch.sampling, all_greedy=greedy, restricts=restricts, shapes_logits=shapes
-            )
-            step = replace(batch, sampling=sampling)
-            tokens, _ = self._sampler.sample(self._weights, hidden, step)
-        self._sampler.scores(self._weights, hidden, tokens, step)
-
-    def _rehearse_rest(self, of_tokens: Array) -> None:
-        self._sampler.rehearse()
-        self._copy(np.zeros((1, 2), np.int32))
-        none = np.zeros(_PROMPT_ROWS, np.int32)
-        self._prompt_scores(
-            of_tokens, PromptLogprobNeed(token_index=none, target=none, num_logprobs=0)
-        )
-        self._platform.synchronize()
+            start = time.perf_counter()
+            for step in _rehearsals(batch):
+                self.step(step).result()
+            yield WarmUp(name=name, seconds=time.perf_counter() - start)
 
     def step(self, batch: Batch) -> Pending:
         """Start a step; it may still run on return."""
         self._sampler.join(batch.joined)
         self._copy(batch.copies)
-        of_tokens, of_rows = self._forward(self._shapes.step(batch))
-        result = scores = None
+        self._caches, of_tokens, of_rows = self._programs.forward(
+            self._caches, self._sampler.last, self._inputs(self._shapes.step(batch))
+        )
+        chosen, scores, prompt, k = None, [], [], batch.sampling.num_logprobs
         if len(batch.sampled):
-            result = self._sampler.sample(self._weights, of_rows, batch)
-            if batch.sampling.num_logprobs is not None:
-                scores = self._sampler.scores(self._weights, of_rows, result[0], batch)
-        prompt: list[Scores] = []
+            chosen = self._sampler.sample(of_rows, batch)
+            if k is not None:
+                heats = self._sampler.heats[batch.rows[batch.sampled]]
+                scores = [self._sampler.score(of_rows, chosen[0], heats, k)]
         if batch.prompt_logprobs is not None:
             prompt = self._prompt_scores(of_tokens, batch.prompt_logprobs)
-        return _Step(batch, self._meter, result, scores, prompt)
-
-    def _forward(self, batch: Batch) -> tuple[Array, Array]:
-        """Hidden states of the tokens and of the rows of a padded step, as ``Programs.forward``."""
-        carried = np.full(batch.num_tokens, -1, np.int32)
-        carried[batch.carried] = batch.carried_rows
-        tokens = Tokens(
-            token_ids=batch.token_ids,
-            carried=carried,
-            positions=self._model.positions(batch.positions),
-            index=padded(batch.logit_index, batch.num_rows),
-        )
-        of_tokens, of_rows, self._caches = self._meter.run(
-            "forward",
-            self._programs.forward,
-            self._weights,
-            self._caches,
-            self._sampler.last,
-            pack((tokens, self._attention.plan(batch, self._need))),
-        )
-        return of_tokens, of_rows
+        return _Step(batch, self._meter, (chosen, scores, prompt))
 
     def _copy(self, pairs: IntArray) -> None:
         for some in self._shapes.copies(pairs):
-            self._caches = self._meter.run("copy", self._programs.copy, self._caches, some)
+            self._caches = self._programs.copy(self._caches, some)
+
+    def _inputs(self, batch: Batch) -> Packed:
+        """What ``Programs.forward`` is told of a padded step."""
+        carried = np.full(batch.num_tokens, -1, np.int32)
+        carried[batch.carried] = batch.carried_rows
+        positions = self._model.positions(batch.positions)
+        index = padded(batch.logit_index, batch.num_rows)
+        plan = self._attention.plan(batch, self._need)
+        return pack((batch.token_ids, carried, positions, index, plan))
 
     def _prompt_scores(self, of_tokens: Array, need: PromptLogprobNeed) -> list[Scores]:
         """Scores of ``_PROMPT_ROWS`` tokens each."""
-        parts = []
+        parts, known = [], np.stack((need.token_index, need.target))
         for start in range(0, len(need.target), _PROMPT_ROWS):
-            part = slice(start, start + _PROMPT_ROWS)
-            index, target = (padded(a[part], _PROMPT_ROWS) for a in (need.token_index, need.target))
-            hidden = self._meter.run("take", self._programs.take, of_tokens, index)
-            parts.append(self._sampler.score(self._weights, hidden, target, (), need.num_logprobs))
+            index, target = padded(known[:, start : start + _PROMPT_ROWS], _PROMPT_ROWS, axis=1)
+            hidden = self._programs.take(of_tokens, index)
+            parts.append(self._sampler.score(hidden, target, _RAW, need.num_logprobs))
         return parts
 
     def describe(self) -> dict[str, str]:
         """The attention backend with its reasons, the devices, and the shapes of steps."""
-        sizes = self._buckets
-        lines = {
-            "attention": self._choice.describe(),
-            "shapes": f"decode {_listed(sizes.decode)} rows; other steps {_listed(sizes.tokens)}"
-            f" tokens; block tables {_listed(sizes.blocks)} wide",
-        }
+        sizes = (self._buckets.decode, self._buckets.tokens, self._buckets.blocks)
+        rows, tokens, blocks = (", ".join(map(str, each)) for each in sizes)
+        shapes = f"decode {rows} rows; other steps {tokens} tokens; block tables {blocks} wide"
+        lines = {"attention": self._choice.describe(), "shapes": shapes}
         if self._mesh.size > 1:
             lines["parallel"] = f"{self._mesh.size} devices share every layer"
         return lines
 
     def close(self) -> None:
-        """Drop weights, cache and programs."""
-        self._caches = []
-        del self._weights, self._programs, self._sampler
+        """Drop weights, cache and programs, and all else."""
+        vars(self).clear()
 
 
 class _Step:
-    """A step's arrays, on their way to the host, turned into numpy when they are asked for."""
+    """A step's arrays, on their way to the host, turned into numpy when they are asked for.
 
-    def __init__(
-        self,
-        batch: Batch,
-        meter: Meter,
-        result: tuple[Array, Array] | None,
-        scores: Scores | None,
-        prompt: list[Scores],
-    ) -> None:
-        self._batch, self._meter = batch, meter
-        self._result, self._scores, self._prompt = result, scores, prompt
-        for array in jax.tree.leaves((result, scores, prompt)):
+    Args:
+        batch: The step.
+        meter: Fetches.
+        arrays: Tokens and whether they are finite, if rows got any; scores of them, and of prompts.
+    """
+
+    def __init__(self, batch: Batch, meter: Meter, arrays: Any) -> None:
+        self._batch, self._meter, self._arrays = batch, meter, arrays
+        for array in jax.tree.leaves(arrays):
             array.copy_to_host_async()
 
     def result(self) -> StepOutput:
         """See ``core.batch.StepOutput``."""
         batch, num_sampled = self._batch, len(self._batch.sampled)
-        tokens, finite = np.zeros((0,), np.int32), np.zeros(0, np.bool_)
-        if self._result is not None:
-            tokens, finite = (self._meter.fetch(array)[:num_sampled] for array in self._result)
+        chosen, scores, prompt = jax.tree.map(self._meter.fetch, self._arrays)
+        tokens, finite = chosen or (np.zeros(0, np.int32), np.zeros(0, np.bool_))
         need, k = batch.prompt_logprobs, batch.sampling.num_logprobs or 0
         return StepOutput(
-            token_ids=tokens[:, None],
+            token_ids=tokens[:num_sampled, None],
             num_tokens=np.ones(num_sampled, np.int32),
-            finite=finite,
-            logprobs=None if self._scores is None else self._arrays([self._scores], num_sampled, k),
-            prompt_logprobs=None
-            if need is None
-            else self._arrays(self._prompt, len(need.target), need.num_logprobs),
+            finite=finite[:num_sampled],
+            logprobs=_joined(scores, num_sampled, k) if scores else None,
+            prompt_logprobs=_joined(prompt, len(need.target), need.num_logprobs) if need else None,
         )
 
-    def _arrays(self, parts: list[Scores], count: int, k: int) -> LogprobArrays:
-        ids, logprobs, ranks = (
-            np.concatenate([self._meter.fetch(array) for array in column])[:count]
-            for column in zip(*parts, strict=True)
-        )
-        return LogprobArrays(token_ids=ids[:, : k + 1], logprobs=logprobs[:, : k + 1], ranks=ranks)
+
+def _joined(parts: list[Scores], count: int, k: int) -> LogprobArrays:
+    ids, logprobs, ranks = (np.concatenate(column)[:count] for column in zip(*parts, strict=True))
+    return LogprobArrays(token_ids=ids[:, : k + 1], logprobs=logprobs[:, : k + 1], ranks=ranks)
 
 
-def _timed(name: str, work: Callable[[], object]) -> WarmUp:
-    start = time.perf_counter()
-    work()
-    return WarmUp(name=name, seconds=time.perf_counter() - start)
-
-
-def _listed(sizes: tuple[int, ...]) -> str:
-    return ", ".join(map(str, sizes))
+def _rehearsals(batch: Batch) -> Iterator[Batch]:
+    """A step that wants everything, without rules and with them."""
+    token = np.zeros(1, np.int32)
+    prompt = PromptLogprobNeed(token_index=token, target=token, num_logprobs=0)
+    for shapes in (False, True):
+        sampling = replace(batch.sampling, num_logprobs=0, shapes_logits=shapes)
+        yield replace(batch, sampling=sampling, prompt_logprobs=prompt)

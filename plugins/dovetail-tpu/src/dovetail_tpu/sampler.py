@@ -1,4 +1,4 @@
-"""The host's half of choosing tokens: which kind of program a step needs, and what rows ask for."""
+"""The host's half of choosing tokens: what rows ask for, step by step and from when they join."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import jax
 import numpy as np
 from jax import Array
 
-from dovetail.core.batch import Batch, JoinedRow, SamplingBatch
+from dovetail.core.batch import Batch, JoinedRow, TokenMasks
+from dovetail.core.buckets import padded
+from dovetail.core.types import FloatArray, IntArray
 from dovetail_tpu.choice import Controls, Rules, Scores
-from dovetail_tpu.meter import Meter
-from dovetail_tpu.packing import pack
 from dovetail_tpu.programs import Programs
+from dovetail_tpu.transfers import pack
 
-__all__ = ["LEAST_SCORES", "Sampler"]
+__all__ = ["Sampler"]
 
-LEAST_SCORES = 32
+_LEAST_SCORES = 32
 """Alternatives that every score has; more are rounded up to a power of two, and compiled then."""
+_OF_STEP, _OF_REQUEST = Controls._fields[:6], Controls._fields[6:]
 
 
 class Sampler:
@@ -28,97 +30,62 @@ class Sampler:
         programs: Of the model.
         vocab_size: V.
         max_rows: Rows are numbered below this.
-        meter: Runs programs.
     """
 
-    def __init__(self, programs: Programs, vocab_size: int, max_rows: int, meter: Meter) -> None:
-        self._programs, self._meter = programs, meter
-        self._vocab_size, self._max_rows = vocab_size, max_rows
-        self._rules: Rules | None = None
-        """Made when a step first needs them, for they take memory."""
-        self._ruled: set[int] = set()
-        self._heats: dict[int, float] = {}
-        """Temperatures of rows whose log-probabilities are not those of the raw logits: beams."""
+    def __init__(self, programs: Programs, vocab_size: int, max_rows: int) -> None:
+        self._programs, self._vocab_size, self._max_rows = programs, vocab_size, max_rows
+        self._wishes = np.zeros((len(_OF_REQUEST), max_rows), np.float32)
+        """What each row's request asks of all its steps."""
+        self.heats = np.ones(max_rows, np.float32)
+        """Temperatures of log-probabilities: 1 gives those of the raw logits; beams have others."""
+        tables, row = programs.place(Rules.none(max_rows, vocab_size)), np.array(0, np.int32)
+        # Changes nothing, but the program is there when a row with rules joins.
+        self._rules: Rules = programs.set_row(tables, row, Rules.none(vocab_size))
         self.last: Array = programs.place(np.zeros(max_rows, np.int32))
         """(rows,) int32: the last token of each."""
 
     def join(self, rows: Sequence[JoinedRow]) -> None:
         """Take over rows: what is kept for their former requests is dropped."""
         for row in rows:
-            self._heats.pop(row.row, None)
-            if row.params.beam_temperature != 1.0:
-                self._heats[row.row] = row.params.beam_temperature
+            self.heats[row.row] = row.params.beam_temperature
+            self._wishes[:, row.row] = [getattr(row.params, name) for name in _OF_REQUEST]
             if row.params.shapes_logits:
-                self._ruled.add(row.row)
-                self._set(row.row, _rules_of(row, self._vocab_size))
-            elif row.row in self._ruled:
-                self._ruled.remove(row.row)
-                self._set(row.row, Rules.none(self._vocab_size))
+                number, rules = np.array(row.row, np.int32), _rules_of(row, self._vocab_size)
+                self._rules = self._programs.set_row(self._rules, number, rules)
 
-    def sample(self, weights: Any, hidden_ND: Array, batch: Batch) -> tuple[Array, Array]:
+    def sample(self, hidden_ND: Array, batch: Batch) -> tuple[Array, Array]:
         """Tokens (N,) and whether they are finite; beyond the S rows that get one, nothing."""
-        sampling, size = batch.sampling, hidden_ND.shape[0]
+        sampling, sampled, size = batch.sampling, batch.rows[batch.sampled], len(hidden_ND)
         rows = np.full(size, self._max_rows, np.int32)
-        rows[: len(batch.sampled)] = batch.rows[batch.sampled]
-        ruled = sampling.shapes_logits or sampling.masks is not None
-        greedy = sampling.all_greedy and not ruled
-        controls = None if greedy else Controls.of(sampling, size)
-        bits = _bits(sampling, size, self._vocab_size) if ruled else None
-        rules = self._all_rules() if ruled else None
-        restricts = ruled or (sampling.restricts and not sampling.all_greedy)
+        rows[: len(sampled)] = sampled
+        way = np.array(0 if sampling.all_greedy else 1 + sampling.restricts, np.int32)
+        numbers = [getattr(sampling, name) for name in _OF_STEP]
+        controls = np.array([*numbers, *self._wishes[:, sampled]], np.float32)
+        rules = bits = None
+        if sampling.shapes_logits or sampling.masks is not None:
+            rules, bits = self._rules, self._bits(sampling.masks, size)
+        packed = pack((rows, way, padded(controls, size, axis=1), bits))
         with jax.enable_x64(True):
-            tokens, finite, self.last, kept = self._meter.run(
-                "sample",
-                self._programs.sample(restricts),
-                weights,
-                self.last,
-                rules,
-                hidden_ND,
-                pack((rows, controls, bits)),
+            tokens, finite, self.last, rules = self._programs.sample(
+                self.last, rules, hidden_ND, packed
             )
-        self._rules = self._rules if kept is None else kept
+        self._rules = rules or self._rules
         return tokens, finite
 
-    def scores(self, weights: Any, hidden_ND: Array, tokens: Any, batch: Batch) -> Scores:
-        """Log-probabilities of the tokens that ``sample`` gave."""
-        heats = [self._heats.get(row, 1.0) for row in batch.rows[batch.sampled].tolist()]
-        k = batch.sampling.num_logprobs or 0
-        return self.score(weights, hidden_ND, tokens, np.array(heats, np.float32), k)
+    def _bits(self, masks: TokenMasks | None, size: int) -> IntArray:
+        """(N, ceil(V / 32)) the masks of all rows: everything is allowed where there is none."""
+        bits = np.full((size, -(-self._vocab_size // 32)), -1, np.int32)
+        if masks is not None:
+            bits[masks.places] = masks.bits
+        return bits
 
-    def score(self, weights: Any, hidden_ND: Array, tokens: Any, heats: Any, k: int) -> Scores:
-        """Log-probabilities (N, 1 + k or more) of any tokens (N,); heats of the first rows."""
-        size = hidden_ND.shape[0]
-        width = min(max(LEAST_SCORES, 1 << (k - 1).bit_length()), self._vocab_size)
-        heat = np.ones(size, np.float32)
-        heat[: len(heats)] = heats
+    def score(self, hidden_ND: Array, tokens: Any, heats: FloatArray, k: int) -> Scores:
+        """Log-probabilities (N, 1 + k or more) of tokens (N,); of those behind the heats, void."""
+        width = min(max(_LEAST_SCORES, 1 << (k - 1).bit_length()), self._vocab_size)
+        heat = padded(heats, len(hidden_ND))
         with jax.enable_x64(True):
-            scores: Scores = self._meter.run(
-                f"score {width}", self._programs.score(width), weights, hidden_ND, tokens, heat
-            )
+            scores: Scores = self._programs.score(width)(hidden_ND, tokens, heat)
         return scores
-
-    def rehearse(self) -> None:
-        """Run what changes rules, and give back the memory that they take until they are needed."""
-        self._set(0, Rules.none(self._vocab_size))
-        self._rules = None
-
-    def _set(self, row: int, new: Rules) -> None:
-        number = np.array(row, np.int32)
-        rules = self._all_rules()
-        self._rules = self._meter.run("set row", self._programs.set_row, rules, number, new)
-
-    def _all_rules(self) -> Rules:
-        if self._rules is None:
-            self._rules = self._meter.run("no rules", self._programs.no_rules)
-        return self._rules
-
-
-def _bits(sampling: SamplingBatch, size: int, vocab_size: int) -> np.ndarray[Any, Any]:
-    """(N, ceil(V / 32)) the masks of all rows: everything is allowed where there is none."""
-    bits = np.full((size, -(-vocab_size // 32)), -1, np.int32)
-    if sampling.masks is not None:
-        bits[sampling.masks.places] = sampling.masks.bits
-    return bits
 
 
 def _rules_of(row: JoinedRow, vocab_size: int) -> Rules:
@@ -133,15 +100,8 @@ def _rules_of(row: JoinedRow, vocab_size: int) -> Rules:
     rules.stops[_inside(row.stop_token_ids, vocab_size)] = True
     rules.seen[row.token_ids] = True
     np.add.at(rules.counts, row.token_ids[row.num_prompt_tokens :], 1)
-    rules.strength[:] = (
-        params.repetition_penalty,
-        params.frequency_penalty,
-        params.presence_penalty,
-        params.min_tokens,
-    )
     return rules
 
 
-def _inside(ids: Sequence[int], vocab_size: int) -> np.ndarray[Any, Any]:
-    array = np.array(ids, np.int64)
-    return array[array < vocab_size]
+def _inside(ids: Sequence[int], vocab_size: int) -> list[int]:
+    return [token for token in ids if token < vocab_size]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array, lax
 
 from dovetail.core.batch import Batch
+from dovetail.core.buckets import padded
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
 from dovetail.core.types import IntArray
 from dovetail_tpu.ops import exact
@@ -27,16 +28,12 @@ _TILE = 16
 """Queries of one row that attend together in a step that is not decode."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Plan:
+class _Plan(NamedTuple):
     tables_RM: Any
     slots_T: Any
     positions_T: Any
     tiles: Any
-    """(N, 4): row, first token, its position, tokens. Without tokens: there is no such tile."""
-    num_tiles: Any
-    """Tiles that there are; none in a decode step."""
+    """(N, 3): row, first token, end of the row's tokens. All 0: there is no such tile."""
 
 
 class XlaAttention:
@@ -69,17 +66,14 @@ class XlaAttention:
 
     def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
         """Where keys and values go, and, unless token i is row i, the tiles of queries."""
-        tiles, num_tiles = np.zeros((0, 4), np.int32), 0
-        if batch.num_tokens != batch.num_rows:
-            tiles, num_tiles = _tiles(batch)
         return _Plan(
             batch.block_tables,
             batch.slots(need.block_size).astype(np.int32),
             batch.positions.astype(np.int32),
-            tiles,
-            np.array(num_tiles, np.int32),
+            np.zeros((0, 3), np.int32) if batch.num_tokens == batch.num_rows else _tiles(batch),
         )
 
+    @functools.partial(jax.jit, static_argnames=("self", "spec"), inline=True)
     def attend(
         self,
         q_THE: Array,
@@ -92,91 +86,62 @@ class XlaAttention:
         """Write, then attend. A new cache, which takes the old one's memory if that was donated."""
         if not isinstance(plan, _Plan):
             raise TypeError(f"a plan of another backend: {type(plan).__name__}")
-        attended: tuple[Array, Array] = _write_and_attend(q_THE, k_TKE, v_TKE, cache, plan, spec)
-        return attended
+        blocks, offsets = jnp.divmod(plan.slots_T, cache.shape[2])
+        cache = cache.at[:, blocks, offsets].set(jnp.stack([k_TKE, v_TKE]).astype(cache.dtype))
+        if len(plan.tiles):
+            return _attend_tiles(q_THE, cache, plan, spec), cache
+        positions_R1 = plan.positions_T[:, None]
+        return _attend(q_THE[:, None], cache, plan.tables_RM, positions_R1, spec)[:, 0], cache
 
     def copy_blocks(self, caches: Sequence[Array], pairs: IntArray) -> Sequence[Array]:
         """New caches, as ``attend`` does."""
         return [cache.at[:, pairs[:, 1]].set(cache[:, pairs[:, 0]]) for cache in caches]
 
 
-@functools.partial(jax.jit, static_argnames="spec", inline=True)
-def _write_and_attend(
-    q_THE: Array, k_TKE: Array, v_TKE: Array, cache: Array, plan: _Plan, spec: AttentionSpec
-) -> tuple[Array, Array]:
-    block_size, positions = cache.shape[2], plan.positions_T
-    blocks, offsets = plan.slots_T // block_size, plan.slots_T % block_size
-    cache = cache.at[:, blocks, offsets].set(jnp.stack([k_TKE, v_TKE]).astype(cache.dtype))
-    if len(plan.tiles):
-        return _attend_tiles(q_THE, cache, plan, spec), cache
-    k, v = _gather(cache, plan.tables_RM, _first_seen(positions, spec), positions)
-    return _attend(q_THE[:, None], k, v, positions[:, None], spec)[:, 0], cache
-
-
-def _tiles(batch: Batch) -> tuple[IntArray, int]:
-    """Each row cut into tiles, in order of token, and how many they are; padded to a fixed size."""
-    real = batch.num_tokens - batch.num_padding
-    counts = -(-batch.query_lens // _TILE)
-    rows = np.arange(batch.num_rows, dtype=np.int32).repeat(counts)
-    within = np.arange(len(rows), dtype=np.int32) - (np.cumsum(counts) - counts).repeat(counts)
-    first = batch.query_starts[:-1][rows] + within * _TILE
-    count = np.minimum(_TILE, batch.query_starts[1:][rows] - first)
-    position = batch.positions[:real][first]
-    tiles = np.zeros((batch.num_rows + batch.num_tokens // _TILE, 4), np.int32)
-    tiles[: len(rows)] = np.stack((rows, first, position, count), 1)
-    return tiles, len(rows)
+def _tiles(batch: Batch) -> IntArray:
+    """Each row cut into tiles, in order of token; padded to a fixed number."""
+    tiles = [
+        (row, start, end)
+        for row, (first, end) in enumerate(pairwise(batch.query_starts.tolist()))
+        for start in range(first, end, _TILE)
+    ]
+    return padded(np.array(tiles, np.int32), batch.num_rows + batch.num_tokens // _TILE)
 
 
 def _attend_tiles(q_THE: Array, cache: Array, plan: _Plan, spec: AttentionSpec) -> Array:
     """Tile after tile: what one writes beyond its row, the next one of them writes over."""
-    num_tokens = q_THE.shape[0]
-    queries = jnp.pad(q_THE, ((0, _TILE), (0, 0), (0, 0)))
 
     def attend(i: Array, out: Array) -> Array:
-        row, start, position, count = plan.tiles[i]
-        q = lax.dynamic_slice_in_dim(queries, start, _TILE)[None]
-        last = position + count - 1
-        positions = jnp.minimum(position + jnp.arange(_TILE, dtype=jnp.int32), last)
-        first = _first_seen(positions[:1], spec)
-        k, v = _gather(cache, plan.tables_RM[row][None], first, last[None])
-        attended = _attend(q, k, v, positions[None], spec)[0]
-        return lax.dynamic_update_slice_in_dim(out, attended, start, 0)
+        row, start, end = plan.tiles[i]
+        tokens = jnp.minimum(start + jnp.arange(_TILE, dtype=jnp.int32), end - 1)
+        table, positions = plan.tables_RM[row], plan.positions_T[tokens]
+        attended = _attend(q_THE[tokens][None], cache, table[None], positions[None], spec)
+        return lax.dynamic_update_slice_in_dim(out, attended[0], start, 0)
 
-    out: Array = lax.fori_loop(0, plan.num_tiles, attend, jnp.zeros_like(queries))
-    return out[:num_tokens]
-
-
-def _first_seen(positions: Array, spec: AttentionSpec) -> Array:
-    """The first position that is seen from each of some."""
-    if spec.window is None:
-        return jnp.zeros_like(positions)
-    return jnp.maximum(positions - spec.window + 1, 0)
-
-
-def _gather(cache: Array, tables_RM: Array, first_R: Array, last_R: Array) -> tuple[Array, Array]:
-    """Keys and values (R, L, K, E) of rows; values outside first..last, which may be NaN, are 0."""
-    k, v = cache[:, tables_RM]
-    k, v = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (k, v))
-    at = jnp.arange(v.shape[1], dtype=jnp.int32)[None]
-    real = (at >= first_R[:, None]) & (at <= last_R[:, None])
-    return k, jnp.where(real[..., None, None], v, 0)
+    num_tiles = jnp.sum(plan.tiles[:, 2] > 0, dtype=jnp.int32)
+    room = jnp.zeros_like(q_THE, shape=(len(q_THE) + _TILE, *q_THE.shape[1:]))
+    out: Array = lax.fori_loop(0, num_tiles, attend, room)
+    return out[: len(q_THE)]
 
 
 def _attend(
-    q_RQHE: Array, k_RLKE: Array, v_RLKE: Array, positions_RQ: Array, spec: AttentionSpec
+    q_RQHE: Array, cache: Array, tables_RM: Array, positions_RQ: Array, spec: AttentionSpec
 ) -> Array:
-    """(R, Q, H, E): Q queries of each row over its L keys, in float32."""
-    rows, count, heads, size = q_RQHE.shape
-    dtype = q_RQHE.dtype
-    q = q_RQHE.reshape(rows, count, k_RLKE.shape[2], -1, size).astype(jnp.float32)
-    k, v = k_RLKE.astype(jnp.float32), v_RLKE.astype(jnp.float32)
-    scores = jnp.einsum("rqkge,rlke->rkgql", q, k, precision=exact(q)) * spec.scale
-    if spec.soft_cap is not None:
-        scores = spec.soft_cap * jnp.tanh(scores / spec.soft_cap)
+    """(R, Q, H, E): Q queries of each row over all keys in the row's blocks, in float32.
+
+    Values that no query sees may be NaN.
+    """
+    (rows, count, _, size), num_kv_heads = q_RQHE.shape, cache.shape[3]
+    q = q_RQHE.reshape(rows, count, num_kv_heads, -1, size).astype(jnp.float32)
+    k, v = cache[:, tables_RM].reshape(2, rows, -1, num_kv_heads, size).astype(jnp.float32)
     distance = positions_RQ[:, :, None] - jnp.arange(k.shape[1], dtype=jnp.int32)
     seen = distance >= 0
     if spec.window is not None:
         seen &= distance < spec.window
+    v = jnp.where(seen.any(1)[..., None, None], v, 0)
+    scores = jnp.einsum("rqkge,rlke->rkgql", q, k, precision=exact(q)) * spec.scale
+    if spec.soft_cap is not None:
+        scores = spec.soft_cap * jnp.tanh(scores / spec.soft_cap)
     scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
     out = jnp.einsum("rkgql,rlke->rqkge", jax.nn.softmax(scores, -1), v, precision=exact(q))
-    return out.reshape(rows, count, heads, size).astype(dtype)
+    return out.reshape(q_RQHE.shape).astype(q_RQHE.dtype)
