@@ -14,6 +14,7 @@ import pytest
 
 _ALL = (
     "attention.sdpa.alibi.*",
+    "attention.triton.*",
     "attention.*.padding.*",
     "features.tensor_parallel",
     "engine.shapes",

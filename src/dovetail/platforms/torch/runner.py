@@ -44,6 +44,7 @@ class TorchRunner:
         self._config = config
         self._compiles_ahead = compiles_ahead and platform.compiles_kernels
         self._shapes = _shapes_of(platform, config)
+        self._recorded: str | None = None
         self._draft = None if config.draft is None else DraftModel(platform, config.draft)
 
     def plan(self) -> RunnerPlan:
@@ -113,6 +114,7 @@ class TorchRunner:
             if self._draft is not None:
                 self._draft.allocate(num_blocks + 1)
             self._steps = _steps(self._loaded, caches)
+            self._recorded = self._steps.describe()
         except (RuntimeError, MemoryError) as error:
             raise OutOfMemoryError(
                 f"{num_blocks} KV blocks do not fit in the device's memory: {error}."
@@ -146,13 +148,13 @@ class TorchRunner:
     def describe(self) -> dict[str, str]:
         """The attention backend with its reasons, and which ops are the platform's own."""
         lines = {"attention": self._choice.describe(), **self._loaded.model.describe()}
-        recorded = self._steps.describe()
-        return lines if recorded is None else {**lines, "recorded": recorded}
+        return lines if self._recorded is None else {**lines, "recorded": self._recorded}
 
     def close(self) -> None:
-        """Drop weights and cache."""
+        """Drop weights and cache, as far as they are there."""
         self._draft = None
-        del self._loaded, self._steps
+        for held in ("_loaded", "_steps"):
+            vars(self).pop(held, None)
 
 
 def _rehearse(platform: TorchPlatform, config: RunnerConfig) -> None:

@@ -134,7 +134,7 @@ class StagedSteps(StepBase):
             kept.copy_(self._hidden_of(staged))
             self._chosen[:size] = packed(*self._choose(staged, kept))
 
-        self._records[size] = _Record(self._queue.record(decode), kept)
+        self._records[size] = _Record(self._queue.record(decode), kept, staged)
 
     def start(self, batch: Batch) -> Pending:
         """See ``Steps``."""
@@ -248,6 +248,8 @@ class _Record(NamedTuple):
     replay: Callable[[], None]
     hidden: Tensor
     """(rows, D) after the last norm, of the last replay of any size."""
+    staged: _Staged
+    """Its plan holds memory that the replay reads."""
 
 
 def _is_simple(batch: Batch) -> bool:
