@@ -17,7 +17,7 @@ KIT     := $(PYTEST) --pyargs dovetail.core.conformance --platform
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: help setup serve test test-core test-triton test-reference determinism aot lint format
-.PHONY: bench bench-cuda simulate clean
+.PHONY: bench bench-cuda certify simulate clean
 .PHONY: $(PLATFORMS:%=test-%)
 
 help: ## Show this list
@@ -46,8 +46,16 @@ unexport PYTHONDONTWRITEBYTECODE
 test-core: $(VENV)/.tools $(VENV)/.platform-cpu ## Test everything but the plug-ins (ARGS are given to pytest)
 	$(PYTEST) tests $(PARALLEL) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# On a machine without a GPU the kernels are interpreted; with one, TRITON_INTERPRET=0 runs them on it.
-test-triton: export TRITON_INTERPRET ?= 1
+# Where there is no GPU, kernels are interpreted, which is slow: the whole kit is for `make certify`.
+NO_GPU := $(if $(wildcard /dev/nvidia0 /dev/kfd),0,1)
+test-triton test-cuda test-rocm: export TRITON_INTERPRET ?= $(NO_GPU)
+test-cuda: export DOVETAIL_CUDA_SIMULATE ?= $(NO_GPU)
+test-rocm: export DOVETAIL_ROCM_SIMULATE ?= $(NO_GPU)
+ifeq ($(NO_GPU),1)
+test-cuda: SKIP = -k 'contract or ops. or tokens.qwen3 or engine.copies'
+test-rocm: SKIP = --conformance-level 1
+endif
+
 test-triton: $(VENV)/.tools ## Test the Triton kernels, and compile them for GPUs of several generations
 	$(PYTEST) tests/attention_backends/triton tests/platforms/gpu tests/gpu_targets $(PARALLEL) $(ARGS)
 
@@ -61,6 +69,12 @@ test-tpu: SKIP = -k 'not pallas'
 $(PLATFORMS:%=test-%): test-%: $(VENV)/.tools $(VENV)/.platform-%
 	$(PYTEST) plugins/dovetail-$*/tests $(PARALLEL) $(ARGS)
 	$(KIT) $* $(SKIP) $(PARALLEL) $(ARGS)
+
+certify: export OMP_NUM_THREADS ?= 1
+certify: $(VENV)/.dev ## Certify tpu, cuda and rocm with the whole kit, simulated, kernels interpreted (an hour)
+	DOVETAIL_TPU_SIMULATE=8 $(KIT) tpu --numprocesses auto
+	DOVETAIL_CUDA_SIMULATE=1 TRITON_INTERPRET=1 $(KIT) cuda --numprocesses auto
+	DOVETAIL_ROCM_SIMULATE=1 TRITON_INTERPRET=1 $(KIT) rocm --numprocesses auto
 
 determinism: $(VENV)/.dev ## Run the whole determinism matrix (many minutes)
 	DOVETAIL_DETERMINISM=full $(BIN)/python -m pytest tests/system/test_determinism.py --timeout 3600 $(ARGS)
