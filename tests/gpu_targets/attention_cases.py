@@ -36,8 +36,7 @@ LAYERS: Mapping[str, dict[str, Any]] = {
 """Compiled each time, for every GPU."""
 VARIANTS: Mapping[str, dict[str, Any]] = {
     "128 fp16": {"dtype": "float16"},
-    "128 window": {"window": 1024},
-    "128 cap": {"soft_cap": 50.0},
+    "128 window cap": {"window": 1024, "soft_cap": 50.0},
     "128 alibi": ALIBI,
 }
 """Compiled each time, for one GPU of each vendor: what they add to the above is the same code."""
@@ -67,14 +66,15 @@ def full() -> bool:
 
 
 def cases(target: str) -> dict[str, Case]:
-    """Launches by layer and kernel, each once; all of them with DOVETAIL_GPU_TARGETS=full."""
+    """Launches by layer and kernel; every kernel of every layer with DOVETAIL_GPU_TARGETS=full."""
     layers = {**LAYERS, **(VARIANTS if full() or target in VENDORS else {})}
     found: dict[str, Case] = {}
     for name, layer in {**layers, **(MORE if full() else {})}.items():
         for kind, launch in _launches(target, **layer):
             case = _case(launch)
-            few = kind in ("prefill", "decode alone") or name == "128"
-            if case not in found.values() and (full() or few or kind == "write"):
+            attends = kind in ("prefill", "decode alone")
+            coded = kind == "write" and name == "128 e4m3"
+            if full() or attends or coded or name == "128":
                 found[f"{name}: {kind}"] = case
     return found
 

@@ -51,6 +51,7 @@ print(TritonAttention(torch.device("cpu")).refuses(make_need(make_spec())))
 
 def test_a_cpu_is_refused_unless_kernels_are_interpreted() -> None:
     assert "GPU" in child(NEED)
+    assert "finds no GPU" in child(NEED.replace('"cpu"', '"cuda"'))
     assert child(NEED, TRITON_INTERPRET="1") == "None"
 
 

@@ -77,8 +77,7 @@ def roomy(batch: Batch) -> StepShape:
     return StepShape(batch.num_tokens + 40, batch.num_rows + 2, width)
 
 
-@pytest.mark.parametrize("window", [None, 6])
-@pytest.mark.parametrize("path", ["last_tokens", "mixed"])
+@pytest.mark.parametrize(("path", "window"), [("last_tokens", None), ("mixed", 6)])
 def test_padding_changes_nothing(path: str, window: int | None, device: torch.device) -> None:
     work = make_work((1, 9, 34), window=window)
     plain = ran(work, device, last_tokens(work) if path == "last_tokens" else work.mixed())

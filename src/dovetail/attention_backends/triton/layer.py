@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from typing import Any
@@ -46,6 +46,7 @@ class Layer:
     target: Target
     slopes: Tensor | None
     """ALiBi's, in base 2, on the device."""
+    _options: dict[tuple[Any, ...], Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
     @property
     def group(self) -> int:
@@ -145,42 +146,46 @@ class Layer:
 
     def prefill(self, q: Tensor, out: Tensor, cache: Cache, plan: Plan) -> Launch:
         """Attend rows with many query tokens."""
-        few = self.few(plan) if plan.few else 0
-        options = self._prefill
+        options = self._prefill_options(self.few(plan) if plan.few else 0)
         queries = options["ROWS"] // self.group
         return Launch(
             "prefill",
             (plan.num_tokens // queries + plan.num_rows + 1, self.spec.num_kv_heads),
             (q, out, *self._read(cache, plan), *q.stride()[:2], plan.num_rows),
-            {**options, "FEW": few},
+            options,
         )
 
-    @cached_property
-    def _prefill(self) -> dict[str, Any]:
+    def _prefill_options(self, few: int) -> Mapping[str, Any]:
         tile = self._tile("prefill")
         rows = max(tile.rows, _power(self.group))
-        return {**self._sizes, **self._scoring, **_shape(tile, rows)}
+        return self._kept(("prefill", few), rows, tile, {"FEW": few})
 
     def decode(
         self, q: Tensor, out: Tensor, partial: Tensor | None, weights: Tensor | None,
         cache: Cache, plan: Plan,
     ) -> Launch:  # fmt: skip
         """Attend rows with few query tokens; into ``partial`` and ``weights`` where in parts."""
-        tile, few = self._tile("decode"), self.few(plan)
+        tile, few, split = self._tile("decode"), self.few(plan), partial is not None
         rows = max(_LEAST_ROWS, _power(self.group * few))
+        more = {"FEW": few, "ALONE": plan.alone, "SPLIT": split}
         return Launch(
             "decode",
             (self.parts(plan), self.spec.num_kv_heads, plan.num_rows),
             (q, out, partial, weights, *self._read(cache, plan), *q.stride()[:2]),
-            {
-                **self._sizes,
-                **self._scoring,
-                **_shape(tile, rows),
-                "FEW": few,
-                "ALONE": plan.alone,
-                "SPLIT": partial is not None,
-            },
+            self._kept(("decode", few, plan.alone, split), rows, tile, more),
         )
+
+    def _kept(
+        self, key: tuple[Any, ...], rows: int, tile: Tile, more: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Options of an attending launch, made once: hundreds of these are launched per step."""
+        known = self._options.get(key)
+        if known is None:
+            shape = {"ROWS": rows, "TILE": tile.keys}
+            how = {"num_warps": tile.warps, "num_stages": tile.stages}
+            known = {**self._sizes, **self._scoring, **shape, **more, **how}
+            self._options[key] = known
+        return known
 
     def reduce(self, out: Tensor, partial: Tensor, weights: Tensor, plan: Plan) -> Launch:
         """Merge what ``decode`` attended in parts."""
@@ -215,12 +220,3 @@ class Layer:
             *(cache.keys, cache.values, cache.key_scales, cache.value_scales, self.slopes),
             *(plan.starts, plan.lens, plan.meta, plan.tables),
         )
-
-
-def _shape(tile: Tile, rows: int) -> Mapping[str, Any]:
-    return {
-        "ROWS": rows,
-        "TILE": tile.keys,
-        "num_warps": tile.warps,
-        "num_stages": tile.stages,
-    }

@@ -67,7 +67,8 @@ def present_target(device: torch.device) -> Target:
 
 
 def _interprets() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+    """As Triton reads the variable."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def _driver() -> Any:

@@ -164,8 +164,9 @@ def _add_tiles(
             scale = _scales(value_scales_ptr, place, inside, MASKED)
             largest = tl.max(scale, axis=0)
             largest = tl.where(largest == 0.0, 1.0, largest)
-            weights = (weights * (scale / largest)[None, :]).to(DOT)
-            acc += tl.dot(weights, v, input_precision="ieee") * largest
+            # Small weights must not be lost in float16, nor sums in float32.
+            weights = (weights * (scale / largest * 1024.0)[None, :]).to(DOT)
+            acc += tl.dot(weights, v, input_precision="ieee") * (largest / 1024.0)
     return acc, total, peak
 
 
