@@ -38,6 +38,25 @@ def agrees(logits, params, noise):
     assert tokens.tolist() == expected.token_ids.tolist()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def soiled():
+    """Memory that is new holds anything: nothing may be read before it is written."""
+    make = choice._State.of
+    random = np.random.default_rng(0)
+
+    def soiled(*args):
+        state = make(*args)
+        for tensor in vars(state).values():
+            if tensor.dtype in (torch.int32, torch.int64):
+                most = 1 << (30 if tensor.dtype == torch.int32 else 48)
+                tensor.copy_(torch.from_numpy(random.integers(-most, most, tuple(tensor.shape))))
+        return state
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice._State, "of", soiled)
+        yield
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Short lists, few blocks and small chunks: what large vocabularies meet, in small ones."""
@@ -75,6 +94,14 @@ def test_lists_that_are_too_short(small, dtype):
     """Rows whose list overflows, or holds too little, or is enough."""
     kinds = [*KINDS[4:6], *KINDS[9:], SamplingParams(top_k=200), SamplingParams(min_p=1e-4)]
     agrees(logits_of(len(kinds), 700, seed=2, dtype=dtype), kinds, noise_of(len(kinds)))
+
+
+def test_more_rounds_than_are_needed(small, monkeypatch):
+    monkeypatch.setattr(choice, "_ROUNDS", 7)
+    params = [SamplingParams(temperature=t, top_p=0.7) for t in (1.0, 3.0)] * 2
+    x = logits_of(4, 400, seed=3, scale=1.0)
+    x[2:] = (x[2:] * 4).round() / 4
+    agrees(x, params, noise_of(4, seed=1))
 
 
 def test_rows_are_settled_in_different_ways(small, monkeypatch):
