@@ -159,6 +159,15 @@ def test_flat_rows_and_huge_peaks(small):
     assert tokens.tolist() == [249, 77, 77]
 
 
+def test_shares_are_exact_to_the_last_unit():
+    """Half of two equal weights and one unit more is not reached by one of the two."""
+    x = torch.tensor([[0.0, 0.0, -34.6], [0.0, 0.0, -99.0]])
+    agrees(x, [SamplingParams(top_p=0.5)] * 2, [LAST] * 2)
+    tokens, _ = chosen(x, [SamplingParams(top_p=0.5)] * 2, [LAST] * 2)
+    assert tokens.tolist() == [1, 0]
+    agrees(x, [SamplingParams()] * 2, [1.0] * 2)
+
+
 def test_a_row_does_not_depend_on_the_others(small):
     kinds = [KINDS[i] for i in (0, 1, 5, 6, 10, 11)]
     x, noise = logits_of(len(kinds), 650, seed=9), noise_of(len(kinds), seed=9)
