@@ -194,6 +194,22 @@ def test_where_all_rows_are_known_to_be_greedy(dtype):
         assert torch.equal(finite.cpu(), expected.finite)
 
 
+def test_where_no_row_is_known_to_restrict_anything(monkeypatch):
+    x, noise = logits_of(3, 3000, seed=4), noise_of(3, seed=4)
+    expected = draw(x, KINDS[:3], noise=noise)
+    controls = controls_of(KINDS[:3], 3000, noise)
+    there = Controls(**{name: field.to(DEVICE) for name, field in vars(controls).items()})
+    monkeypatch.setattr(choice, "settle", None)
+    tokens, finite = choice.choose(x.to(DEVICE), there, restricts=False)
+    assert tokens.tolist() == expected.token_ids.tolist() and finite.all()
+
+
+def test_the_coldest_temperature_that_draws():
+    params = [SamplingParams(temperature=t) for t in (1e-5, 9.9e-6)]
+    agrees(torch.zeros(2, 9), params, [LAST] * 2)
+    assert chosen(torch.zeros(2, 9), params, [LAST] * 2)[0].tolist() == [8, 0]
+
+
 def test_other_dtypes_are_refused():
     with pytest.raises(UnsupportedError, match=r"not torch\.float64"):
         choice.choose(torch.zeros(1, 9, dtype=torch.float64), None)
