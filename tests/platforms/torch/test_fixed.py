@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from dovetail.core.batch import SamplingBatch
 from dovetail.core.request import SamplingParams
+from dovetail.platforms.torch.sampling import fixed
 from dovetail.platforms.torch.sampling.fixed import choose_fixed
 from dovetail.platforms.torch.sampling.rows import Rows
 from dovetail.platforms.torch.sampling.weights import Controls
@@ -110,3 +111,17 @@ def test_a_greedy_batch_needs_no_controls_of_its_own():
             choose_fixed(rows, None), choose_fixed(rows, controls), strict=True
         ):
             assert torch.equal(ours, theirs)
+
+
+def test_rows_that_restrict_nothing_need_no_search(monkeypatch):
+    x, noise = logits_of(3, 3001), noise_of(3)
+    controls = controls_of(KINDS[:3], 3001, noise)
+    expected, _ = choose_fixed(x, controls)
+    monkeypatch.setattr(fixed, "by_search", None)
+    assert torch.equal(choose_fixed(x, controls, restricts=False)[0], expected)
+
+
+def test_the_coldest_temperature_that_draws():
+    params = [SamplingParams(temperature=t) for t in (1e-5, 9.9e-6)]
+    agrees(torch.zeros(2, 9), params, [LAST] * 2)
+    assert choose_fixed(torch.zeros(2, 9), controls_of(params, 9, [LAST] * 2))[0].tolist() == [8, 0]

@@ -38,6 +38,25 @@ def agrees(logits, params, noise):
     assert tokens.tolist() == expected.token_ids.tolist()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def soiled():
+    """Memory that is new holds anything: nothing may be read before it is written."""
+    make = choice._State.of
+    random = np.random.default_rng(0)
+
+    def soiled(*args):
+        state = make(*args)
+        for tensor in vars(state).values():
+            if tensor.dtype in (torch.int32, torch.int64):
+                most = 1 << (30 if tensor.dtype == torch.int32 else 48)
+                tensor.copy_(torch.from_numpy(random.integers(-most, most, tuple(tensor.shape))))
+        return state
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice._State, "of", soiled)
+        yield
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Short lists, few blocks and small chunks: what large vocabularies meet, in small ones."""
@@ -75,6 +94,14 @@ def test_lists_that_are_too_short(small, dtype):
     """Rows whose list overflows, or holds too little, or is enough."""
     kinds = [*KINDS[4:6], *KINDS[9:], SamplingParams(top_k=200), SamplingParams(min_p=1e-4)]
     agrees(logits_of(len(kinds), 700, seed=2, dtype=dtype), kinds, noise_of(len(kinds)))
+
+
+def test_more_rounds_than_are_needed(small, monkeypatch):
+    monkeypatch.setattr(choice, "_ROUNDS", 7)
+    params = [SamplingParams(temperature=t, top_p=0.7) for t in (1.0, 3.0)] * 2
+    x = logits_of(4, 400, seed=3, scale=1.0)
+    x[2:] = (x[2:] * 4).round() / 4
+    agrees(x, params, noise_of(4, seed=1))
 
 
 def test_rows_are_settled_in_different_ways(small, monkeypatch):
@@ -132,6 +159,15 @@ def test_flat_rows_and_huge_peaks(small):
     assert tokens.tolist() == [249, 77, 77]
 
 
+def test_shares_are_exact_to_the_last_unit():
+    """Half of two equal weights and one unit more is not reached by one of the two."""
+    x = torch.tensor([[0.0, 0.0, -34.6], [0.0, 0.0, -99.0]])
+    agrees(x, [SamplingParams(top_p=0.5)] * 2, [LAST] * 2)
+    tokens, _ = chosen(x, [SamplingParams(top_p=0.5)] * 2, [LAST] * 2)
+    assert tokens.tolist() == [1, 0]
+    agrees(x, [SamplingParams()] * 2, [1.0] * 2)
+
+
 def test_a_row_does_not_depend_on_the_others(small):
     kinds = [KINDS[i] for i in (0, 1, 5, 6, 10, 11)]
     x, noise = logits_of(len(kinds), 650, seed=9), noise_of(len(kinds), seed=9)
@@ -156,6 +192,22 @@ def test_where_all_rows_are_known_to_be_greedy(dtype):
         expected = draw(rows, greedy)
         assert tokens.tolist() == expected.token_ids.tolist()
         assert torch.equal(finite.cpu(), expected.finite)
+
+
+def test_where_no_row_is_known_to_restrict_anything(monkeypatch):
+    x, noise = logits_of(3, 3000, seed=4), noise_of(3, seed=4)
+    expected = draw(x, KINDS[:3], noise=noise)
+    controls = controls_of(KINDS[:3], 3000, noise)
+    there = Controls(**{name: field.to(DEVICE) for name, field in vars(controls).items()})
+    monkeypatch.setattr(choice, "settle", None)
+    tokens, finite = choice.choose(x.to(DEVICE), there, restricts=False)
+    assert tokens.tolist() == expected.token_ids.tolist() and finite.all()
+
+
+def test_the_coldest_temperature_that_draws():
+    params = [SamplingParams(temperature=t) for t in (1e-5, 9.9e-6)]
+    agrees(torch.zeros(2, 9), params, [LAST] * 2)
+    assert chosen(torch.zeros(2, 9), params, [LAST] * 2)[0].tolist() == [8, 0]
 
 
 def test_other_dtypes_are_refused():

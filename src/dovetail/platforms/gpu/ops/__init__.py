@@ -2,7 +2,8 @@
 
 Kernels are for one kind of device, and the platform decides once: a table with these ops is for
 tensors on devices that Triton compiles for, all of them. Nothing is looked at per call and nothing
-falls back to the reference; on another device Triton says that it cannot launch.
+falls back to the reference; on another device Triton says that it cannot launch. A row of a result
+is made of the same operations in the same order whatever other rows there are.
 
 Importing this package is cheap: kernels, and Triton with them, are imported by ``override_ops``.
 """

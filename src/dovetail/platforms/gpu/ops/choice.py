@@ -3,10 +3,11 @@
 
 What is launched depends on the number of rows and tokens only and nothing is looked at on the host,
 so that it can stand at the end of a recorded step. Rows that need no more of a launch leave it at
-once; where every row is known to be greedy, two launches are enough. The tokens are those of
-``platforms/torch/sampling``, by the same whole weights and the same order. Only ``exp`` is the
-device's own, so a token can differ from torch's where the noise or top_p falls within some 2**-20
-of the border between two. A row's token does not depend on other rows.
+once. Where it is known that every row is greedy two launches are enough, and four where no row has
+top_k, top_p or min_p. The tokens are those of ``platforms/torch/sampling``, by the same whole
+weights and the same order. Only ``exp`` is the device's own, so a token can differ from torch's
+where the noise or top_p falls within some 2**-20 of the border between two. A row's token does not
+depend on other rows.
 
 =======  ========  ====================================  =======================================
 launch   programs  reads                                 finds
@@ -18,8 +19,8 @@ plan     G         the blocks                            greedy tokens; a bound 
 sift     G x C     the logits of rows that draw          the mass of each chunk of 2048; a list
                                                          of what reaches the bound
 settle   G         the lists                             tokens of rows whose list is enough
-narrow   G x C/4   the logits of rows of which it is not  a range 8 times as narrow for the bound
-(7 times)                                                of top_p
+narrow   G x C/4   the logits of the other rows          a range for the bound of top_p, each
+(7 times)                                                time an eighth of the one before
 search   G         the ranges                            the bound itself
 measure  G x C/4   the logits of the same rows           the mass of what each chunk keeps
 draw     G         the chunks; the logits of one         the tokens that are still missing
@@ -28,7 +29,7 @@ draw     G         the chunks; the logits of one         the tokens that are sti
 The floor is the time that the logits take to be read, ``4 G V`` bytes in float32: once for greedy
 rows and twice for rows that draw. At 256 rows of 152 thousand tokens that is 156 MB each time, or
 36 us at 4.3 TB/s. One row is read by as many programs as it has chunks, and there the floor is the
-launches themselves.
+launches themselves. What launches tell each other takes 86 KB for each row of so many tokens.
 
 A list of the 512 likeliest blocks is enough for nearly all that language models say. Where it is
 not (a hot temperature, half of a flat row) a row is read 8 times more. That leaves its bound except
@@ -75,16 +76,10 @@ _SHIFTS = {torch.float32: 0, torch.bfloat16: 16, torch.float16: 13}
 """Bits at the end of a float32 that logits of a dtype never have."""
 
 
-def choose(logits_GV: Tensor, controls: Controls | None) -> tuple[Tensor, Tensor]:
-    """Choose for G rows: the likeliest token where the temperature is below 1e-5, else a draw.
-
-    Args:
-        logits_GV: float32, bfloat16 or float16; not changed.
-        controls: Of the G rows, on the same device. None: every row is greedy.
-
-    Returns:
-        Tokens (G,) int64, 0 where not finite; and (G,) bool: False where a row's logits hold NaN or
-        +inf, or are all -inf. As ``platforms/torch/sampling/fixed.py``.
+def choose(
+    logits_GV: Tensor, controls: Controls | None, *, restricts: bool = True
+) -> tuple[Tensor, Tensor]:
+    """A ``ChooseFixed`` for logits in float32, bfloat16 or float16.
 
     Raises:
         UnsupportedError: Logits of another dtype.
@@ -96,7 +91,7 @@ def choose(logits_GV: Tensor, controls: Controls | None) -> tuple[Tensor, Tensor
     x = logits_GV if logits_GV.stride(1) == 1 else logits_GV.contiguous()
     state = _State.of(rows, x.shape[1], x.device)
     if rows:
-        _launch(x, controls, state)
+        _launch(x, controls, state, restricts)
     return state.tokens, state.finite
 
 
@@ -164,7 +159,7 @@ def _pointers(of: _State | Controls) -> dict[str, Tensor]:
     return {f"{f.name}_ptr": getattr(of, f.name).contiguous() for f in fields(of)}
 
 
-def _launch(x: Tensor, controls: Controls | None, state: _State) -> None:
+def _launch(x: Tensor, controls: Controls | None, state: _State, restricts: bool) -> None:
     rows, vocab = x.shape
     chunks, blocks = triton.cdiv(vocab, _CHUNK), triton.cdiv(vocab, _BLOCK)
     of_chunks, of_parts = (rows, chunks), (rows, triton.cdiv(vocab, _PART))
@@ -199,9 +194,10 @@ def _launch(x: Tensor, controls: Controls | None, state: _State) -> None:
         return
     launch(kernels.plan, (rows,), **of_list)
     launch(kernels.sift, of_chunks)
-    launch(settle, (rows,), **of_list)
-    for number in range(_ROUNDS):
-        launch(narrow, of_parts, round=number, **of_row)
-    launch(search, (rows,), rounds=_ROUNDS, **of_row)
-    launch(kernels.measure, of_parts)
+    if restricts:
+        launch(settle, (rows,), **of_list)
+        for number in range(_ROUNDS):
+            launch(narrow, of_parts, round=number, **of_row)
+        launch(search, (rows,), rounds=_ROUNDS, **of_row)
+        launch(kernels.measure, of_parts)
     launch(kernels.draw, (rows,))

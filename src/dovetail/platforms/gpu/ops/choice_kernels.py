@@ -16,11 +16,11 @@ from dovetail.platforms.gpu.ops.ranks import (
     weigh,
 )
 from dovetail.platforms.gpu.ops.stages import BOUND, DONE, FEW, FREE
+from dovetail.platforms.torch.sampling.choice import GREEDY_BELOW
 
 __all__ = ["crown", "draw", "measure", "peaks", "plan", "sift"]
 
-_COLD = tl.constexpr(1e-5)
-"""Temperatures below this are greedy."""
+_GREEDY_BELOW = tl.constexpr(GREEDY_BELOW)
 
 
 @triton.jit
@@ -115,7 +115,7 @@ def plan(
     finite = tl.abs(peak) < float("inf")
     top_k = tl.load(top_k_ptr + row).to(tl.int32)
     restricted = (top_k < VOCAB) | (tl.load(top_p_ptr + row) < 1.0)
-    warm = finite & (tl.load(temperature_ptr + row) >= _COLD)
+    warm = finite & (tl.load(temperature_ptr + row) >= _GREEDY_BELOW)
     stage = tl.where(warm, tl.where(restricted, FEW, FREE), DONE)
     bound = lowest_rank(ID_BITS, SHIFT)
     if VOCAB > LIST:  # noqa: SIM102, the one is known when this is compiled
