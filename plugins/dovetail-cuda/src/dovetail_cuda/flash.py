@@ -213,7 +213,7 @@ class FlashAttention3(_FlashAttention):
     name = "flash3"
     library = Library(
         module="flash_attn_interface",
-        install="pip install flash-attn-3 --index-url https://download.pytorch.org/whl/cu130",
+        install="pip install flash-attn-3, from the index of torch itself",
     )
 
     def _refuses_gpu(self) -> str | None:
