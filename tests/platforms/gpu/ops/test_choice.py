@@ -96,6 +96,13 @@ def test_lists_that_are_too_short(small, dtype):
     agrees(logits_of(len(kinds), 700, seed=2, dtype=dtype), kinds, noise_of(len(kinds)))
 
 
+def test_a_top_k_beyond_what_is_listed(small, monkeypatch):
+    """The mass that top_p is a part of is then not known from the list."""
+    monkeypatch.setattr(choice, "_LIST", 512)
+    params = SamplingParams(temperature=3.0, top_k=350, top_p=0.4)
+    agrees(logits_of(3, 700, seed=6, scale=1.0), [params] * 3, [0.5, 0.9, LAST])
+
+
 def test_more_rounds_than_are_needed(small, monkeypatch):
     monkeypatch.setattr(choice, "_ROUNDS", 7)
     params = [SamplingParams(temperature=t, top_p=0.7) for t in (1.0, 3.0)] * 2
