@@ -53,9 +53,9 @@ def test_steps_are_really_replayed(llama: Path) -> None:
     assert "up to 12 rows" in core.runner.describe()["recorded"]
     replayed = []
     for size, record in list(steps._records.items()):
-        replay = record.replay
+        forward = record.forward
         steps._records[size] = record._replace(
-            replay=lambda size=size, replay=replay: (replayed.append(size), replay())
+            forward=lambda size=size, forward=forward: (replayed.append(size), forward())
         )
     tokens(core, SamplingParams(temperature=0.0, max_tokens=20))
     assert len(replayed) > 20 and len(set(replayed)) > 1

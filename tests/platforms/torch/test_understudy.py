@@ -39,10 +39,11 @@ class Compiling(StagedPlatform):
         found = super().memory(device)
         return found if self.free is None else replace(found, free=self.free)
 
-    def choose(self, logits_GV: Any, controls: Any) -> Any:
+    def choose(self, logits_GV: Any, controls: Any, *, restricts: bool = True) -> Any:
         name = threading.current_thread().name
-        self.seen.setdefault(name, set()).add(tuple(logits_GV.shape))
-        return super().choose(logits_GV, controls)
+        kind = (*logits_GV.shape, controls is None, restricts)
+        self.seen.setdefault(name, set()).add(kind)
+        return super().choose(logits_GV, controls, restricts=restricts)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])

@@ -112,11 +112,13 @@ class GpuPlatform(TorchPlatform):
 
         override_ops(table, self.origin)
 
-    def choose(self, logits_GV: Tensor, controls: Controls) -> tuple[Tensor, Tensor]:
+    def choose(
+        self, logits_GV: Tensor, controls: Controls | None, *, restricts: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """In a few kernels."""
         from dovetail.platforms.gpu.ops.choice import choose
 
-        return choose(logits_GV, controls)
+        return choose(logits_GV, controls, restricts=restricts)
 
     def communicator(self, rank: int, size: int, address: str) -> Communicator:
         """From device to device; simulated, through the host."""

@@ -65,13 +65,13 @@ class TorchPlatform(Platform):
         return self.capabilities.graphs
 
     def choose(
-        self, logits_GV: torch.Tensor, controls: Controls
+        self, logits_GV: torch.Tensor, controls: Controls | None, *, restricts: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (G,) int64 and whether their rows are finite (G,), without a look at results.
+        """As ``ChooseFixed``, for steps that a queue works off.
 
-        For steps that a queue works off; the tokens are those that ``Sampler`` would choose.
+        The tokens are those that ``Sampler`` would choose.
         """
-        return choose_fixed(logits_GV, controls)
+        return choose_fixed(logits_GV, controls, restricts=restricts)
 
     def uploader(self) -> Callable[[np.ndarray[Any, Any]], torch.Tensor]:
         """How weights come to the device. Default: in pieces, if it has a queue."""

@@ -2,7 +2,8 @@
 
 All that a step brings lies in one piece of the device's memory (``Uploads``). A step in which
 every row decodes is padded to one of a few numbers of rows and replayed: from token numbers to
-token numbers, choosing included, nothing of it passes through Python again. Any other step runs
+token numbers, nothing of it passes through Python again. The choice of tokens is a record of its
+own, in three kinds, for greedy rows need less. Any other step runs
 the same functions op by op. Neither waits for the device, which takes the tokens of the step
 before from its own memory; what comes back is a table of token numbers, copied behind the step.
 """
@@ -10,7 +11,7 @@ before from its own memory; what comes back is a table of token numbers, copied 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dovetail.core.batch import Batch
+from dovetail.core.batch import Batch, SamplingBatch
 from dovetail.core.buckets import StepShape, pad_to, padded
 from dovetail.core.contracts.attention import RecordableAttention
 from dovetail.core.contracts.model import StepInputs
@@ -121,7 +122,8 @@ class StagedSteps(StepBase):
         """A padded step in which every row gets a token; also the hidden states (R, D)."""
         staged = replace(self._send(step, step.num_rows), index=None)
         hidden = self._hidden_of(staged)
-        self._choose(staged, hidden)
+        for kind in _KINDS:
+            self._choose(staged, hidden, kind)
         return staged, hidden
 
     def _record(self, step: Batch) -> None:
@@ -130,11 +132,18 @@ class StagedSteps(StepBase):
         largest = self._records.get(self._sizes[-1])
         kept = hidden if largest is None else largest.hidden[:size]
 
-        def decode() -> None:
+        def forward() -> None:
             kept.copy_(self._hidden_of(staged))
-            self._chosen[:size] = packed(*self._choose(staged, kept))
 
-        self._records[size] = _Record(self._queue.record(decode), kept, staged)
+        def choose(kind: _Kind) -> None:
+            self._chosen[:size] = packed(*self._choose(staged, kept, kind))
+
+        self._records[size] = _Record(
+            forward=self._queue.record(forward),
+            choose={kind: self._queue.record(partial(choose, kind)) for kind in _KINDS},
+            hidden=kept,
+            staged=staged,
+        )
 
     def start(self, batch: Batch) -> Pending:
         """See ``Steps``."""
@@ -148,8 +157,9 @@ class StagedSteps(StepBase):
         size = len(record.hidden)
         padded = pad_to(batch, StepShape(size, size, batch.block_tables.shape[1]))
         self._uploads.send(self._brought(padded, size))
-        record.replay()
+        record.forward()
         if _is_simple(batch) and self.loaded.draft is None:
+            record.choose[_kind(batch.sampling)]()
             return ChosenStep(self._fetch(self._chosen[:size]), batch.num_rows)
         return self._finish(batch, record.hidden[: batch.num_rows])
 
@@ -171,7 +181,7 @@ class StagedSteps(StepBase):
         draft, need = self.loaded.draft, batch.prompt_logprobs
         result = drafts = prompt = None
         if staged is not None and _is_simple(batch):
-            tokens, finite = self._choose(staged, hidden_CD)
+            tokens, finite = self._choose(staged, hidden_CD, _kind(batch.sampling))
             if draft is None and need is None:
                 return ChosenStep(self._fetch(packed(tokens, finite)), len(tokens))
             ones = torch.ones_like(tokens)
@@ -196,10 +206,12 @@ class StagedSteps(StepBase):
         hidden, self.caches = self.loaded.model.forward(inputs, self.caches)
         return hidden
 
-    def _choose(self, staged: _Staged, hidden_CD: Tensor) -> tuple[Tensor, Tensor]:
+    def _choose(self, staged: _Staged, hidden_CD: Tensor, kind: _Kind) -> tuple[Tensor, Tensor]:
         """Tokens (C,) and whether their rows are finite (C,); the tokens are kept for the rows."""
         logits = self.loaded.model.logits(hidden_CD)
-        tokens, finite = self.loaded.platform.choose(logits, staged.controls)
+        controls = None if kind.greedy else staged.controls
+        choose = self.loaded.platform.choose
+        tokens, finite = choose(logits, controls, restricts=kind.restricts)
         self.last_token[staged.rows] = tokens
         return tokens, finite
 
@@ -242,10 +254,29 @@ class StagedSteps(StepBase):
         return f"decode steps of up to {self._sizes[-1]} rows, in {len(self._sizes)} sizes"
 
 
+class _Kind(NamedTuple):
+    """What the rows of a step ask of the choice: the less, the cheaper it is."""
+
+    greedy: bool
+    """All of them are."""
+    restricts: bool
+    """Some that draw have top_k, top_p or min_p."""
+
+
+_KINDS = (_Kind(True, False), _Kind(False, False), _Kind(False, True))
+
+
+def _kind(sampling: SamplingBatch) -> _Kind:
+    return _Kind(sampling.all_greedy, sampling.restricts and not sampling.all_greedy)
+
+
 class _Record(NamedTuple):
     """A decode step of some number of rows, ready to be repeated."""
 
-    replay: Callable[[], None]
+    forward: Callable[[], None]
+    """Up to the hidden states."""
+    choose: Mapping[_Kind, Callable[[], None]]
+    """From there to the tokens."""
     hidden: Tensor
     """(rows, D) after the last norm, of the last replay of any size."""
     staged: _Staged
