@@ -52,7 +52,7 @@ test-triton test-cuda test-rocm: export TRITON_INTERPRET ?= $(NO_GPU)
 test-cuda: export DOVETAIL_CUDA_SIMULATE ?= $(NO_GPU)
 test-rocm: export DOVETAIL_ROCM_SIMULATE ?= $(NO_GPU)
 ifeq ($(NO_GPU),1)
-test-cuda: SKIP = -k 'contract or ops. or tokens.qwen3 or engine.copies'
+test-cuda: SKIP = -k 'contract or ops.'
 test-rocm: SKIP = --conformance-level 1
 endif
 
