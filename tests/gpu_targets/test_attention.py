@@ -6,7 +6,6 @@ import pytest
 
 from tests.gpu_targets.targets import TARGETS, Report, compile_all
 
-
 SPILLS = "128 fp32 e4m3: prefill"
 """float32 queries over codes: exact, for comparisons; there is no tile small enough."""
 
