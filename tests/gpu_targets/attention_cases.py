@@ -67,16 +67,24 @@ def full() -> bool:
 
 def cases(target: str) -> dict[str, Case]:
     """Launches by layer and kernel; every kernel of every layer with DOVETAIL_GPU_TARGETS=full."""
-    layers = {**LAYERS, **(VARIANTS if full() or target in VENDORS else {})}
-    found: dict[str, Case] = {}
-    for name, layer in {**layers, **(MORE if full() else {})}.items():
-        for kind, launch in _launches(target, **layer):
-            case = _case(launch)
-            attends = kind in ("prefill", "decode alone")
-            coded = kind == "write" and name == "128 e4m3"
-            if full() or attends or coded or name == "128":
-                found[f"{name}: {kind}"] = case
-    return found
+    if full():
+        layers = {**LAYERS, **VARIANTS, **MORE}
+    else:
+        layers = {**LAYERS, **VARIANTS} if target in VENDORS else LAYERS
+    return {
+        f"{name}: {kind}": _case(launch)
+        for name, layer in layers.items()
+        for kind, launch in _launches(target, **layer)
+        if full() or _chosen(target, name, kind)
+    }
+
+
+def _chosen(target: str, name: str, kind: str) -> bool:
+    """Worth being compiled each time: of every GPU the usual, of one of each vendor more."""
+    if kind == "write":
+        return name in ("128", "128 e4m3")
+    attends = kind in ("prefill", "decode alone")
+    return (attends or name == "128") if target in VENDORS else (attends and name != "64")
 
 
 def _launches(target: str, **layer: Any) -> Iterator[tuple[str, Launch]]:
