@@ -57,7 +57,7 @@ test-rocm: SKIP = --conformance-level 1
 endif
 
 test-triton: $(VENV)/.tools ## Test the Triton kernels, and compile them for GPUs of several generations
-	$(PYTEST) tests/attention_backends/triton tests/platforms/gpu tests/gpu_targets $(PARALLEL) $(ARGS)
+	$(PYTEST) tests/attention_backends/triton tests/platforms/gpu tests/gpu_targets $(PARALLEL) --dist loadfile $(ARGS)
 
 test-reference: $(VENV)/.tools ## Certify the reference platform, with which others are compared
 	$(KIT) reference $(PARALLEL) $(ARGS)

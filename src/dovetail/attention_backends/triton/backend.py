@@ -79,16 +79,24 @@ class TritonAttention:
         return host_arrays(batch, need.block_size)
 
     def device_plan(self, arrays: Sequence[Any], batch: Batch, need: AttentionNeed) -> Plan:
-        """The plan over those arrays, for every step of as many tokens and rows."""
-        return _plan(arrays, batch, few=True, many=True)
+        """For every step of so many rows, if all decode; else without launches in vain."""
+        starts, lens, slots, meta, tables = arrays
+        counts = batch.query_lens
+        return Plan(
+            starts=starts,
+            lens=lens,
+            slots=slots,
+            meta=meta,
+            tables=tables,
+            num_tokens=batch.num_tokens,
+            num_rows=batch.num_rows,
+            few=bool(((counts > 0) & (counts <= MOST_FEW)).any()),
+            many=int(counts.max()) > 1 or batch.num_padding > 0,
+        )
 
     def plan(self, batch: Batch, need: AttentionNeed) -> Plan:
-        """The plan of this step alone, which leaves out the launches that it does not need."""
-        arrays = sent(self.host_plan(batch, need), self.device)
-        lens = batch.query_lens
-        few = bool(((lens > 0) & (lens <= MOST_FEW)).any())
-        many = int(lens.max()) > 1 or batch.num_padding > 0
-        return _plan(arrays, batch, few=few, many=many)
+        """The same over a copy of its own."""
+        return self.device_plan(sent(self.host_plan(batch, need), self.device), batch, need)
 
     def attend(
         self,
@@ -171,21 +179,6 @@ class TritonAttention:
             for part in cache.parts():
                 part[target] = part[source]
         return caches
-
-
-def _plan(arrays: Sequence[Tensor], batch: Batch, *, few: bool, many: bool) -> Plan:
-    starts, lens, slots, meta, tables = arrays
-    return Plan(
-        starts=starts,
-        lens=lens,
-        slots=slots,
-        meta=meta,
-        tables=tables,
-        num_tokens=batch.num_tokens,
-        num_rows=batch.num_rows,
-        few=few,
-        many=many,
-    )
 
 
 def _checked(plan: object) -> Plan:

@@ -169,8 +169,10 @@ class RecordableAttention(Protocol):
         ...
 
     def device_plan(self, arrays: Sequence[Any], batch: Batch, need: AttentionNeed) -> object:
-        """The plan over those arrays, int32 on the device, of the batch's numbers of tokens and
-        rows; other steps of the same numbers will be attended with it.
+        """The plan over those arrays, int32 on the device.
+
+        If the batch has as many tokens as rows, every row decodes: the step may be recorded, and
+        others of so many rows be attended with its plan. Else the plan is for this step alone.
 
         The last array is flat and as long as it can ever be; what the step has is its beginning.
         """
