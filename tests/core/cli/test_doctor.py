@@ -45,7 +45,7 @@ def test_the_same_for_people() -> None:
     assert lines[0].startswith("dovetail:  0.")
     assert any(line.startswith("threads:") and "OMP_NUM_THREADS=3" in line for line in lines)
     assert "Chosen: null, named by --device" in lines
-    assert "+  invariant, reference, sdpa  dovetail 0.1.0" in lines
+    assert "+  invariant, reference, sdpa, triton  dovetail 0.1.0" in lines
     assert lines[-1] == "No problem was found."
 
 

@@ -236,7 +236,7 @@ def test_doctor_says_what_is_wrong_with_each_backend(backends: Path) -> None:
         assert reason in finding["what"]
     (clash,) = (f for f in found["findings"] if "sdpa" in f["what"])
     assert "is offered by acme-sdpa 1.2 and dovetail 0.1.0" in clash["what"]
-    assert found["start"]["attention"] == ["reference", "invariant"]
+    assert found["start"]["attention"] == ["reference", "invariant", "triton"]
 
 
 def test_broken_backends_harm_nobody_who_does_not_name_them(backends: Path) -> None:
