@@ -31,7 +31,9 @@ setup: $(VENV)/.dev ## Make the virtual environment, with everything that work o
 serve: $(VENV)/.platform-cpu ## Serve the bundled model on PORT (ARGS are added to the command)
 	$(BIN)/dovetail serve --port $(PORT) $(ARGS)
 
-test: lint test-core test-triton test-reference $(PLATFORMS:%=test-%) ## Check style and types, then run every test that can run here
+test: $(VENV)/.dev ## Check style and types, then run every test that can run here
+	$(MAKE) --jobs 2 --output-sync=target lint $(patsubst %,test-%,$(filter cpu,$(PLATFORMS)))
+	$(MAKE) test-core test-triton test-reference $(patsubst %,test-%,$(filter-out cpu,$(PLATFORMS)))
 
 # Several processes of one thread each: models made for tests are too small to share out. The cpu
 # platform is certified with all threads, as users run it.
@@ -79,7 +81,8 @@ certify: $(VENV)/.dev ## Certify tpu, cuda and rocm with the whole kit, simulate
 determinism: $(VENV)/.dev ## Run the whole determinism matrix (many minutes)
 	DOVETAIL_DETERMINISM=full $(BIN)/python -m pytest tests/system/test_determinism.py --timeout 3600 $(ARGS)
 
-aot: $(VENV)/.dev ## Compile kernels and a model for four generations of TPU, without one (700 MB)
+aot: $(VENV)/.dev ## Compile kernels for six GPUs, and kernels and a model for four TPUs, without any (700 MB)
+	DOVETAIL_GPU_TARGETS=all TRITON_INTERPRET=1 $(PYTEST) tests/gpu_targets $(ARGS)
 	$(INSTALL) --no-deps --quiet --target $(VENV)/libtpu 'libtpu==0.0.42.*'
 	TPU_LIBRARY_PATH=$(abspath $(VENV))/libtpu/libtpu/libtpu.so \
 	    $(PYTEST) plugins/dovetail-tpu/tests/test_aot.py -s $(ARGS)
@@ -120,7 +123,7 @@ $(VENV)/.runtime: $(INPUTS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.platform-%: plugins/dovetail-%/pyproject.toml $(VENV)/.runtime
-	$(INSTALL) --editable plugins/dovetail-$*
+	$(INSTALL) $$(test -e $(VENV)/.tools && echo --no-build-isolation) --editable plugins/dovetail-$*
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.runtime

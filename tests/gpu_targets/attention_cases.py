@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from dovetail.attention_backends.triton.launch import HOMES, Launch, kernel_of
 from dovetail.attention_backends.triton.target import Target
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
 from tests.attention_backends.sequences import Sequences
-from tests.gpu_targets.targets import Case
+from tests.gpu_targets.targets import Case, effort
 
 META = torch.device("meta")
 NUMBERS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx90a": 104, "gfx942": 304, "gfx950": 256}
@@ -62,7 +61,7 @@ MORE: Mapping[str, dict[str, Any]] = {
 
 
 def full() -> bool:
-    return os.environ.get("DOVETAIL_GPU_TARGETS") == "full"
+    return effort() == "full"
 
 
 def cases(target: str) -> dict[str, Case]:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Case", "Report", "TARGETS", "compile_all"]
+__all__ = ["Case", "Report", "TARGETS", "chosen_targets", "compile_all", "effort"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,23 @@ TARGETS: Mapping[str, Target] = {
     "gfx950": Target("hip", "gfx950", 64, 160 * 1024),
 }
 """By the names of their instruction sets."""
+
+_EFFORT = "DOVETAIL_GPU_TARGETS"
+_FEW = ("sm_90", "gfx942")
+
+
+def effort() -> str:
+    """What DOVETAIL_GPU_TARGETS says: ``few`` GPUs, one of each vendor; ``all``; or ``full``, all
+    of them with every case."""
+    word = os.environ.get(_EFFORT, "few")
+    if word not in ("few", "all", "full"):
+        raise ValueError(f"{_EFFORT} is few, all or full, not {word!r}")
+    return word
+
+
+def chosen_targets() -> tuple[str, ...]:
+    """The GPUs that are compiled for."""
+    return _FEW if effort() == "few" else tuple(TARGETS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +108,7 @@ def compile_all(cases: str) -> list[Report]:
 
 def _reports(module: str) -> Iterator[Report]:
     cases = importlib.import_module(module).cases
-    for target in TARGETS:
+    for target in chosen_targets():
         for name, case in cases(target).items():
             try:
                 yield _compile(name, case, target)
