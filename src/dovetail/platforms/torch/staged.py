@@ -3,9 +3,9 @@
 All that a step brings lies in one piece of the device's memory (``Uploads``). A step in which
 every row decodes is padded to one of a few numbers of rows and replayed: from token numbers to
 token numbers, nothing of it passes through Python again. The choice of tokens is a record of its
-own, in three kinds, for greedy rows need less. Any other step runs
-the same functions op by op. Neither waits for the device, which takes the tokens of the step
-before from its own memory; what comes back is a table of token numbers, copied behind the step.
+own, in three kinds, for greedy rows need less. Any other step runs the same functions op by op.
+Neither waits for the device, which takes the tokens of the step before from its own memory; what
+comes back is a table of token numbers, copied behind the step.
 """
 
 from __future__ import annotations
