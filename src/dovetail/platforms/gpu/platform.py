@@ -38,6 +38,9 @@ FEATURES = frozenset(
 )
 """What the shared runner does on a GPU."""
 
+_SIMULATED_TOKENS, _SIMULATED_ROWS = 32, 2
+"""Of a step, if nobody says otherwise: the interpreter takes milliseconds per token and layer."""
+
 
 class GpuPlatform(TorchPlatform):
     """One GPU, its steps fed ahead of it and recorded as graphs, its small ops in Triton.
@@ -74,7 +77,13 @@ class GpuPlatform(TorchPlatform):
             tuple(name for name in names if name != "bfloat16")
             for names in (self.capabilities.dtypes, self.capabilities.kv_dtypes)
         )
-        self.capabilities = replace(self.capabilities, dtypes=dtypes, kv_dtypes=kv_dtypes)
+        self.capabilities = replace(
+            self.capabilities,
+            dtypes=dtypes,
+            kv_dtypes=kv_dtypes,
+            max_num_batched_tokens=_SIMULATED_TOKENS,
+            max_num_seqs=_SIMULATED_ROWS,
+        )
         _log.warning("platform %s is simulated on the CPU: right, and very slow", self.name)
         self.device = torch.device("cpu")
 
