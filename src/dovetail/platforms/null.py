@@ -34,7 +34,6 @@ from dovetail.core.types import IntArray
 from dovetail.platforms.pretend import (
     cache_plan,
     check_fit,
-    check_options,
     end_tokens,
     flat_logprobs,
     positive_option,
@@ -86,7 +85,7 @@ class NullRunner:
 
     def __init__(self, config: RunnerConfig) -> None:
         self._vocab_size = vocabulary(config.hf_config)
-        check_options("null", config.options, _OPTIONS)
+        config.check_options("null", *_OPTIONS)
         self._token = _token(config, self._vocab_size)
         self._cache = CacheSpec(
             bytes_per_block=config.block_size * _BYTES_PER_POSITION,

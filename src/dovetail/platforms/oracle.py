@@ -38,7 +38,6 @@ from dovetail.platforms.oracle_rows import OracleRows
 from dovetail.platforms.pretend import (
     cache_plan,
     check_fit,
-    check_options,
     end_tokens,
     number_option,
     positive_option,
@@ -90,7 +89,7 @@ class OracleRunner:
 
     def __init__(self, config: RunnerConfig) -> None:
         options = config.options
-        check_options("oracle", options, (*_OPTIONS, "threads"))
+        config.check_options("oracle", *_OPTIONS, "threads")
         ends = end_tokens(config.hf_config)
         self.rule = TokenRule(
             vocabulary(config.hf_config),

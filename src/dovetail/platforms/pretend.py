@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from dovetail.core.types import IntArray
 __all__ = [
     "cache_plan",
     "check_fit",
-    "check_options",
     "end_tokens",
     "flat_logprobs",
     "number_option",
@@ -38,15 +37,6 @@ def end_tokens(hf_config: dict[str, Any]) -> list[int]:
     """The model's end-of-text tokens, as its config has them."""
     ends = hf_config.get("eos_token_id")
     return [token for token in (ends if isinstance(ends, list) else [ends]) if type(token) is int]
-
-
-def check_options(platform: str, options: dict[str, Any], known: Collection[str]) -> None:
-    """Raises ConfigError for an option that the platform does not have."""
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ConfigError(
-            f"The {platform} platform has no option {unknown[0]!r}; options: {', '.join(known)}."
-        )
 
 
 def positive_option(options: dict[str, Any], name: str, default: int) -> int:

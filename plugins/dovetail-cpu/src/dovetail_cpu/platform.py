@@ -11,7 +11,6 @@ from torch import Tensor
 from dovetail.core.config.machine import look_at_machine
 from dovetail.core.contracts.platform import Capabilities, Memory
 from dovetail.core.contracts.runner import Runner, RunnerConfig
-from dovetail.core.errors import ConfigError
 from dovetail.platforms.torch.ops import DenseLinear
 from dovetail.platforms.torch.platform import BoundLinear, TorchPlatform
 from dovetail_cpu.linear import PackedLinear, can_pack
@@ -19,7 +18,6 @@ from dovetail_cpu.linear import PackedLinear, can_pack
 __all__ = ["CpuPlatform"]
 
 _log = logging.getLogger(__name__)
-_OPTIONS = ("threads",)
 _KEPT_FREE = 0.08
 """Share of all memory that is left to the rest of the machine."""
 
@@ -70,9 +68,7 @@ class CpuPlatform(TorchPlatform):
 
     def runner(self, config: RunnerConfig) -> Runner:
         """The shared runner, after setting the number of threads (option ``threads``)."""
-        unknown = sorted(set(config.options) - set(_OPTIONS))
-        if unknown:
-            raise ConfigError(f"The cpu platform has no option {unknown[0]!r}; it has: threads.")
+        config.check_options(self.name, "threads")
         threads = config.options.get("threads") or _default_threads()
         torch.set_num_threads(int(threads))
         return super().runner(config)

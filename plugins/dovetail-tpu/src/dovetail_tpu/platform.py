@@ -88,9 +88,7 @@ class TpuPlatform(Platform):
         """A runner; option ``compilation_cache`` is a folder for compiled programs, or "off"."""
         from dovetail_tpu.runner import JaxRunner
 
-        unknown = sorted(set(config.options) - {_CACHE})
-        if unknown:
-            raise ConfigError(f"The tpu platform has no option {unknown[0]!r}; it has: {_CACHE}.")
+        config.check_options(self.name, _CACHE)
         if config.tensor_parallel_size > len(self.devices):
             more = f"; {SIMULATE} says how many are simulated" if self.simulated else ""
             raise ConfigError(

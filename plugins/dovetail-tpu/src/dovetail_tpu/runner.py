@@ -134,11 +134,13 @@ class JaxRunner:
 
     def warm_up(self) -> Iterator[WarmUp]:
         """Compile, or find compiled, every program in every shape, by running it."""
-        for name, batch in self._shapes.rehearsals():
+        parts = list(self._shapes.rehearsals())
+        for name, batch in parts:
             start = time.perf_counter()
             for step in _rehearsals(batch):
                 self.step(step).result()
-            yield WarmUp(name=name, seconds=time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            yield WarmUp(name=name, seconds=seconds, num_parts=len(parts))
 
     def step(self, batch: Batch) -> Pending:
         """Start a step; it may still run on return."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from dovetail.core.batch import Batch, StepOutput
+from dovetail.core.errors import ConfigError
 
 __all__ = ["CacheSpec", "ModelImpl", "Pending", "Runner", "RunnerConfig", "RunnerPlan", "WarmUp"]
 
@@ -50,6 +51,13 @@ class RunnerConfig:
     draft: RunnerConfig | None = None
     """The draft model, if the runner is to have one: it proposes what ``Batch.num_drafts_wanted``
     asks for, and keeps its KV in blocks of the same numbers. Its logits may be of another width."""
+
+    def check_options(self, platform: str, *known: str) -> None:
+        """Raises ConfigError for an option that the platform does not have."""
+        unknown = sorted(set(self.options) - set(known))
+        if unknown:
+            has = f"it has: {', '.join(known)}" if known else "it has none"
+            raise ConfigError(f"The {platform} platform has no option {unknown[0]!r}; {has}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,11 +137,7 @@ class GpuPlatform(TorchPlatform):
 
     def runner(self, config: RunnerConfig) -> Runner:
         """The shared runner. Option ``graphs``: "on" or "off", whether steps are recorded."""
-        unknown = sorted(set(config.options) - {"graphs"})
-        if unknown:
-            raise ConfigError(
-                f"The {self.name} platform has no option {unknown[0]!r}; it has: graphs."
-            )
+        config.check_options(self.name, "graphs")
         if config.options.get("graphs", "on") not in ("on", "off"):
             raise ConfigError(f'graphs is {config.options["graphs"]!r:.40}: say "on" or "off".')
         return super().runner(config)
