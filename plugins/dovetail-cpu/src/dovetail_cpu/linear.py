@@ -1,4 +1,4 @@
-"""Linear layers whose weights are repacked once into oneDNN's own layout."""
+"""Linear layers whose weights are repacked once: for the compiled kernels, or by oneDNN."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["PackedLinear", "can_pack"]
+from dovetail.platforms.torch.ops import references
+from dovetail_cpu.kernels import Kernels
+
+__all__ = ["GATES", "PackedLinear", "PanelLinear", "can_pack", "panels"]
 
 _ROWS_HINT = 64
 """The number of input rows that the layout is chosen for; it serves 1 to some thousands well."""
 _EXACT_ROWS = 16
 _STEPS_PER_DOUBLING = 8
+_PANEL = 64
+"""Columns of a panel (native/linear.h)."""
+GATES = {"silu_and_mul": 1, "gelu_tanh_and_mul": 2}
+"""The gates that the kernels know, by the op's name (native/linear.h)."""
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -43,7 +50,7 @@ def _padded(num_rows: int) -> int:
 
 
 class PackedLinear:
-    """``x @ W.T + b`` over a repacked copy of W; the original may be dropped.
+    """``x @ W.T + b`` over a copy of W that oneDNN has repacked; the original may be dropped.
 
     Args:
         weight: (out, in), of a dtype that ``can_pack`` admits.
@@ -65,3 +72,65 @@ class PackedLinear:
             rows, self.weight, self.bias, "none", [], ""
         )
         return out[:num_rows].view(*x.shape[:-1], -1)
+
+
+def panels(kernels: Kernels, words: Tensor) -> Tensor:
+    """Words (out, n) int32 repacked to panels (out / 64, n, 64), zeros behind the last column."""
+    num_columns, depth = words.shape
+    packed = words.new_empty(-(-num_columns // _PANEL), depth, _PANEL)
+    kernels.pack(words.data_ptr(), num_columns, depth, packed.data_ptr())
+    return packed
+
+
+def padded(row: Tensor, value: float = 0) -> Tensor:
+    """A row with an entry for each column of the panels, which the kernels read whole."""
+    missing = -len(row) % _PANEL
+    return functional.pad(row, (0, missing), value=value).contiguous()
+
+
+class PanelLinear:
+    """``x @ W.T + b`` in bfloat16 by the compiled kernels, over W in panels.
+
+    Args:
+        kernels: For this processor.
+        weight: (out, in) bfloat16, with an even number of inputs. May be dropped.
+        bias: (out,) or None.
+    """
+
+    def __init__(self, kernels: Kernels, weight: Tensor, bias: Tensor | None) -> None:
+        self.num_columns, self.num_inputs = weight.shape
+        self._run = kernels.bf16_linear
+        self._panels = panels(kernels, weight.contiguous().view(torch.int32))
+        self._bias = None if bias is None else padded(bias.float())
+        self._address = self._panels.data_ptr()
+        self._bias_address = None if self._bias is None else self._bias.data_ptr()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        return self._product(x, self.num_columns, 0)
+
+    def gated(self, x: Tensor, activation: str) -> Tensor:
+        """The gate of ``GATES`` over the result: (..., in) to (..., out / 2)."""
+        half = self.num_columns // 2
+        if half % _PANEL:
+            gated: Tensor = references()[activation](self(x))
+            return gated
+        return self._product(x, half, GATES[activation])
+
+    def _product(self, x: Tensor, width: int, gate: int) -> Tensor:
+        rows = x if x.dim() == 2 and x.stride(1) == 1 else x.reshape(-1, self.num_inputs)
+        num_rows = len(rows)
+        out = x.new_empty(num_rows, width)
+        self._run(
+            rows.data_ptr(),
+            rows.stride(0),
+            num_rows,
+            self.num_inputs,
+            self._address,
+            self.num_columns,
+            self._bias_address,
+            gate,
+            out.data_ptr(),
+            width,
+        )
+        return out if x.dim() == 2 else out.view(*x.shape[:-1], width)

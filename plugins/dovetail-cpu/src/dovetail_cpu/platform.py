@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib.metadata import version
 
 import torch
 from torch import Tensor
 
 from dovetail.core.config.machine import look_at_machine
+from dovetail.core.contracts.attention import AttentionBackend
+from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.platform import Capabilities, Memory
 from dovetail.core.contracts.runner import Runner, RunnerConfig
 from dovetail.platforms.torch.ops import DenseLinear
 from dovetail.platforms.torch.platform import BoundLinear, TorchPlatform
-from dovetail_cpu.linear import PackedLinear, can_pack
+from dovetail_cpu.attention import NativeAttention
+from dovetail_cpu.kernels import load_kernels, why_absent
+from dovetail_cpu.linear import PackedLinear, PanelLinear, can_pack
+from dovetail_cpu.ops import override_ops
 
 __all__ = ["CpuPlatform"]
 
@@ -60,8 +66,23 @@ class CpuPlatform(TorchPlatform):
         total = machine.memory_limit or machine.memory_total
         return Memory(free=max(0, machine.memory_free - int(_KEPT_FREE * total)), total=total)
 
+    def override_ops(self, table: OpTable) -> None:
+        """The compiled kernels, where there are any."""
+        kernels = load_kernels()
+        if kernels is not None:
+            origin = f"dovetail-cpu {version('dovetail-cpu')}, {kernels.instruction_set}"
+            override_ops(table, kernels, origin)
+
+    def attention_backends(self) -> list[AttentionBackend]:
+        """That of the compiled kernels, then every installed one."""
+        kernels, others = load_kernels(), super().attention_backends()
+        return others if kernels is None else [NativeAttention(kernels), *others]
+
     def bind_linear(self, weight: Tensor, bias: Tensor | None) -> BoundLinear:
-        """Repack where oneDNN has the dtype; otherwise use the weight as it is."""
+        """Repack for the compiled kernels or for oneDNN; otherwise use the weight as it is."""
+        kernels = load_kernels()
+        if kernels is not None and weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0:
+            return PanelLinear(kernels, weight, bias)
         if can_pack(weight):
             return PackedLinear(weight, bias)
         return DenseLinear(weight, bias)

@@ -101,6 +101,12 @@ class Ops(Protocol):
         (``RotaryAttention``). ``angles`` are cosines and sines, (T, F) each.
         """
 
+    def gated_linear(self, x: Array, weight: Array, activation: str) -> Array:
+        """``activation`` is an op that takes the halves of the last axis, such as silu_and_mul.
+
+        Derived from it and ``linear``. A platform's own may leave out the rounding between them.
+        """
+
     def all_reduce(self, x: Array) -> Array:
         """Sum over the devices that share a layer; the identity on one device."""
 
@@ -123,7 +129,14 @@ def _rotary_attention(
     return ops.attention(q, k, v, cache, plan, spec)
 
 
-_DERIVED: Mapping[str, Callable[..., Any]] = {"rotary_attention": _rotary_attention}
+def _gated_linear(ops: Ops, x: Array, weight: Array, activation: str) -> Array:
+    return getattr(ops, activation)(ops.linear(x, weight))
+
+
+_DERIVED: Mapping[str, Callable[..., Any]] = {
+    "rotary_attention": _rotary_attention,
+    "gated_linear": _gated_linear,
+}
 """Ops that are made of others: functions of the bound table and their own arguments."""
 
 OP_NAMES: tuple[str, ...] = tuple(
@@ -161,8 +174,8 @@ class OpTable:
         tolerance: Mapping[str, float] | None = None,
     ) -> None:
         """Use ``function`` for ``name``. Raises PluginError for a name that is not in the table."""
-        if name not in self.references:
-            known = ", ".join(sorted(self.references))
+        if name not in self.references and name not in _DERIVED:
+            known = ", ".join(sorted([*self.references, *_DERIVED]))
             raise PluginError(
                 f"{origin} overrides the op {name!r}, which does not exist; ops: {known}."
             )
@@ -174,8 +187,9 @@ class OpTable:
 
     def bind(self) -> Any:
         """A namespace with one attribute per op: the override where there is one."""
-        chosen = {name: op.function for name, op in self.overrides.items()}
-        bound: Any = SimpleNamespace(**{**self.references, **chosen})
+        bound: Any = SimpleNamespace(**self.references)
         for name, function in _DERIVED.items():
             setattr(bound, name, partial(function, bound))
+        for name, op in self.overrides.items():
+            setattr(bound, name, op.function)
         return bound

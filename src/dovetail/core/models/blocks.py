@@ -182,8 +182,8 @@ class GatedMlp:
 
     def __call__(self, ops: Ops, w: Weights, x_TD: Array) -> Array:
         """(T, D)."""
-        act = getattr(ops, self.activation)
-        return ops.all_reduce(ops.linear(act(ops.linear(x_TD, w["gate_up"])), w["down"]))
+        gated = ops.gated_linear(x_TD, w["gate_up"], self.activation)
+        return ops.all_reduce(ops.linear(gated, w["down"]))
 
 
 @dataclass(frozen=True, kw_only=True)

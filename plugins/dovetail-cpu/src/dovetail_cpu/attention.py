@@ -1,0 +1,240 @@
+"""Paged attention by the compiled kernels (native/attention.h), in bfloat16."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dovetail.attention_backends.memory import zeros
+from dovetail.core.batch import Batch
+from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
+from dovetail.core.types import ITEM_SIZE, IndexArray, IntArray
+from dovetail_cpu.kernels import HeadsStruct, Kernels, LayerStruct, StepStruct
+
+__all__ = ["NativeAttention"]
+
+_MOST_ROWS = 96
+"""Query tokens times heads of a task (native/attention.h)."""
+_MOST_HEAD = 256
+_LANES = 16
+_LEAST_KEYS = 256
+"""Keys that are worth a task of their own."""
+_PART = 2
+"""Numbers that a waiting result has besides its values."""
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """The KV cache of a layer: (blocks, 2, kv heads, block_size * head_size) bfloat16."""
+
+    entries: Tensor
+    layer: LayerStruct
+    slopes: Tensor | None
+    """What ``layer`` points to."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A step as the kernels read it, and what it points to."""
+
+    step: StepStruct
+    held: tuple[IntArray | Tensor, ...]
+    num_padding: int
+
+
+class NativeAttention:
+    """Reads keys and values where they lie, once for all query heads that share them.
+
+    Args:
+        kernels: For this processor.
+    """
+
+    name = "native"
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._run = kernels.attend
+
+    def refuses(self, need: AttentionNeed) -> str | None:
+        """Serves bfloat16 and everything that layers ask for but deterministic mode."""
+        if need.deterministic:
+            return "into how many parts its sums are cut depends on the number of rows"
+        if need.dtype != "bfloat16" or need.kv_dtype != "bfloat16":
+            return f"it computes in and keeps bfloat16, not {need.dtype} and {need.kv_dtype}"
+        if need.block_size % _LANES:
+            return f"its blocks have a multiple of {_LANES} positions, not {need.block_size}"
+        for spec in need.specs:
+            if spec.head_size % _LANES or spec.head_size > _MOST_HEAD:
+                return (
+                    f"its heads have a multiple of {_LANES} entries up to {_MOST_HEAD},"
+                    f" not {spec.head_size}"
+                )
+            if spec.num_heads // spec.num_kv_heads > _MOST_ROWS:
+                return f"up to {_MOST_ROWS} query heads share a KV head, not {spec.num_heads}"
+        return None
+
+    def bytes_per_block(self, spec: AttentionSpec, need: AttentionNeed) -> int:
+        """Keys and values of one block."""
+        size = need.block_size * spec.head_size * ITEM_SIZE[need.kv_dtype]
+        return 2 * spec.num_kv_heads * size
+
+    def allocate(self, spec: AttentionSpec, need: AttentionNeed, num_blocks: int) -> _Cache:
+        """Zeros, whose pages are taken as they are written."""
+        shape = (num_blocks, 2, spec.num_kv_heads, need.block_size * spec.head_size)
+        entries = zeros(shape, "bfloat16", torch.device("cpu"))
+        slopes = None if spec.alibi_slopes is None else torch.tensor(spec.alibi_slopes)
+        layer = LayerStruct(
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_size=spec.head_size,
+            block_size=need.block_size,
+            window=spec.window or 0,
+            slopes=None if slopes is None else slopes.data_ptr(),
+            cache=entries.data_ptr(),
+            scale=spec.scale,
+            soft_cap=spec.soft_cap or 0.0,
+        )
+        return _Cache(entries, layer, slopes)
+
+    def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
+        """Cut the rows into tasks of about equal work for the threads."""
+        group = max(spec.num_heads // spec.num_kv_heads for spec in need.specs)
+        num_kv = min(spec.num_kv_heads for spec in need.specs)
+        tasks, merges, num_parts = _tasks(batch, group, num_kv, torch.get_num_threads())
+        arrays = tuple(
+            np.ascontiguousarray(array, np.int32)
+            for array in (
+                batch.query_starts,
+                batch.context_lens,
+                batch.block_tables,
+                batch.slots(need.block_size),
+                tasks,
+                merges,
+            )
+        )
+        room = max((spec.num_kv_heads * (spec.head_size + _PART) for spec in need.specs))
+        parts = torch.empty(num_parts * _MOST_ROWS * room)
+        step = StepStruct(
+            batch.num_tokens,
+            len(tasks),
+            len(merges),
+            batch.block_tables.shape[1],
+            *(array.ctypes.data for array in arrays),
+            parts.data_ptr(),
+        )
+        return _Plan(step, (*arrays, parts), batch.num_padding)
+
+    def attend(
+        self,
+        q_THE: Tensor,
+        k_TKE: Tensor,
+        v_TKE: Tensor,
+        cache: _Cache,
+        plan: object,
+        spec: AttentionSpec,
+    ) -> tuple[Tensor, _Cache]:
+        """Write, then attend. The cache is changed in place."""
+        return self._attend((q_THE, k_TKE, v_TKE), None, None, cache, plan)
+
+    def rotary_attend(
+        self,
+        q_THE: Tensor,
+        k_TKE: Tensor,
+        v_TKE: Tensor,
+        angles: tuple[Tensor, ...],
+        norms: tuple[Tensor, Tensor, float] | None,
+        cache: _Cache,
+        plan: object,
+        spec: AttentionSpec,
+    ) -> tuple[Tensor, _Cache]:
+        """Norm, rotate and write, then attend, in one call."""
+        return self._attend((q_THE, k_TKE, v_TKE), angles, norms, cache, plan)
+
+    def _attend(
+        self,
+        sides: tuple[Tensor, Tensor, Tensor],
+        angles: tuple[Tensor, ...] | None,
+        norms: tuple[Tensor, Tensor, float] | None,
+        cache: _Cache,
+        plan: object,
+    ) -> tuple[Tensor, _Cache]:
+        if not isinstance(plan, _Plan):
+            raise TypeError(f"a plan of another backend: {type(plan).__name__}")
+        q, k, v = (_with_dense_heads(side) for side in sides)
+        heads = HeadsStruct(q.data_ptr(), k.data_ptr(), v.data_ptr(), q.stride(0), k.stride(0), v.stride(0))
+        held = []
+        if angles is not None:
+            cosines, sines = (angle.float().contiguous() for angle in angles)
+            heads.cosines, heads.sines = cosines.data_ptr(), sines.data_ptr()
+            heads.half = cosines.shape[1]
+            held += [cosines, sines]
+        if norms is not None:
+            q_norm, k_norm, heads.eps = norms
+            heads.q_norm, heads.k_norm = q_norm.data_ptr(), k_norm.data_ptr()
+            heads.wide_norms = q_norm.dtype is torch.float32
+        # Tokens of no row are given nothing, and must be finite.
+        out = torch.zeros_like(q) if plan.num_padding else q.new_empty(q.shape)
+        queries = q.new_empty(q.shape)
+        self._run(
+            ctypes.addressof(cache.layer),
+            ctypes.addressof(plan.step),
+            ctypes.addressof(heads),
+            queries.data_ptr(),
+            out.data_ptr(),
+        )
+        return out, cache
+
+    def copy_blocks(self, caches: Sequence[_Cache], pairs: IntArray) -> Sequence[_Cache]:
+        """Copy in place, in every layer."""
+        source, target = (torch.from_numpy(side.astype(np.int64)) for side in pairs.T)
+        for cache in caches:
+            cache.entries[target] = cache.entries[source]
+        return caches
+
+
+def _with_dense_heads(side: Tensor) -> Tensor:
+    """(T, heads, E) whose heads of a token lie one after another."""
+    _, _, size = side.shape
+    return side if side.stride(2) == 1 and side.stride(1) == size else side.contiguous()
+
+
+def _tasks(
+    batch: Batch, group: int, num_kv: int, threads: int
+) -> tuple[IntArray, IntArray, int]:
+    """Tasks (n, 6) as in native/attention.h, the longest first, merges (m, 2), and parts."""
+    counts, ends = batch.query_lens, batch.sequence_lens
+    at_once = max(1, _MOST_ROWS // group)
+    pieces = -(-counts // at_once)
+    rows = np.repeat(np.arange(batch.num_rows), pieces)
+    number = np.arange(len(rows)) - (np.cumsum(pieces) - pieces)[rows]
+    first = number * at_once
+    size = np.minimum(at_once, counts[rows] - first)
+    end = batch.context_lens[rows] + first + size
+    tasks = np.stack([rows, first, size, np.zeros_like(rows), end, np.full_like(rows, -1)], axis=1)
+    if 0 < len(tasks) * num_kv < 2 * threads and int(ends.max()) >= 2 * _LEAST_KEYS:
+        return _cut(tasks, -(-2 * threads // (len(tasks) * num_kv)))
+    if len(tasks) > 1:
+        tasks = tasks[np.argsort(-(end * size), kind="stable")]
+    return tasks, np.zeros((0, 2), np.int32), 0
+
+
+def _cut(tasks: IndexArray, most: int) -> tuple[IntArray, IntArray, int]:
+    """Few tasks of many keys: each as up to ``most`` tasks whose results are merged."""
+    cut: list[tuple[int, ...]] = []
+    merges: list[tuple[int, int]] = []
+    num_parts = 0
+    for row, first, size, _, end, _ in tasks.tolist():
+        count = max(1, min(most, end // _LEAST_KEYS))
+        step = -(-end // count // _LANES) * _LANES
+        begins = range(0, end, step)
+        if len(begins) > 1:
+            merges.append((len(cut), len(begins)))
+        for begin in begins:
+            part = num_parts if len(begins) > 1 else -1
+            num_parts += part >= 0
+            cut.append((row, first, size, begin, min(end, begin + step), part))
+    return np.array(cut), np.array(merges, np.int32).reshape(-1, 2), num_parts

@@ -1,0 +1,321 @@
+// Paged causal attention.
+//
+// A block of P positions keeps the keys of a KV head as words of two entries, (E / 2, P), and the
+// values as words of two positions, (P / 2, E): the second factors of the two matrix products, as
+// tiles read them. Query heads that share a KV head are rows of one product, so that keys and
+// values are read once for all of them. The softmax goes along with the keys (Milakov and
+// Gimelshein, 2018; Dao et al., 2022).
+#pragma once
+
+#include <limits>
+
+#include "elementwise.h"
+
+namespace {
+
+constexpr int64_t MOST_ROWS = 96;    // of queries times heads
+constexpr int64_t MOST_HEAD = 256;   // entries
+constexpr int64_t KEYS = 128;        // positions between two looks at the largest score
+
+extern "C" struct Layer {
+    int64_t num_heads, num_kv_heads, head_size, block_size;
+    int64_t window;        // 0: none
+    const float* slopes;   // of ALiBi, per head; null: none
+    bf16* cache;           // (blocks, 2, kv heads, block_size * head_size)
+    float scale, soft_cap; // 0: none
+};
+
+extern "C" struct Task {
+    int32_t row, first_query, num_queries, first_key, end_key;
+    int32_t part;  // where its result waits for others of the same queries; -1: nowhere
+};
+
+extern "C" struct Step {
+    int64_t num_tokens, num_tasks, num_merges, table_width;
+    const int32_t *query_starts, *context_lens, *tables, *slots;
+    const Task* tasks;
+    const int32_t* merges;  // (num_merges, 2): first task, number of tasks
+    float* parts;           // (parts, kv heads, MOST_ROWS, head_size + 2)
+};
+
+extern "C" struct Heads {
+    const bf16 *q, *k, *v;
+    int64_t q_stride, k_stride, v_stride;  // from token to token
+    const float *cosines, *sines;          // (tokens, half); null: heads are not rotated
+    int64_t half;
+    const void *q_norm, *k_norm;           // (head_size,); null: none
+    int64_t wide_norms;
+    float eps;
+};
+
+struct Sides {
+    bf16 *keys, *values;
+};
+
+inline Sides block_of(const Layer& layer, int64_t block, int64_t head) {
+    const int64_t size = layer.block_size * layer.head_size;
+    bf16* keys = layer.cache + (block * 2 * layer.num_kv_heads + head) * size;
+    return {keys, keys + layer.num_kv_heads * size};
+}
+
+// A token's heads: queries to `queries` (tokens, heads, head_size), keys and values to the cache.
+inline void store_token(const Layer& layer, const Step& step, const Heads& heads, int64_t token,
+                        bf16* queries) {
+    const int64_t size = layer.head_size, places = layer.block_size;
+    const float* cosines = heads.cosines ? heads.cosines + token * heads.half : nullptr;
+    const float* sines = heads.sines ? heads.sines + token * heads.half : nullptr;
+    const auto prepare = [&](const bf16* from, const void* norm, bf16* to) {
+        if (norm) norm_row(from, size, {norm, heads.wide_norms != 0}, heads.eps, to), from = to;
+        if (cosines)
+            rotate_head(from, size, cosines, sines, heads.half, to);
+        else if (from != to)
+            std::memcpy(to, from, size * sizeof(bf16));
+    };
+    for (int64_t h = 0; h < layer.num_heads; h++)
+        prepare(heads.q + token * heads.q_stride + h * size, heads.q_norm,
+                queries + (token * layer.num_heads + h) * size);
+    const int64_t block = step.slots[token] / places, place = step.slots[token] % places;
+    for (int64_t h = 0; h < layer.num_kv_heads; h++) {
+        const Sides to = block_of(layer, block, h);
+        bf16 key[MOST_HEAD];
+        prepare(heads.k + token * heads.k_stride + h * size, heads.k_norm, key);
+        for (int64_t e = 0; e < size; e += 2)
+            std::memcpy(to.keys + (e / 2 * places + place) * 2, key + e, 2 * sizeof(bf16));
+        const bf16* value = heads.v + token * heads.v_stride + h * size;
+        bf16* values = to.values + place / 2 * size * 2 + place % 2;
+        for (int64_t e = 0; e < size; e++) values[e * 2] = value[e];
+    }
+}
+
+// The work of one task in one KV head.
+struct Attended {
+    const Layer& layer;
+    const Step& step;
+    const Task& task;
+    const int64_t head, group, num_rows, size;
+    const int32_t* table;
+    alignas(64) bf16 queries[MOST_ROWS * MOST_HEAD];
+    alignas(64) float scores[MOST_ROWS * KEYS];
+    alignas(64) bf16 weights[MOST_ROWS * KEYS];
+    alignas(64) float result[MOST_ROWS * MOST_HEAD];
+    float peaks[MOST_ROWS], totals[MOST_ROWS];
+
+    Attended(const Layer& layer, const Step& step, const Task& task, int64_t head)
+        : layer(layer), step(step), task(task), head(head),
+          group(layer.num_heads / layer.num_kv_heads), num_rows(task.num_queries * group),
+          size(layer.head_size), table(step.tables + task.row * step.table_width) {}
+
+    int64_t token(int64_t i) const {
+        return step.query_starts[task.row] + task.first_query + i / group;
+    }
+    int64_t position(int64_t i) const {
+        return step.context_lens[task.row] + task.first_query + i / group;
+    }
+    int64_t offset(int64_t i) const { return (head * group + i % group) * size; }
+
+    void start() {
+        std::fill_n(peaks, num_rows, -std::numeric_limits<float>::infinity());
+        std::fill_n(totals, num_rows, 0.f);
+        std::fill_n(result, num_rows * size, 0.f);
+    }
+
+    void run(const bf16* all_queries) {
+        const int64_t width = layer.num_heads * size;
+        start();
+        for (int64_t i = 0; i < num_rows; i++)
+            std::memcpy(queries + i * size, all_queries + token(i) * width + offset(i),
+                        size * sizeof(bf16));
+        const int64_t end = std::min<int64_t>(task.end_key, position(num_rows - 1) + 1);
+        int64_t begin = task.first_key;
+        if (layer.window) begin = std::max(begin, position(0) - layer.window + 1);
+        for (begin = begin / LANES * LANES; begin < end; begin += KEYS) {
+            const int64_t count = std::min(KEYS, end - begin);
+            score(begin, count);
+            for (int64_t i = 0; i < num_rows; i++) weigh(i, begin, count);
+            mix(begin, count);
+        }
+    }
+
+    const uint32_t* keys_at(int64_t position) const {
+        const int64_t places = layer.block_size;
+        return (const uint32_t*)block_of(layer, table[position / places], head).keys +
+               position % places;
+    }
+
+    void score(int64_t begin, int64_t count) {
+        in_tiles(num_rows, [&](auto r, int64_t first) {
+            constexpr int R = decltype(r)::value;
+            const char* a = (const char*)(queries + first * size);
+            float* c = scores + first * KEYS;
+            int64_t v = 0;
+            const int64_t vectors = ceil_div(count, LANES);
+            const auto strip = [&](auto wide) {
+                constexpr int V = decltype(wide)::value;
+                const auto part = [&](int64_t, int j) { return keys_at(begin + (v + j) * LANES); };
+                tile<Pairs, R, V>(a, size * 2, 1, size / 2, part, layer.block_size,
+                                  c + v * LANES, KEYS, false);
+                v += V;
+            };
+            while (vectors - v >= TILE_VECTORS) strip(std::integral_constant<int, TILE_VECTORS>{});
+            while (v < vectors) strip(std::integral_constant<int, 1>{});
+        });
+    }
+
+    // Scores of one row to weights, and what was mixed so far to the new largest score.
+    void weigh(int64_t i, int64_t begin, int64_t count) {
+        float* s = scores + i * KEYS;
+        const int64_t vectors = ceil_div(count, LANES), here = position(i);
+        const int64_t last = std::min(here, begin + count - 1);
+        const int64_t first = layer.window ? here - layer.window + 1 : 0;
+        const f32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        const float slope = layer.slopes ? layer.slopes[head * group + i % group] : 0.f;
+        const f32x16 never = all(-std::numeric_limits<float>::infinity());
+        f32x16 most = never;
+        for (int64_t v = 0; v < vectors; v++) {
+            const int64_t at = begin + v * LANES;
+            f32x16 x = load<f32x16>(s + v * LANES) * layer.scale;
+            if (layer.soft_cap != 0.f)
+                x = hyperbolic_tangent(x / layer.soft_cap) * layer.soft_cap;
+            if (slope != 0.f) x += (lanes + float(at - here)) * slope;
+            if (at + LANES - 1 > last) x = lanes > float(last - at) ? never : x;
+            if (at < first) x = lanes < float(first - at) ? never : x;
+            store(s + v * LANES, x);
+            most = larger(x, most);
+        }
+        const float peak = std::max(peaks[i], largest(most));
+        const bool blind = peak == -std::numeric_limits<float>::infinity();
+        const float zero = blind ? 0.f : peak;
+        f32x16 total = all(0.f);
+        for (int64_t v = 0; v < vectors; v++) {
+            const f32x16 x = load<f32x16>(s + v * LANES);
+            const f32x16 w = x == never ? all(0.f) : exponential(x - zero);
+            store(weights + i * KEYS + v * LANES, narrow(w));
+            total += w;
+        }
+        const float kept = blind ? 1.f : std::exp(peaks[i] - zero);
+        totals[i] = totals[i] * kept + sum(total);
+        peaks[i] = peak;
+        if (kept != 1.f)
+            for (int64_t e = 0; e < size; e += LANES)
+                store(result + i * size + e, load<f32x16>(result + i * size + e) * kept);
+    }
+
+    // Adds the weighted values. Places that nobody has written are not looked at: they may hold
+    // what is not a number.
+    void mix(int64_t begin, int64_t count) {
+        const int64_t places = layer.block_size;
+        for (int64_t done = 0; done < count;) {
+            const int64_t place = (begin + done) % places;
+            const int64_t run = place || count - done < places
+                                    ? std::min(places - place, count - done)
+                                    : (count - done) / places * places;
+            const int64_t parts = ceil_div(run, places);
+            mix_run(begin + done, parts, run / parts / 2, done);
+            if (run % 2) mix_last(begin + done + run - 1, done + run - 1);
+            done += run;
+        }
+    }
+
+    const uint32_t* values_at(int64_t position) const {
+        const int64_t places = layer.block_size;
+        return (const uint32_t*)block_of(layer, table[position / places], head).values +
+               position % places / 2 * size;
+    }
+
+    void mix_run(int64_t begin, int64_t parts, int64_t depth, int64_t column) {
+        in_tiles(num_rows, [&](auto r, int64_t first) {
+            constexpr int R = decltype(r)::value;
+            const char* a = (const char*)(weights + first * KEYS + column);
+            float* c = result + first * size;
+            int64_t e = 0;
+            const auto strip = [&](auto wide) {
+                constexpr int V = decltype(wide)::value;
+                const auto part = [&](int64_t p, int j) {
+                    return values_at(begin + p * 2 * depth) + e + j * LANES;
+                };
+                tile<Pairs, R, V>(a, KEYS * 2, parts, depth, part, size, c + e, size, true);
+                e += V * LANES;
+            };
+            while (size - e >= TILE_VECTORS * LANES)
+                strip(std::integral_constant<int, TILE_VECTORS>{});
+            while (e < size) strip(std::integral_constant<int, 1>{});
+        });
+    }
+
+    // The first position of a pair whose second one is beyond the last key.
+    void mix_last(int64_t position, int64_t column) {
+        const uint32_t* words = values_at(position);
+        for (int64_t i = 0; i < num_rows; i++) {
+            const float weight = widen(weights[i * KEYS + column]);
+            for (int64_t e = 0; e < size; e += LANES) {
+                float* to = result + i * size + e;
+                const f32x16 value = bits<f32x16>(load<u32x16>(words + e) << 16);
+                store(to, load<f32x16>(to) + value * weight);
+            }
+        }
+    }
+
+    void finish(bf16* out) const {
+        for (int64_t i = 0; i < num_rows; i++) {
+            const float factor = totals[i] != 0.f ? 1.f / totals[i] : 0.f;
+            bf16* to = out + token(i) * layer.num_heads * size + offset(i);
+            for (int64_t e = 0; e < size; e += LANES)
+                store(to + e, narrow(load<f32x16>(result + i * size + e) * factor));
+        }
+    }
+
+    float* waiting(int64_t part, int64_t i) const {
+        return step.parts + ((part * layer.num_kv_heads + head) * MOST_ROWS + i) * (size + 2);
+    }
+
+    void keep() const {
+        for (int64_t i = 0; i < num_rows; i++) {
+            float* to = waiting(task.part, i);
+            std::memcpy(to, result + i * size, size * sizeof(float));
+            to[size] = peaks[i];
+            to[size + 1] = totals[i];
+        }
+    }
+
+    // Takes in what another task has kept of the same queries.
+    void merge(int64_t part) {
+        for (int64_t i = 0; i < num_rows; i++) {
+            const float* other = waiting(part, i);
+            const float peak = std::max(peaks[i], other[size]);
+            if (peak == -std::numeric_limits<float>::infinity()) continue;
+            const float mine = std::exp(peaks[i] - peak), theirs = std::exp(other[size] - peak);
+            for (int64_t e = 0; e < size; e += LANES) {
+                float* to = result + i * size + e;
+                store(to, load<f32x16>(to) * mine + load<f32x16>(other + e) * theirs);
+            }
+            totals[i] = totals[i] * mine + other[size + 1] * theirs;
+            peaks[i] = peak;
+        }
+    }
+};
+
+inline void attend(const Layer& layer, const Step& step, const Heads& heads, bf16* queries,
+                   bf16* out) {
+    const int64_t width = (layer.num_heads + 2 * layer.num_kv_heads) * layer.head_size;
+    share_out(step.num_tokens, rows_at_once(width),
+              [&](int64_t token, bool) { store_token(layer, step, heads, token, queries); });
+    share_out(step.num_tasks * layer.num_kv_heads, 1, [&](int64_t i, bool) {
+        const Task& task = step.tasks[i / layer.num_kv_heads];
+        Attended work(layer, step, task, i % layer.num_kv_heads);
+        work.run(queries);
+        if (task.part < 0)
+            work.finish(out);
+        else
+            work.keep();
+    });
+    if (!step.num_merges) return;
+    share_out(step.num_merges * layer.num_kv_heads, 1, [&](int64_t i, bool) {
+        const int32_t* range = step.merges + i / layer.num_kv_heads * 2;
+        Attended work(layer, step, step.tasks[range[0]], i % layer.num_kv_heads);
+        work.start();
+        for (int32_t t = range[0]; t < range[0] + range[1]; t++) work.merge(step.tasks[t].part);
+        work.finish(out);
+    });
+}
+
+}  // namespace

@@ -1,0 +1,150 @@
+// Vectors of 16 lanes that every compiler with GNU vector extensions splits into what its target
+// has, and the few operations for which instruction sets have instructions of their own.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int LANES = 16;
+
+// The largest tile of a matrix product whose sums stay in registers: rows x vectors of columns.
+#if defined(__AVX512F__)
+constexpr int TILE_ROWS = 6, TILE_VECTORS = 4;
+#else
+constexpr int TILE_ROWS = 4, TILE_VECTORS = 1;
+#endif
+
+using bf16 = uint16_t;
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
+
+template <class V>
+inline V load(const void* from) {
+    V v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+
+template <class V>
+inline void store(void* to, V v) {
+    std::memcpy(to, &v, sizeof v);
+}
+
+template <class To, class From>
+inline To bits(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+inline f32x16 all(float x) { return x - f32x16{}; }
+
+inline f32x16 widen(u16x16 x) {
+    return bits<f32x16>(__builtin_convertvector(x, u32x16) << 16);
+}
+
+inline float widen(bf16 x) { return bits<float>(uint32_t(x) << 16); }
+
+// To the nearest, half to even; what is not a number stays so.
+inline u16x16 narrow(f32x16 x) {
+#if defined(__AVX512BF16__)
+    return bits<u16x16>(_mm512_cvtneps_pbh(x));
+#else
+    const u32x16 raw = bits<u32x16>(x);
+    const u32x16 rounded = (raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16;
+    const u32x16 nan = (raw >> 16) | 0x40u;
+    return __builtin_convertvector(x == x ? rounded : nan, u16x16);
+#endif
+}
+
+inline bf16 narrow(float x) {
+    const uint32_t raw = bits<uint32_t>(x);
+    if (x != x) return bf16(raw >> 16 | 0x40);
+    return bf16((raw + 0x7fff + (raw >> 16 & 1)) >> 16);
+}
+
+inline f32x16 load_wide(const bf16* from) { return widen(load<u16x16>(from)); }
+
+inline f32x16 larger(f32x16 a, f32x16 b) { return a > b ? a : b; }
+
+inline float sum(f32x16 v) {
+    float s[LANES];
+    store(s, v);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) s[i] += s[i + half];
+    return s[0];
+}
+
+inline float largest(f32x16 v) {
+    float s[LANES];
+    store(s, v);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) s[i] = s[i] > s[i + half] ? s[i] : s[i + half];
+    return s[0];
+}
+
+// e to the power of x within 2 units in the last place (Cody and Waite, 1980): x = n ln 2 + r.
+inline f32x16 exponential(f32x16 x) {
+    x = x < -87.3f ? all(-87.3f) : x;
+    x = x > 88.3f ? all(88.3f) : x;
+    const f32x16 magic = all(12582912.f);  // adding 1.5 * 2^23 rounds to an integer
+    const f32x16 n = (x * 1.44269504f + magic) - magic;
+    const f32x16 r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    f32x16 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.f;
+    const i32x16 power = (__builtin_convertvector(n, i32x16) + 127) << 23;
+    return p * bits<f32x16>(power);
+}
+
+inline f32x16 hyperbolic_tangent(f32x16 x) {
+    const f32x16 e = exponential(x * 2.f);
+    return 1.f - 2.f / (e + 1.f);
+}
+
+inline f32x16 silu(f32x16 x) { return x / (1.f + exponential(-x)); }
+
+inline f32x16 gelu_tanh(f32x16 x) {
+    const f32x16 inner = (x + x * x * x * 0.044715f) * 0.7978845608f;
+    return x * 0.5f * (1.f + hyperbolic_tangent(inner));
+}
+
+// A pair of bf16 in each lane: c + a.low * b.low + a.high * b.high, the sums in float32.
+inline f32x16 dot_pairs(f32x16 c, u32x16 a, u32x16 b) {
+#if defined(__AVX512BF16__)
+    return _mm512_dpbf16_ps(c, bits<__m512bh>(a), bits<__m512bh>(b));
+#else
+    c += bits<f32x16>(a << 16) * bits<f32x16>(b << 16);
+    return c + bits<f32x16>(a & 0xffff0000u) * bits<f32x16>(b & 0xffff0000u);
+#endif
+}
+
+// Four bytes in each lane, those of a without sign: c + the sum of their products.
+inline i32x16 dot_fours(i32x16 c, u32x16 a, i32x16 b) {
+#if defined(__AVX512VNNI__)
+    return bits<i32x16>(
+        _mm512_dpbusd_epi32(bits<__m512i>(c), bits<__m512i>(a), bits<__m512i>(b)));
+#else
+    for (int shift = 24; shift >= 0; shift -= 8)
+        c += bits<i32x16>((a << (24 - shift)) >> 24) * ((b << shift) >> 24);
+    return c;
+#endif
+}
+
+inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
+
+}  // namespace

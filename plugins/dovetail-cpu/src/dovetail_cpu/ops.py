@@ -1,0 +1,111 @@
+"""Ops by the compiled kernels, for bfloat16; the references serve other dtypes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dovetail.core.contracts.ops import OpTable
+from dovetail.platforms.torch.ops import references
+from dovetail.platforms.torch.platform import BoundLinear
+from dovetail_cpu.kernels import Kernels
+from dovetail_cpu.linear import GATES, PanelLinear
+
+__all__ = ["override_ops"]
+
+_NORM_WEIGHTS = (torch.bfloat16, torch.float32)
+
+
+def override_ops(table: OpTable, kernels: Kernels, origin: str) -> None:
+    """Enter the kernels into the table.
+
+    Args:
+        table: Of the cpu platform.
+        kernels: For this processor.
+        origin: Package and version.
+    """
+    plain = references()
+    ops = _NormOps(kernels, plain)
+    table.override("rms_norm", ops.rms_norm, origin=origin)
+    table.override("add_rms_norm", ops.add_rms_norm, origin=origin)
+    gates = {name: _Gate(kernels, number, plain[name]) for name, number in GATES.items()}
+    for name, gate in gates.items():
+        table.override(name, gate, origin=origin)
+    table.override("gated_linear", partial(_gated_linear, gates), origin=origin)
+
+
+class _NormOps:
+    def __init__(self, kernels: Kernels, plain: dict[str, Any]) -> None:
+        self._run = kernels.rms_norm
+        self._plain = plain
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See ``Ops``."""
+        if x.dtype is not torch.bfloat16 or weight.dtype not in _NORM_WEIGHTS:
+            plain: Tensor = self._plain["rms_norm"](x, weight, eps)
+            return plain
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        self._norm(x, None, weight, eps, out, None)
+        return out
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Ops``."""
+        if x.dtype is not torch.bfloat16 or weight.dtype not in _NORM_WEIGHTS:
+            plain: tuple[Tensor, Tensor] = self._plain["add_rms_norm"](x, residual, weight, eps)
+            return plain
+        x, residual = x.contiguous(), residual.contiguous()
+        out, total = torch.empty_like(x), torch.empty_like(x)
+        self._norm(x, residual.data_ptr(), weight, eps, out, total.data_ptr())
+        return out, total
+
+    def _norm(
+        self,
+        x: Tensor,
+        residual: int | None,
+        weight: Tensor,
+        eps: float,
+        out: Tensor,
+        total: int | None,
+    ) -> None:
+        size = x.shape[-1]
+        wide = weight.dtype is torch.float32
+        rows = x.numel() // size
+        self._run(
+            x.data_ptr(), residual, rows, size, weight.data_ptr(), wide, eps, out.data_ptr(), total
+        )
+
+
+class _Gate:
+    """An activation of the first half of the last axis, times the second half."""
+
+    def __init__(self, kernels: Kernels, number: int, plain: Any) -> None:
+        self._run = kernels.gate
+        self._number = number
+        self._plain = plain
+
+    def __call__(self, gate_up: Tensor) -> Tensor:
+        if gate_up.dtype is not torch.bfloat16:
+            plain: Tensor = self._plain(gate_up)
+            return plain
+        x = gate_up.contiguous()
+        width = x.shape[-1] // 2
+        out = x.new_empty(*x.shape[:-1], width)
+        self._run(
+            x.data_ptr(), x.numel() // (2 * width), width, self._number, out.data_ptr()
+        )
+        return out
+
+
+def _gated_linear(
+    gates: dict[str, _Gate], x: Tensor, weight: BoundLinear, activation: str
+) -> Tensor:
+    """See ``Ops``: in one pass where the layer can."""
+    if isinstance(weight, PanelLinear):
+        return weight.gated(x, activation)
+    return gates[activation](weight(x))
