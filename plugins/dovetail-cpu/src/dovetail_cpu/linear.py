@@ -15,8 +15,8 @@ _ROWS_HINT = 64
 """The number of input rows that the layout is chosen for; it serves 1 to some thousands well."""
 _EXACT_ROWS = 16
 _STEPS_PER_DOUBLING = 8
-_PANEL = 64
-"""Columns of a panel (native/linear.h)."""
+_PANEL, _LANES = 32, 16
+"""Columns of a panel, and of a vector (native/linear.h)."""
 GATES = {"silu_and_mul": 1, "gelu_tanh_and_mul": 2}
 """The gates that the kernels know, by the op's name (native/linear.h)."""
 
@@ -75,7 +75,7 @@ class PackedLinear:
 
 
 def panels(kernels: Kernels, words: Tensor) -> Tensor:
-    """Words (out, n) int32 repacked to panels (out / 64, n, 64), zeros behind the last column."""
+    """Words (out, n) int32 repacked to panels (out / 32, n, 32), zeros behind the last column."""
     num_columns, depth = words.shape
     packed = words.new_empty(-(-num_columns // _PANEL), depth, _PANEL)
     kernels.pack(words.data_ptr(), num_columns, depth, packed.data_ptr())
@@ -112,7 +112,7 @@ class PanelLinear:
     def gated(self, x: Tensor, activation: str) -> Tensor:
         """The gate of ``GATES`` over the result: (..., in) to (..., out / 2)."""
         half = self.num_columns // 2
-        if half % _PANEL:
+        if half % _LANES:
             gated: Tensor = references()[activation](self(x))
             return gated
         return self._product(x, half, GATES[activation])

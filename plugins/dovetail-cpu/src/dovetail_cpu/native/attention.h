@@ -143,7 +143,7 @@ struct Attended {
     }
 
     void score(int64_t begin, int64_t count) {
-        in_tiles(num_rows, [&](auto r, int64_t first) {
+        in_tiles<HIGH_ROWS>(num_rows, [&](auto r, int64_t first) {
             constexpr int R = decltype(r)::value;
             const char* a = (const char*)(queries + first * size);
             float* c = scores + first * KEYS;
@@ -152,11 +152,11 @@ struct Attended {
             const auto strip = [&](auto wide) {
                 constexpr int V = decltype(wide)::value;
                 const auto part = [&](int64_t, int j) { return keys_at(begin + (v + j) * LANES); };
-                tile<Pairs, R, V>(a, size * 2, 1, size / 2, part, layer.block_size,
+                tile<Pairs, R, V, 1>(a, size * 2, 1, size / 2, part, layer.block_size,
                                   c + v * LANES, KEYS, false);
                 v += V;
             };
-            while (vectors - v >= TILE_VECTORS) strip(std::integral_constant<int, TILE_VECTORS>{});
+            while (vectors - v >= HIGH_VECTORS) strip(std::integral_constant<int, HIGH_VECTORS>{});
             while (v < vectors) strip(std::integral_constant<int, 1>{});
         });
     }
@@ -223,7 +223,7 @@ struct Attended {
     }
 
     void mix_run(int64_t begin, int64_t parts, int64_t depth, int64_t column) {
-        in_tiles(num_rows, [&](auto r, int64_t first) {
+        in_tiles<HIGH_ROWS>(num_rows, [&](auto r, int64_t first) {
             constexpr int R = decltype(r)::value;
             const char* a = (const char*)(weights + first * KEYS + column);
             float* c = result + first * size;
@@ -233,11 +233,11 @@ struct Attended {
                 const auto part = [&](int64_t p, int j) {
                     return values_at(begin + p * 2 * depth) + e + j * LANES;
                 };
-                tile<Pairs, R, V>(a, KEYS * 2, parts, depth, part, size, c + e, size, true);
+                tile<Pairs, R, V, V>(a, KEYS * 2, parts, depth, part, size, c + e, size, true);
                 e += V * LANES;
             };
-            while (size - e >= TILE_VECTORS * LANES)
-                strip(std::integral_constant<int, TILE_VECTORS>{});
+            while (size - e >= HIGH_VECTORS * LANES)
+                strip(std::integral_constant<int, HIGH_VECTORS>{});
             while (e < size) strip(std::integral_constant<int, 1>{});
         });
     }
@@ -298,8 +298,8 @@ inline void attend(const Layer& layer, const Step& step, const Heads& heads, bf1
                    bf16* out) {
     const int64_t width = (layer.num_heads + 2 * layer.num_kv_heads) * layer.head_size;
     share_out(step.num_tokens, rows_at_once(width),
-              [&](int64_t token, bool) { store_token(layer, step, heads, token, queries); });
-    share_out(step.num_tasks * layer.num_kv_heads, 1, [&](int64_t i, bool) {
+              [&](int64_t token) { store_token(layer, step, heads, token, queries); });
+    share_out(step.num_tasks * layer.num_kv_heads, 1, [&](int64_t i) {
         const Task& task = step.tasks[i / layer.num_kv_heads];
         Attended work(layer, step, task, i % layer.num_kv_heads);
         work.run(queries);
@@ -309,7 +309,7 @@ inline void attend(const Layer& layer, const Step& step, const Heads& heads, bf1
             work.keep();
     });
     if (!step.num_merges) return;
-    share_out(step.num_merges * layer.num_kv_heads, 1, [&](int64_t i, bool) {
+    share_out(step.num_merges * layer.num_kv_heads, 1, [&](int64_t i) {
         const int32_t* range = step.merges + i / layer.num_kv_heads * 2;
         Attended work(layer, step, step.tasks[range[0]], i % layer.num_kv_heads);
         work.start();

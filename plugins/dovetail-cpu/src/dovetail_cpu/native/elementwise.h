@@ -57,7 +57,7 @@ inline int64_t rows_at_once(int64_t row_size) {
 
 inline void rms_norm(const bf16* x, const bf16* residual, int64_t num_rows, int64_t size,
                      NormWeight weight, float eps, bf16* out, bf16* total) {
-    share_out(num_rows, rows_at_once(size), [&](int64_t row, bool) {
+    share_out(num_rows, rows_at_once(size), [&](int64_t row) {
         const bf16* from = x + row * size;
         if (residual) {
             add_row(from, residual + row * size, size, total + row * size);
@@ -68,7 +68,7 @@ inline void rms_norm(const bf16* x, const bf16* residual, int64_t num_rows, int6
 }
 
 inline void gate(const bf16* x, int64_t num_rows, int64_t width, Gate kind, bf16* out) {
-    share_out(num_rows, rows_at_once(width), [&](int64_t row, bool) {
+    share_out(num_rows, rows_at_once(width), [&](int64_t row) {
         const bf16 *a = x + row * 2 * width, *b = a + width;
         bf16* to = out + row * width;
         const auto apply = [&](f32x16 g, f32x16 up) {

@@ -21,7 +21,7 @@ void EXPORT(bf16_linear)(const bf16* x, int64_t x_stride, int64_t num_rows, int6
 void EXPORT(quantize)(const bf16* x, int64_t x_stride, int64_t num_rows, int64_t num_inputs,
                       uint8_t* codes, float* scales) {
     const int64_t bytes = ceil_div(num_inputs, 4) * 4;
-    share_out(num_rows, rows_at_once(num_inputs), [&](int64_t row, bool) {
+    share_out(num_rows, rows_at_once(num_inputs), [&](int64_t row) {
         quantize_row(x + row * x_stride, num_inputs, codes + row * bytes, scales + row);
     });
 }

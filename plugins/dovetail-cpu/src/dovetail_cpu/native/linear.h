@@ -1,5 +1,5 @@
-// Linear layers over packed weights: columns in panels of 64, and in a panel the words of 64
-// columns one after another for each word of a row: (N / 64, words of a row, 64).
+// Linear layers over packed weights: columns in panels of 32, and in a panel the words of 32
+// columns one after another for each word of a row: (N / 32, words of a row, 32).
 //
 // A weight is read once from memory however many rows there are, for a panel stays in a core's
 // cache while all rows pass. Every sum runs over the inputs in one order, whatever the number of
@@ -13,9 +13,14 @@
 
 namespace {
 
-constexpr int64_t PANEL = 64;
+constexpr int64_t PANEL = 32;
+constexpr int64_t PANEL_VECTORS = PANEL / LANES;
+constexpr int64_t STEP = 4;            // vectors of columns whose sums are kept at a time
+constexpr int64_t STRIDE = STEP * LANES;
 constexpr int64_t ROW_BLOCK = 96;
-constexpr int64_t DEPTH_BLOCK = 1024;  // words of a panel that stay in a core's second cache
+constexpr int64_t GROUP = 4;           // steps that meet a block of rows in a core's second cache
+constexpr int64_t DEPTH_BLOCK = 1024;  // words of a panel that stay there
+constexpr int64_t MANY_ROWS = 48;      // from here on products are bound by arithmetic
 
 enum Gate : int64_t { NO_GATE = 0, SILU = 1, GELU_TANH = 2 };
 
@@ -36,90 +41,102 @@ struct Factors {
     const uint32_t* panels;
     int64_t depth;  // words of a row
 
-    // Rows times some vectors of columns of a panel: (num_rows, 64) sums.
-    void multiply(int64_t row, int64_t num_rows, int64_t panel, int64_t vector, int64_t vectors,
+    // Rows times up to STEP vectors of columns: sums (num_rows, STRIDE). `more`: what lies behind
+    // them is next.
+    void multiply(int64_t row, int64_t num_rows, int64_t vector, int64_t vectors,
                   typename Words::Sum* sums, bool more) const {
+        if (num_rows >= MANY_ROWS && vectors % WIDE_VECTORS == 0) {
+            for (int64_t v = 0; v < vectors; v += WIDE_VECTORS)
+                strip<WIDE_ROWS, WIDE_VECTORS>(row, num_rows, vector + v, sums + v * LANES, false);
+            return;
+        }
+        int64_t v = 0;
+        for (; v + HIGH_VECTORS <= vectors; v += HIGH_VECTORS)
+            strip<HIGH_ROWS, HIGH_VECTORS>(row, num_rows, vector + v, sums + v * LANES,
+                                           more || v + HIGH_VECTORS < vectors);
+        for (; v < vectors; v++)
+            strip<HIGH_ROWS, 1>(row, num_rows, vector + v, sums + v * LANES, false);
+    }
+
+    template <int ROWS, int V>
+    void strip(int64_t row, int64_t num_rows, int64_t vector, typename Words::Sum* sums,
+               bool more) const {
         for (int64_t done = 0; done < depth; done += DEPTH_BLOCK) {
-            const int64_t part = std::min(DEPTH_BLOCK, depth - done);
-            const uint32_t* words = panels + (panel * depth + done) * PANEL + vector * LANES;
-            // What comes next is fetched while tiles after the first find this in the cache.
-            const uint32_t* after = done + part < depth || more ? words + part * PANEL : nullptr;
-            in_tiles(num_rows, [&](auto r, int64_t first) {
+            const int64_t size = std::min(DEPTH_BLOCK, depth - done);
+            const auto part = [&](int64_t, int j) {
+                const int64_t panel = (vector + j) / PANEL_VECTORS;
+                return panels + (panel * depth + done) * PANEL +
+                       (vector + j) % PANEL_VECTORS * LANES;
+            };
+            // Tiles after the first find these words in the cache, and fetch those behind them.
+            const uint32_t* behind = part(0, 0) + size * PANEL;
+            const bool fetches = V == PANEL_VECTORS && (more || done + size < depth);
+            in_tiles<ROWS>(num_rows, [&](auto r, int64_t first) {
                 constexpr int R = decltype(r)::value;
                 const char* a = rows + (row + first) * row_bytes + 4 * done;
-                typename Words::Sum* c = sums + first * PANEL + vector * LANES;
-                const bool second = first && first <= TILE_ROWS;
-                for (int64_t v = 0; v < vectors;) {
-                    const uint32_t* b = words + v * LANES;
-                    if (vectors - v >= TILE_VECTORS) {
-                        const char* next = second ? (const char*)after : nullptr;
-                        strip<R, TILE_VECTORS>(a, b, part, c + v * LANES, done > 0, next);
-                        v += TILE_VECTORS;
-                    } else {
-                        strip<R, 1>(a, b, part, c + v * LANES, done > 0, nullptr);
-                        v += 1;
-                    }
-                }
+                const bool second = first && first <= ROWS;
+                tile<Words, R, V, std::min<int>(V, PANEL_VECTORS)>(a, row_bytes, 1, size, part, PANEL, sums + first * STRIDE,
+                                  STRIDE, done > 0,
+                                  fetches && second ? (const char*)behind : nullptr);
             });
         }
     }
-
-    template <int R, int V>
-    void strip(const char* a, const uint32_t* words, int64_t depth, typename Words::Sum* c,
-               bool add, const char* next) const {
-        const auto part = [&](int64_t, int j) { return words + j * LANES; };
-        tile<Words, R, V>(a, row_bytes, 1, depth, part, PANEL, c, PANEL, add, next);
-    }
 };
 
-// Rounds some vectors of sums, (num_rows, 64) at a panel's columns, into the result.
-inline void put(const Target& target, int64_t row, int64_t num_rows, int64_t column,
-                const float* sums, const float* others, int64_t vector, int64_t vectors) {
+// Rounds sums (num_rows, STRIDE) of some vectors of columns into the result.
+inline void put(const Target& target, int64_t row, int64_t num_rows, int64_t vector,
+                int64_t vectors, const float* sums, const float* others) {
     const int64_t width = target.gate ? target.num_columns / 2 : target.num_columns;
     for (int64_t i = 0; i < num_rows; i++)
-        for (int64_t v = vector; v < vector + vectors; v++) {
-            const int64_t at = column + v * LANES;
-            if (at >= width) break;
-            f32x16 x = load<f32x16>(sums + i * PANEL + v * LANES);
+        for (int64_t v = 0; v < vectors; v++) {
+            const int64_t at = (vector + v) * LANES;
+            f32x16 x = load<f32x16>(sums + i * STRIDE + v * LANES);
             if (target.bias) x += load<f32x16>(target.bias + at);
             if (target.gate) {
-                f32x16 up = load<f32x16>(others + i * PANEL + v * LANES);
+                f32x16 up = load<f32x16>(others + i * STRIDE + v * LANES);
                 if (target.bias) up += load<f32x16>(target.bias + width + at);
                 x = (target.gate == SILU ? silu(x) : gelu_tanh(x)) * up;
             }
             const u16x16 y = narrow(x);
             bf16* to = target.out + (row + i) * target.stride + at;
-            std::memcpy(to, &y, std::min<int64_t>(LANES, width - at) * sizeof(bf16));
+            if (width - at >= LANES)
+                store(to, y);
+            else
+                std::memcpy(to, &y, (width - at) * sizeof(bf16));
         }
 }
 
-// Calls sums(row, num_rows, panel, vector, vectors, to, more) for whatever part of the product is
-// needed, and puts it into the target.
+// Calls sums(row, num_rows, vector, vectors, to, more) for whatever part of the product is needed,
+// and puts it into the target. With a gate, half the columns are a whole number of vectors.
 template <class Sums>
 void product(int64_t num_rows, const Target& target, Sums sums) {
     const int64_t width = target.gate ? target.num_columns / 2 : target.num_columns;
-    const int64_t num_panels = ceil_div(width, PANEL);
+    const int64_t num_vectors = ceil_div(width, LANES);
     const int64_t threads = omp_get_max_threads();
     const int64_t row_blocks = ceil_div(num_rows, ROW_BLOCK);
-    const int64_t row_parts = std::min(row_blocks, ceil_div(4 * threads, num_panels));
-    // Few panels and many threads: each takes some of a panel's vectors of columns.
-    const int64_t panel_parts = num_panels * row_parts >= 2 * threads ? 1 : PANEL / LANES;
-    const int64_t vectors = PANEL / LANES / panel_parts;
-    const int64_t blocks_per_part = ceil_div(row_blocks, row_parts);
-    const int64_t count = num_panels * row_parts * panel_parts;
-    share_out(count, chunk_of(count), [&](int64_t task, bool more) {
-        const int64_t vector = task % panel_parts * vectors;
-        const int64_t panel = task / panel_parts % num_panels;
-        const int64_t part = task / panel_parts / num_panels;
-        alignas(64) float first[ROW_BLOCK * PANEL];
-        alignas(64) float second[ROW_BLOCK * PANEL];
-        const int64_t end = std::min(num_rows, (part + 1) * blocks_per_part * ROW_BLOCK);
-        for (int64_t row = part * blocks_per_part * ROW_BLOCK; row < end; row += ROW_BLOCK) {
-            const int64_t size = std::min(ROW_BLOCK, end - row);
-            const bool goes_on = more && panel + 1 < num_panels;
-            sums(row, size, panel, vector, vectors, first, goes_on);
-            if (target.gate) sums(row, size, num_panels + panel, vector, vectors, second, goes_on);
-            put(target, row, size, panel * PANEL, first, second, vector, vectors);
+    const int64_t row_parts = std::min(row_blocks, ceil_div(4 * threads * STEP, num_vectors));
+    const int64_t part_rows = ceil_div(row_blocks, row_parts) * ROW_BLOCK;
+    // Few columns and many threads: a thread takes less than a step.
+    const int64_t step = num_vectors * row_parts >= 2 * threads * STEP ? STEP : 1;
+    const int64_t most = num_rows > ROW_BLOCK ? GROUP * step : num_vectors;
+    const int64_t group = std::min(most, step * chunk_of(ceil_div(num_vectors, step) * row_parts));
+    const int64_t num_groups = ceil_div(num_vectors, group);
+    share_out(num_groups * row_parts, 1, [&](int64_t task) {
+        const int64_t begin = task % num_groups * group;
+        const int64_t end = std::min(num_vectors, begin + group);
+        const int64_t first_row = task / num_groups * part_rows;
+        const int64_t end_row = std::min(num_rows, first_row + part_rows);
+        alignas(64) float own[ROW_BLOCK * STRIDE];
+        alignas(64) float others[ROW_BLOCK * STRIDE];
+        for (int64_t row = first_row; row < end_row; row += ROW_BLOCK) {
+            const int64_t size = std::min(ROW_BLOCK, end_row - row);
+            for (int64_t vector = begin; vector < end; vector += step) {
+                const int64_t vectors = std::min(step, end - vector);
+                const bool more = vector + vectors < end;
+                sums(row, size, vector, vectors, own, more);
+                if (target.gate) sums(row, size, num_vectors + vector, vectors, others, more);
+                put(target, row, size, vector, vectors, own, others);
+            }
         }
     });
 }
@@ -128,9 +145,8 @@ inline void bf16_linear(const bf16* x, int64_t x_stride, int64_t num_rows, int64
                         const uint32_t* panels, const Target& target) {
     const Factors<Pairs> factors{(const char*)x, x_stride * 2, panels, num_inputs / 2};
     product(num_rows, target,
-            [&](int64_t row, int64_t size, int64_t panel, int64_t vector, int64_t vectors,
-                float* to, bool more) {
-                factors.multiply(row, size, panel, vector, vectors, to, more);
+            [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to, bool more) {
+                factors.multiply(row, size, vector, vectors, to, more);
             });
 }
 
@@ -153,17 +169,17 @@ inline void int8_linear(const Quantized& x, int64_t num_rows, const Int8Weight& 
     const int64_t depth = ceil_div(weight.num_inputs, 4);
     const Factors<Fours> factors{(const char*)x.codes, depth * 4, weight.panels, depth};
     product(num_rows, target,
-            [&](int64_t row, int64_t size, int64_t panel, int64_t vector, int64_t vectors,
-                float* to, bool more) {
+            [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to, bool more) {
                 int32_t* exact = reinterpret_cast<int32_t*>(to);
-                factors.multiply(row, size, panel, vector, vectors, exact, more);
+                factors.multiply(row, size, vector, vectors, exact, more);
                 for (int64_t i = 0; i < size; i++)
-                    for (int64_t v = vector; v < vector + vectors; v++) {
-                        const int64_t at = panel * PANEL + v * LANES;
-                        const i32x16 shifted = load<i32x16>(exact + i * PANEL + v * LANES);
-                        const i32x16 sum = shifted - load<i32x16>(weight.offsets + at);
-                        const f32x16 scaled = __builtin_convertvector(sum, f32x16) * x.scales[row + i];
-                        store(to + i * PANEL + v * LANES, scaled * load<f32x16>(weight.scales + at));
+                    for (int64_t v = 0; v < vectors; v++) {
+                        const int64_t at = (vector + v) * LANES, here = i * STRIDE + v * LANES;
+                        const i32x16 offset = load<i32x16>(weight.offsets + at);
+                        const i32x16 sum = load<i32x16>(exact + here) - offset;
+                        const f32x16 scaled =
+                            __builtin_convertvector(sum, f32x16) * x.scales[row + i];
+                        store(to + here, scaled * load<f32x16>(weight.scales + at));
                     }
             });
 }
@@ -199,7 +215,7 @@ inline void quantize_row(const bf16* x, int64_t num_inputs, uint8_t* codes, floa
 // Words of a weight (num_columns, words of a row) into panels; columns beyond its own are zeros.
 inline void pack(const uint32_t* words, int64_t num_columns, int64_t depth, uint32_t* panels) {
     const int64_t count = ceil_div(num_columns, PANEL);
-    share_out(count, chunk_of(count), [&](int64_t panel, bool) {
+    share_out(count, chunk_of(count), [&](int64_t panel) {
         uint32_t* to = panels + panel * depth * PANEL;
         const int64_t size = std::min(PANEL, num_columns - panel * PANEL);
         constexpr int64_t STRIP = 16;  // words of each column that are in the cache at a time

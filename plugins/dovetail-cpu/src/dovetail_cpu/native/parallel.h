@@ -9,9 +9,8 @@
 
 namespace {
 
-// Calls work(task, more) for every task below `count`, `chunk` of them after each other at a time;
-// `more` says whether the same thread goes on with the next one. A thread that is held up takes
-// fewer.
+// Calls work(task) for every task below `count`, `chunk` of them after each other at a time. A
+// thread that is held up takes fewer.
 template <class Work>
 void share_out(int64_t count, int64_t chunk, Work work) {
     std::atomic<int64_t> next{0};
@@ -20,7 +19,7 @@ void share_out(int64_t count, int64_t chunk, Work work) {
         const int64_t begin = next.fetch_add(chunk, std::memory_order_relaxed);
         if (begin >= count) break;
         const int64_t end = begin + chunk < count ? begin + chunk : count;
-        for (int64_t task = begin; task < end; task++) work(task, task + 1 < end);
+        for (int64_t task = begin; task < end; task++) work(task);
     }
 }
 

@@ -14,11 +14,12 @@ namespace {
 
 constexpr int LANES = 16;
 
-// The largest tile of a matrix product whose sums stay in registers: rows x vectors of columns.
+// Tiles of a matrix product whose sums stay in registers, rows x vectors of columns: high ones
+// read a word of the second factor for many rows, wide ones need fewer reads of the first.
 #if defined(__AVX512F__)
-constexpr int TILE_ROWS = 6, TILE_VECTORS = 4;
+constexpr int HIGH_ROWS = 12, HIGH_VECTORS = 2, WIDE_ROWS = 6, WIDE_VECTORS = 4;
 #else
-constexpr int TILE_ROWS = 4, TILE_VECTORS = 1;
+constexpr int HIGH_ROWS = 4, HIGH_VECTORS = 1, WIDE_ROWS = 4, WIDE_VECTORS = 1;
 #endif
 
 using bf16 = uint16_t;

@@ -26,53 +26,64 @@ struct Fours {
 // R rows of A times V vectors of columns of B into C, which is written or added to.
 //
 // A is rows of words; B has, for each word of a row of A, a word for every column. B may lie in
-// parts, `depth` words of A to each: `part(p, j)` is where the j-th vector of columns begins in
-// part p, and `stride` the words of B from one word of A to the next. `next` is what will be read
+// parts, `depth` words of A to each: `part(p, j)` is where in part p the vectors j to j + TOGETHER
+// begin, and `stride` the words of B from one word of A to the next. `next` is what will be read
 // from memory after this; null: nothing.
-template <class Words, int R, int V, class Part>
+template <class Words, int R, int V, int TOGETHER, class Part>
 inline void tile(const char* a, int64_t a_bytes, int64_t parts, int64_t depth, Part part,
                  int64_t stride, typename Words::Sum* c, int64_t c_stride, bool add,
                  const char* next = nullptr) {
     using Sums = typename Words::Sums;
+    constexpr int RUNS = V / TOGETHER;
+    // An address is a base and up to twice the stride: there are too few registers for one each.
+    constexpr int BASES = (R + 2) / 3;
     Sums sums[R][V];
     for (int i = 0; i < R; i++)
         for (int j = 0; j < V; j++)
             sums[i][j] = add ? load<Sums>(c + i * c_stride + j * LANES) : Sums{};
+    const char* base[BASES];
+    for (int i = 0; i < BASES; i++) base[i] = a + 3 * i * a_bytes;
     for (int64_t p = 0; p < parts; p++) {
-        const uint32_t* b[V];
-        for (int j = 0; j < V; j++) b[j] = part(p, j);
-        for (int64_t k = 0; k < depth; k++, a += 4) {
+        const uint32_t* b[RUNS];
+        for (int j = 0; j < RUNS; j++) b[j] = part(p, j * TOGETHER);
+        for (int64_t k = 0; k < depth; k++) {
             u32x16 columns[V];
-            for (int j = 0; j < V; j++) columns[j] = load<u32x16>(b[j] + k * stride);
-            if (next)
-                for (int j = 0; j < V; j++) prefetch(next + (k * V + j) * sizeof(u32x16));
-            for (int i = 0; i < R; i++) {
-                const u32x16 word = load<uint32_t>(a + i * a_bytes) - u32x16{};
-                for (int j = 0; j < V; j++) sums[i][j] = Words::dot(sums[i][j], word, columns[j]);
+            for (int j = 0; j < V; j++)
+                columns[j] = load<u32x16>(b[j / TOGETHER] + j % TOGETHER * LANES);
+            if (next) {
+                for (int j = 0; j < V; j++) prefetch(next + j * sizeof(u32x16));
+                next += V * sizeof(u32x16);
             }
+            for (int i = 0; i < R; i++) {
+                const uint32_t word = load<uint32_t>(base[i / 3] + i % 3 * a_bytes);
+                const u32x16 words = word - u32x16{};
+                for (int j = 0; j < V; j++) sums[i][j] = Words::dot(sums[i][j], words, columns[j]);
+            }
+            for (int j = 0; j < RUNS; j++) b[j] += stride;
+            for (int i = 0; i < BASES; i++) base[i] += 4;
         }
     }
     for (int i = 0; i < R; i++)
         for (int j = 0; j < V; j++) store(c + i * c_stride + j * LANES, sums[i][j]);
 }
 
-// Calls work(R, row) for all rows, in tiles of at most TILE_ROWS rows whose sizes differ by one.
-template <class Work>
+// Calls work(size) with the size as a constant, which is between R and MOST.
+template <int R, int MOST, class Work>
+inline void one_of(int64_t size, Work work) {
+    if constexpr (R < MOST) {
+        if (size > R) return one_of<R + 1, MOST>(size, work);
+    }
+    work(std::integral_constant<int, R>{});
+}
+
+// Calls work(R, row) for all rows, in tiles of at most MOST rows whose sizes differ by one.
+template <int MOST, class Work>
 inline void in_tiles(int64_t num_rows, Work work) {
-    const int64_t count = (num_rows + TILE_ROWS - 1) / TILE_ROWS;
+    const int64_t count = (num_rows + MOST - 1) / MOST;
     int64_t row = 0;
     for (int64_t i = 0; i < count; i++) {
         const int64_t size = (num_rows - row + count - i - 1) / (count - i);
-        switch (size) {
-            case 1: work(std::integral_constant<int, 1>{}, row); break;
-            case 2: work(std::integral_constant<int, 2>{}, row); break;
-            case 3: work(std::integral_constant<int, 3>{}, row); break;
-            case 4: work(std::integral_constant<int, 4>{}, row); break;
-#if defined(__AVX512F__)
-            case 5: work(std::integral_constant<int, 5>{}, row); break;
-            case 6: work(std::integral_constant<int, 6>{}, row); break;
-#endif
-        }
+        one_of<1, MOST>(size, [&](auto r) { work(r, row); });
         row += size;
     }
 }
