@@ -16,7 +16,7 @@ from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
 from dovetail.core.types import ITEM_SIZE, IndexArray, IntArray
 from dovetail_cpu.kernels import HeadsStruct, Kernels, LayerStruct, StepStruct
 
-__all__ = ["NativeAttention"]
+__all__ = ["NativeAttention", "Plan"]
 
 _MOST_ROWS = 96
 """Query tokens times heads of a task (native/attention.h)."""
@@ -39,7 +39,7 @@ class _Cache:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """A step as the kernels read it, and what it points to."""
 
     step: StepStruct
@@ -58,6 +58,7 @@ class NativeAttention:
 
     def __init__(self, kernels: Kernels) -> None:
         self._run = kernels.attend
+        self._tape = kernels.tape
 
     def refuses(self, need: AttentionNeed) -> str | None:
         """Serves bfloat16 and everything that layers ask for but deterministic mode."""
@@ -100,7 +101,7 @@ class NativeAttention:
         )
         return _Cache(entries, layer, slopes)
 
-    def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
+    def plan(self, batch: Batch, need: AttentionNeed) -> Plan:
         """Cut the rows into tasks of about equal work for the threads."""
         group = max(spec.num_heads // spec.num_kv_heads for spec in need.specs)
         num_kv = min(spec.num_kv_heads for spec in need.specs)
@@ -126,7 +127,7 @@ class NativeAttention:
             *(array.ctypes.data for array in arrays),
             parts.data_ptr(),
         )
-        return _Plan(step, (*arrays, parts), batch.num_padding)
+        return Plan(step, (*arrays, parts), batch.num_padding)
 
     def attend(
         self,
@@ -162,20 +163,33 @@ class NativeAttention:
         cache: _Cache,
         plan: object,
     ) -> tuple[Tensor, _Cache]:
-        if not isinstance(plan, _Plan):
+        if not isinstance(plan, Plan):
             raise TypeError(f"a plan of another backend: {type(plan).__name__}")
         q, k, v = (_with_dense_heads(side) for side in sides)
-        heads = HeadsStruct(q.data_ptr(), k.data_ptr(), v.data_ptr(), q.stride(0), k.stride(0), v.stride(0))
-        held = []
+        cosines = sines = q_norm = k_norm = None
+        half, wide, eps = 0, False, 0.0
         if angles is not None:
             cosines, sines = (angle.float().contiguous() for angle in angles)
-            heads.cosines, heads.sines = cosines.data_ptr(), sines.data_ptr()
-            heads.half = cosines.shape[1]
-            held += [cosines, sines]
+            half = cosines.shape[1]
         if norms is not None:
-            q_norm, k_norm, heads.eps = norms
-            heads.q_norm, heads.k_norm = q_norm.data_ptr(), k_norm.data_ptr()
-            heads.wide_norms = q_norm.dtype is torch.float32
+            q_norm, k_norm, eps = norms
+            wide = q_norm.dtype is torch.float32
+        heads = HeadsStruct(
+            q.data_ptr(),
+            k.data_ptr(),
+            v.data_ptr(),
+            q.stride(0),
+            k.stride(0),
+            v.stride(0),
+            _address(cosines),
+            _address(sines),
+            half,
+            _address(q_norm),
+            _address(k_norm),
+            wide,
+            eps,
+        )
+        self._tape.keep(heads)
         # Tokens of no row are given nothing, and must be finite.
         out = torch.zeros_like(q) if plan.num_padding else q.new_empty(q.shape)
         queries = q.new_empty(q.shape)
@@ -194,6 +208,10 @@ class NativeAttention:
         for cache in caches:
             cache.entries[target] = cache.entries[source]
         return caches
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _with_dense_heads(side: Tensor) -> Tensor:

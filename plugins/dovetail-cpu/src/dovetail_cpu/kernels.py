@@ -9,27 +9,35 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Callable, Iterator
-from ctypes import c_float, c_int32, c_int64, c_void_p
+from collections.abc import Iterator
+from ctypes import c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dovetail.core.errors import PluginError
 
-__all__ = ["HeadsStruct", "Kernels", "LayerStruct", "StepStruct", "load_kernels", "why_absent"]
+__all__ = [
+    "Function",
+    "HeadsStruct",
+    "Kernels",
+    "LayerStruct",
+    "StepStruct",
+    "Tape",
+    "load_kernels",
+    "why_absent",
+]
 
 LIBRARY = Path(__file__).with_name("libkernels.so")
 VARIABLE = "DOVETAIL_CPU_KERNELS"
 """Environment: an instruction set to use instead of the best, or ``off``."""
 INSTRUCTION_SETS = ("avx512_bf16", "avx512", "avx2", "generic")
 """Best first. A processor that has one of x86 has those behind it."""
-
-_Function: TypeAlias = Callable[..., None]
-
 
 class LayerStruct(ctypes.Structure):
     """``Layer`` in native/attention.h."""
@@ -94,7 +102,63 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "rms_norm": (_P, _P, _N, _N, _P, _N, c_float, _P, _P),
     "gate": (_P, _N, _N, _N, _P),
     "attend": (_P, _P, _P, _P, _P),
+    "embedding": (_P, _N, _P, _N, _N, _P),
+    "likeliest": (_P, _N, _N, _P, _P),
+    "replay": (_P, _N),
 }
+_REPLAYED = ("bf16_linear", "quantize", "int8_linear", "rms_norm", "gate", "attend", "embedding")
+"""In the order of their numbers in ``replay`` (native/kernels.cpp), from 1."""
+_MOST_ARGUMENTS = 12
+
+
+class Tape:
+    """Calls of kernels, noted while it is on."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self.kept: list[object] = []
+        """What the calls point to and nobody else holds."""
+        self._calls: list[list[int]] = []
+
+    def note(self, number: int, arguments: tuple[Any, ...]) -> None:
+        """Another call."""
+        row = [number, *(_as_integer(a) for a in arguments)]
+        self._calls.append(row + [0] * (_MOST_ARGUMENTS + 1 - len(row)))
+
+    def keep(self, held: object) -> None:
+        """Hold something for as long as the calls are."""
+        if self.is_on:
+            self.kept.append(held)
+
+    def cut(self) -> tuple[NDArray[np.int64], list[object]]:
+        """The calls (n, 13) as ``replay`` reads them, and what is kept for them; both are dropped
+        here."""
+        calls, kept = np.array(self._calls, np.int64).reshape(-1, _MOST_ARGUMENTS + 1), self.kept
+        self._calls, self.kept = [], []
+        return calls, kept
+
+
+def _as_integer(argument: Any) -> int:
+    if isinstance(argument, float):
+        return int(np.float32(argument).view(np.int32))
+    return int(argument or 0)
+
+
+class Function:
+    """One kernel."""
+
+    __slots__ = ("_function", "_number", "_tape")
+
+    def __init__(self, function: Any, number: int, tape: Tape) -> None:
+        self._function = function
+        self._number = number
+        self._tape = tape
+
+    def __call__(self, *arguments: Any) -> None:
+        """Addresses are integers; None is no address."""
+        if self._tape.is_on and self._number:
+            self._tape.note(self._number, arguments)
+        self._function(*arguments)
 
 
 @dataclass(frozen=True)
@@ -102,13 +166,17 @@ class Kernels:
     """The functions of native/kernels.cpp for one instruction set."""
 
     instruction_set: str
-    pack: _Function
-    bf16_linear: _Function
-    quantize: _Function
-    int8_linear: _Function
-    rms_norm: _Function
-    gate: _Function
-    attend: _Function
+    tape: Tape
+    pack: Function
+    bf16_linear: Function
+    quantize: Function
+    int8_linear: Function
+    rms_norm: Function
+    gate: Function
+    attend: Function
+    embedding: Function
+    likeliest: Function
+    replay: Function
 
 
 def why_absent() -> str | None:
@@ -155,12 +223,13 @@ def _checked(wanted: str, best: str) -> str:
 
 
 def _functions(library: ctypes.CDLL, suffix: str) -> Kernels:
-    functions = {}
+    functions, tape = {}, Tape()
     for name, arguments in _ARGUMENTS.items():
         function = getattr(library, f"{name}_{suffix}")
         function.argtypes, function.restype = arguments, None
-        functions[name] = function
-    return Kernels(suffix, **functions)
+        number = _REPLAYED.index(name) + 1 if name in _REPLAYED else 0
+        functions[name] = Function(function, number, tape)
+    return Kernels(suffix, tape, **functions)
 
 
 def _loaded_openmp() -> str | None:

@@ -11,10 +11,11 @@ from torch import Tensor
 from dovetail.core.contracts.ops import OpTable
 from dovetail.platforms.torch.ops import references
 from dovetail.platforms.torch.platform import BoundLinear
+from dovetail.platforms.torch.sampling.order import greedy
 from dovetail_cpu.kernels import Kernels
 from dovetail_cpu.linear import GATES, PanelLinear
 
-__all__ = ["override_ops"]
+__all__ = ["likeliest", "override_ops"]
 
 _NORM_WEIGHTS = (torch.bfloat16, torch.float32)
 
@@ -34,6 +35,7 @@ def override_ops(table: OpTable, kernels: Kernels, origin: str) -> None:
     gates = {name: _Gate(kernels, number, plain[name]) for name, number in GATES.items()}
     for name, gate in gates.items():
         table.override(name, gate, origin=origin)
+    table.override("embedding", partial(_embedding, kernels, plain["embedding"]), origin=origin)
     table.override("gated_linear", partial(_gated_linear, gates), origin=origin)
 
 
@@ -109,3 +111,29 @@ def _gated_linear(
     if isinstance(weight, PanelLinear):
         return weight.gated(x, activation)
     return gates[activation](weight(x))
+
+
+def _embedding(kernels: Kernels, plain: Any, ids_T: Tensor, table_VD: Tensor) -> Tensor:
+    """See ``Ops``."""
+    dense = ids_T.is_contiguous() and table_VD.is_contiguous()
+    if not dense or ids_T.dtype is not torch.int64:
+        other: Tensor = plain(ids_T, table_VD)
+        return other
+    num_rows, width = table_VD.shape
+    out = table_VD.new_empty(*ids_T.shape, width)
+    row_bytes = width * table_VD.element_size()
+    kernels.embedding(
+        ids_T.data_ptr(), ids_T.numel(), table_VD.data_ptr(), num_rows, row_bytes, out.data_ptr()
+    )
+    return out
+
+
+def likeliest(kernels: Kernels, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``sampling.order.greedy``."""
+    if logits_NV.dtype is not torch.bfloat16:
+        return greedy(logits_NV)
+    rows = logits_NV.contiguous()
+    ids = torch.empty(len(rows), dtype=torch.int64)
+    values = torch.empty(len(rows))
+    kernels.likeliest(rows.data_ptr(), *rows.shape, ids.data_ptr(), values.data_ptr())
+    return ids, values

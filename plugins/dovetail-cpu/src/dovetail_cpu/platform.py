@@ -14,12 +14,14 @@ from dovetail.core.contracts.attention import AttentionBackend
 from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.platform import Capabilities, Memory
 from dovetail.core.contracts.runner import Runner, RunnerConfig
+from dovetail.platforms.torch.loading import RunnableModel
 from dovetail.platforms.torch.ops import DenseLinear
 from dovetail.platforms.torch.platform import BoundLinear, TorchPlatform
 from dovetail_cpu.attention import NativeAttention
 from dovetail_cpu.kernels import load_kernels, why_absent
 from dovetail_cpu.linear import PackedLinear, PanelLinear, can_pack
-from dovetail_cpu.ops import override_ops
+from dovetail_cpu.ops import likeliest, override_ops
+from dovetail_cpu.recorded import RecordedModel
 
 __all__ = ["CpuPlatform"]
 
@@ -77,6 +79,16 @@ class CpuPlatform(TorchPlatform):
         """That of the compiled kernels, then every installed one."""
         kernels, others = load_kernels(), super().attention_backends()
         return others if kernels is None else [NativeAttention(kernels), *others]
+
+    def likeliest(self, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+        """By the compiled kernel, where there is one."""
+        kernels = load_kernels()
+        return super().likeliest(logits_NV) if kernels is None else likeliest(kernels, logits_NV)
+
+    def prepared(self, model: RunnableModel) -> RunnableModel:
+        """With short steps recorded, where there are kernels."""
+        kernels = load_kernels()
+        return model if kernels is None else RecordedModel(model, kernels)
 
     def bind_linear(self, weight: Tensor, bias: Tensor | None) -> BoundLinear:
         """Repack for the compiled kernels or for oneDNN; otherwise use the weight as it is."""

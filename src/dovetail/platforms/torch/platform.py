@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,8 +21,12 @@ from dovetail.platforms.torch.dtypes import from_numpy
 from dovetail.platforms.torch.ops import DenseLinear
 from dovetail.platforms.torch.queue import DeviceQueue
 from dovetail.platforms.torch.sampling.fixed import choose_fixed
+from dovetail.platforms.torch.sampling.order import greedy
 from dovetail.platforms.torch.sampling.weights import Controls
 from dovetail.platforms.torch.weight_uploads import WeightUploads
+
+if TYPE_CHECKING:
+    from dovetail.platforms.torch.loading import RunnableModel
 
 __all__ = ["BoundLinear", "TorchPlatform"]
 
@@ -72,6 +76,14 @@ class TorchPlatform(Platform):
         The tokens are those that ``Sampler`` would choose.
         """
         return choose_fixed(logits_GV, controls, restricts=restricts)
+
+    def likeliest(self, logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``sampling.order.greedy``, where tokens are chosen on the device."""
+        return greedy(logits_NV)
+
+    def prepared(self, model: RunnableModel) -> RunnableModel:
+        """What runs a loaded model, its attention bound. Default: it does."""
+        return model
 
     def uploader(self) -> Callable[[np.ndarray[Any, Any]], torch.Tensor]:
         """How weights come to the device. Default: in pieces, if it has a queue."""

@@ -67,6 +67,7 @@ class TorchRunner:
         need = attention_need(self._config, model.attention_specs)
         self._choice = choose_backend(self._platform, self._config, need)
         model.bind_attention(self._choice.backend)
+        model = self._platform.prepared(model)
         if self._draft is not None:
             yield from self._draft.load()
         self._loaded = Loaded(

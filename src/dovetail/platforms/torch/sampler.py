@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from dovetail.core.batch import Batch, JoinedRow, SamplingBatch
-from dovetail.platforms.torch.sampling.choice import Restrict, choose
+from dovetail.platforms.torch.sampling.choice import Likeliest, Restrict, choose
 from dovetail.platforms.torch.sampling.drafts import Accepted, Places
 from dovetail.platforms.torch.sampling.logprobs import LogprobTensors, logprobs
 from dovetail.platforms.torch.sampling.masks import masked
+from dovetail.platforms.torch.sampling.order import greedy
 from dovetail.platforms.torch.sampling.rows import Rows, Which, on_device
 from dovetail.platforms.torch.sampling.shaping import Shaper
 
@@ -77,6 +78,7 @@ class Sampler:
         max_rows: Rows are numbered below this.
         device: Of the logits; must have float64.
         restrict: A platform's own min_p, top_k and top_p, exact as ``restriction.by_sort`` is.
+        likeliest: A platform's own ``greedy``.
     """
 
     def __init__(
@@ -85,8 +87,9 @@ class Sampler:
         max_rows: int,
         device: torch.device,
         restrict: Restrict | None = None,
+        likeliest: Likeliest = greedy,
     ) -> None:
-        self._restrict = restrict
+        self._own = (restrict, likeliest)
         self._shaper = Shaper(vocab_size, max_rows, device)
         self._scratch = torch.empty(0, vocab_size, device=device)
         self._heats: dict[int, float] = {}
@@ -177,7 +180,7 @@ class Sampler:
         if len(shaped):
             tokens, peak, failures = self._choose_shaped(raw, which, sampling, rows, shaped)
         else:
-            tokens, peak = choose(raw, which, sampling, self._restrict)
+            tokens, peak = choose(raw, which, sampling, *self._own)
         finite = torch.isfinite(peak)
         tokens = torch.where(finite, tokens, 0)
         if len(shaped):
@@ -209,14 +212,14 @@ class Sampler:
         if len(plain):
             at = on_device(plain, raw.device)
             part = raw.subset(plain)
-            tokens[at], peak[at] = choose(part, which[plain], sampling, self._restrict)
+            tokens[at], peak[at] = choose(part, which[plain], sampling, *self._own)
         x = self._room(len(shaped))
         for part_of, chunk in raw.subset(shaped).chunks():
             x[part_of] = chunk
         fine = torch.isfinite(x.amax(-1))
         failed = self._shaper.shape(x, rows[shaped], sampling.num_generated[which[shaped]])
         at = on_device(shaped.astype(np.int64), raw.device)
-        tokens[at], most = choose(Rows(x), which[shaped], sampling, self._restrict)
+        tokens[at], most = choose(Rows(x), which[shaped], sampling, *self._own)
         peak[at] = torch.where(fine, most, torch.nan)
         return tokens, peak, {int(shaped[place]): reason for place, reason in failed.items()}
 

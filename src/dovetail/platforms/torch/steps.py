@@ -22,6 +22,7 @@ from dovetail.platforms.torch.planning import LOGIT_ROWS
 from dovetail.platforms.torch.platform import TorchPlatform
 from dovetail.platforms.torch.result import SampledStep
 from dovetail.platforms.torch.sampler import LogprobTensors, Sampler
+from dovetail.platforms.torch.sampling.order import greedy
 from dovetail.platforms.torch.transfers import fetch_later
 
 __all__ = ["DirectSteps", "Loaded", "Steps"]
@@ -73,7 +74,13 @@ class StepBase:
         self.loaded = loaded
         self.caches = caches
         rows = loaded.config.max_num_seqs
-        self.sampler = Sampler(loaded.model.vocab_size, rows, device)
+        on_device = device == loaded.platform.device
+        self.sampler = Sampler(
+            loaded.model.vocab_size,
+            rows,
+            device,
+            likeliest=loaded.platform.likeliest if on_device else greedy,
+        )
         self.last_token = torch.zeros(rows + 1, dtype=torch.long, device=device)
         """What each row said last; behind them, what nobody said."""
 

@@ -7,8 +7,6 @@
 // Gimelshein, 2018; Dao et al., 2022).
 #pragma once
 
-#include <limits>
-
 #include "elementwise.h"
 
 namespace {
@@ -161,38 +159,48 @@ struct Attended {
         });
     }
 
-    // Scores of one row to weights, and what was mixed so far to the new largest score.
+    // Scores of one row to weights, and what was mixed so far to the new largest score. Scores are
+    // in powers of two.
     void weigh(int64_t i, int64_t begin, int64_t count) {
+        constexpr float LOG2_E = 1.44269504f;
         float* s = scores + i * KEYS;
         const int64_t vectors = ceil_div(count, LANES), here = position(i);
         const int64_t last = std::min(here, begin + count - 1);
         const int64_t first = layer.window ? here - layer.window + 1 : 0;
         const f32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        const float slope = layer.slopes ? layer.slopes[head * group + i % group] : 0.f;
+        const float slope = layer.slopes ? layer.slopes[head * group + i % group] * LOG2_E : 0.f;
         const f32x16 never = all(-std::numeric_limits<float>::infinity());
+        const bool plain = layer.soft_cap == 0.f && slope == 0.f;
         f32x16 most = never;
         for (int64_t v = 0; v < vectors; v++) {
             const int64_t at = begin + v * LANES;
-            f32x16 x = load<f32x16>(s + v * LANES) * layer.scale;
-            if (layer.soft_cap != 0.f)
-                x = hyperbolic_tangent(x / layer.soft_cap) * layer.soft_cap;
-            if (slope != 0.f) x += (lanes + float(at - here)) * slope;
+            f32x16 x = load<f32x16>(s + v * LANES);
+            if (plain) {
+                x *= layer.scale * LOG2_E;
+            } else {
+                x *= layer.scale;
+                if (layer.soft_cap != 0.f)
+                    x = hyperbolic_tangent(x / layer.soft_cap) * layer.soft_cap;
+                x = x * LOG2_E + (lanes + float(at - here)) * slope;
+            }
             if (at + LANES - 1 > last) x = lanes > float(last - at) ? never : x;
             if (at < first) x = lanes < float(first - at) ? never : x;
             store(s + v * LANES, x);
             most = larger(x, most);
         }
         const float peak = std::max(peaks[i], largest(most));
-        const bool blind = peak == -std::numeric_limits<float>::infinity();
-        const float zero = blind ? 0.f : peak;
+        if (peak == -std::numeric_limits<float>::infinity()) {  // it sees none of these
+            std::fill_n(weights + i * KEYS, vectors * LANES, 0);
+            return;
+        }
         f32x16 total = all(0.f);
         for (int64_t v = 0; v < vectors; v++) {
             const f32x16 x = load<f32x16>(s + v * LANES);
-            const f32x16 w = x == never ? all(0.f) : exponential(x - zero);
+            const f32x16 w = x == never ? all(0.f) : rough_power_of_two(x - peak);
             store(weights + i * KEYS + v * LANES, narrow(w));
             total += w;
         }
-        const float kept = blind ? 1.f : std::exp(peaks[i] - zero);
+        const float kept = std::exp2(peaks[i] - peak);
         totals[i] = totals[i] * kept + sum(total);
         peaks[i] = peak;
         if (kept != 1.f)
@@ -283,7 +291,7 @@ struct Attended {
             const float* other = waiting(part, i);
             const float peak = std::max(peaks[i], other[size]);
             if (peak == -std::numeric_limits<float>::infinity()) continue;
-            const float mine = std::exp(peaks[i] - peak), theirs = std::exp(other[size] - peak);
+            const float mine = std::exp2(peaks[i] - peak), theirs = std::exp2(other[size] - peak);
             for (int64_t e = 0; e < size; e += LANES) {
                 float* to = result + i * size + e;
                 store(to, load<f32x16>(to) * mine + load<f32x16>(other + e) * theirs);

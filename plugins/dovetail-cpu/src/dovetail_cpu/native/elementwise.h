@@ -1,45 +1,58 @@
 // What stands between the matrix products, each in one pass over memory.
 #pragma once
 
+#include <limits>
+#include <vector>
+
 #include "linear.h"
 
 namespace {
 
-// A norm's weight as the model keeps it.
+// A norm's weight as the model keeps it. One in bf16 meets what was rounded to bf16, as in the
+// models that were trained so.
 struct NormWeight {
     const void* values;  // null: no norm
     bool wide;           // float32; else bf16
-
-    f32x16 at(int64_t i) const {
-        return wide ? load<f32x16>((const float*)values + i) : load_wide((const bf16*)values + i);
-    }
-    float one(int64_t i) const {
-        return wide ? ((const float*)values)[i] : widen(((const bf16*)values)[i]);
-    }
-    // A weight in bf16 meets what was rounded to bf16; so does the model that it was trained in.
-    f32x16 times(f32x16 x, int64_t i) const { return at(i) * (wide ? x : widen(narrow(x))); }
-    float times(float x, int64_t i) const { return one(i) * (wide ? x : widen(narrow(x))); }
 };
 
 inline float sum_of_squares(const bf16* x, int64_t size) {
-    f32x16 squares = all(0.f);
+    f32x16 even = all(0.f), odd = all(0.f);
     int64_t i = 0;
-    for (; i + LANES <= size; i += LANES) {
-        const f32x16 wide = load_wide(x + i);
-        squares += wide * wide;
+    for (; i + 2 * LANES <= size; i += 2 * LANES) {
+        const f32x16 a = load_wide(x + i), b = load_wide(x + i + LANES);
+        even += a * a;
+        odd += b * b;
     }
-    float total = sum(squares);
+    float total = sum(even + odd);
     for (; i < size; i++) total += widen(x[i]) * widen(x[i]);
     return total;
+}
+
+template <bool WIDE>
+inline void scale_row(const bf16* x, int64_t size, const void* weight, float factor, bf16* out) {
+    const float* wide = (const float*)weight;
+    const bf16* slim = (const bf16*)weight;
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) {
+        const f32x16 y = load_wide(x + i) * factor;
+        if constexpr (WIDE)
+            store(out + i, narrow(load<f32x16>(wide + i) * y));
+        else
+            store(out + i, narrow(load_wide(slim + i) * widen(narrow(y))));
+    }
+    for (; i < size; i++) {
+        const float y = widen(x[i]) * factor;
+        out[i] = WIDE ? narrow(wide[i] * y) : narrow(widen(slim[i]) * widen(narrow(y)));
+    }
 }
 
 // Root-mean-square norm of one row (Zhang and Sennrich, 2019).
 inline void norm_row(const bf16* x, int64_t size, NormWeight weight, float eps, bf16* out) {
     const float factor = 1.f / std::sqrt(sum_of_squares(x, size) / float(size) + eps);
-    int64_t i = 0;
-    for (; i + LANES <= size; i += LANES)
-        store(out + i, narrow(weight.times(load_wide(x + i) * factor, i)));
-    for (; i < size; i++) out[i] = narrow(weight.times(widen(x[i]) * factor, i));
+    if (weight.wide)
+        scale_row<true>(x, size, weight.values, factor, out);
+    else
+        scale_row<false>(x, size, weight.values, factor, out);
 }
 
 inline void add_row(const bf16* x, const bf16* y, int64_t size, bf16* out) {
@@ -92,13 +105,73 @@ inline void gate(const bf16* x, int64_t num_rows, int64_t width, Gate kind, bf16
 // Rotates the first 2 * half entries of a head as pairs (i, i + half) (Su et al., 2021).
 inline void rotate_head(const bf16* x, int64_t size, const float* cosines, const float* sines,
                         int64_t half, bf16* out) {
-    for (int64_t i = 0; i < half; i++) {
+    int64_t i = 0;
+    for (; i + LANES <= half; i += LANES) {
+        const f32x16 a = load_wide(x + i), b = load_wide(x + i + half);
+        const f32x16 cosine = load<f32x16>(cosines + i), sine = load<f32x16>(sines + i);
+        store(out + i, narrow(a * cosine - b * sine));
+        store(out + i + half, narrow(b * cosine + a * sine));
+    }
+    for (; i < half; i++) {
         const float a = widen(x[i]), b = widen(x[i + half]);
         out[i] = narrow(a * cosines[i] - b * sines[i]);
         out[i + half] = narrow(b * cosines[i] + a * sines[i]);
     }
     if (out != x && size > 2 * half)
         std::memcpy(out + 2 * half, x + 2 * half, (size - 2 * half) * sizeof(bf16));
+}
+
+// Rows of a table of floats, of `bytes` each; what is not in the table is not a number.
+inline void embedding(const int64_t* ids, int64_t num_rows, const char* table, int64_t table_rows,
+                      int64_t bytes, char* out) {
+    share_out(num_rows, rows_at_once(bytes), [&](int64_t row) {
+        if (ids[row] >= 0 && ids[row] < table_rows)
+            std::memcpy(out + row * bytes, table + ids[row] * bytes, bytes);
+        else
+            std::memset(out + row * bytes, 0xff, bytes);
+    });
+}
+
+// The largest of each row and the first place where it is; where a row holds what is not a number
+// the largest is that. Each thread looks through a part of each row.
+inline void likeliest(const bf16* x, int64_t num_rows, int64_t size, int64_t* ids, float* values) {
+    constexpr int64_t PART = 8192;
+    const int64_t parts = ceil_div(size, PART);
+    std::vector<float> peaks(num_rows * parts);
+    share_out(num_rows * parts, 4, [&](int64_t task) {
+        const bf16* from = x + task / parts * size;
+        const int64_t begin = task % parts * PART, end = std::min(size, begin + PART);
+        const f32x16 never = all(-std::numeric_limits<float>::infinity());
+        f32x16 most = never, wrong = all(0.f);
+        int64_t i = begin;
+        for (; i + LANES <= end; i += LANES) {
+            const f32x16 v = load_wide(from + i);
+            most = larger(v, most);
+            wrong = v == v ? wrong : all(1.f);
+        }
+        float peak = largest(most);
+        bool bad = sum(wrong) != 0.f;
+        for (; i < end; i++) {
+            const float v = widen(from[i]);
+            bad |= v != v;
+            peak = v > peak ? v : peak;
+        }
+        peaks[task] = bad ? NAN : peak;
+    });
+    for (int64_t row = 0; row < num_rows; row++) {
+        const float* of_row = peaks.data() + row * parts;
+        int64_t best = 0;
+        bool bad = false;
+        for (int64_t p = 0; p < parts; p++) {
+            bad |= of_row[p] != of_row[p];
+            if (of_row[p] > of_row[best]) best = p;
+        }
+        values[row] = bad ? NAN : of_row[best];
+        const bf16* from = x + row * size;
+        int64_t id = best * PART;
+        while (!bad && id + 1 < size && widen(from[id]) != values[row]) id++;
+        ids[row] = bad ? 0 : id;
+    }
 }
 
 }  // namespace

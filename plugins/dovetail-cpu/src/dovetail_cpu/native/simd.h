@@ -112,6 +112,20 @@ inline f32x16 exponential(f32x16 x) {
     return p * bits<f32x16>(power);
 }
 
+// 2 to the power of x for x <= 0, within 3e-6 of it: for weights that are rounded to 8 bits.
+inline f32x16 rough_power_of_two(f32x16 x) {
+    x = x < -126.f ? all(-126.f) : x;
+    const f32x16 magic = all(12582912.f);
+    const f32x16 shifted = x + magic;
+    const f32x16 r = x - (shifted - magic);
+    f32x16 p = r * 9.58277e-3f + 5.590636e-2f;
+    p = p * r + 2.40241e-1f;
+    p = p * r + 6.931242e-1f;
+    p = p * r + 1.f;
+    const f32x16 power = bits<f32x16>(bits<i32x16>(p) + (bits<i32x16>(shifted) << 23));
+    return x == x ? power : x;
+}
+
 inline f32x16 hyperbolic_tangent(f32x16 x) {
     const f32x16 e = exponential(x * 2.f);
     return 1.f - 2.f / (e + 1.f);

@@ -16,17 +16,24 @@ from dovetail.platforms.torch.sampling.order import greedy
 from dovetail.platforms.torch.sampling.rows import Rows, Which
 from dovetail.platforms.torch.sampling.weights import Controls, draw_from_all
 
-__all__ = ["GREEDY_BELOW", "Restrict", "choose"]
+__all__ = ["GREEDY_BELOW", "Likeliest", "Restrict", "choose"]
 
 Restrict = Callable[[Tensor, Controls], Boundary]
 """From logits (n, V) of any float dtype to the last token kept in each row, as ``by_sort`` does."""
+
+Likeliest = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From logits (n, V) to the likeliest tokens, as ``greedy`` finds them."""
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy, as in ``SamplingParams.is_greedy``."""
 
 
 def choose(
-    rows: Rows, which: Which, sampling: SamplingBatch, restrict: Restrict | None = None
+    rows: Rows,
+    which: Which,
+    sampling: SamplingBatch,
+    restrict: Restrict | None = None,
+    likeliest: Likeliest = greedy,
 ) -> tuple[Tensor, Tensor]:
     """Choose for n rows, which are rows ``which`` of the batch.
 
@@ -34,7 +41,7 @@ def choose(
         Tokens (n,) int64 and the largest logits (n,) float32, NaN where a row holds NaN.
     """
     if sampling.all_greedy:
-        return greedy(rows.tensor())
+        return likeliest(rows.tensor())
     cold = sampling.temperature[which] < GREEDY_BELOW
     limited = ~cold & _limits(which, sampling, rows.vocab_size)
     tokens = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
@@ -45,7 +52,7 @@ def choose(
             continue
         part, mine, at = rows.subset(places), which[places], rows.places(places)
         if kind is cold:
-            tokens[at], peak[at] = greedy(part.tensor())
+            tokens[at], peak[at] = likeliest(part.tensor())
         elif kind is limited:
             tokens[at], peak[at] = _draw_limited(part, mine, sampling, restrict)
         else:
