@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,8 +21,12 @@ __all__ = ["NativeAttention", "Plan"]
 
 _MOST_ROWS = 96
 """Query tokens times heads of a task (native/attention.h)."""
+_ROWS = 48
+"""The number of them that a task is given, if one token has no more heads."""
 _MOST_HEAD = 256
 _LANES = 16
+_LINE = 32
+"""bfloat16 numbers in a line of the processor's cache."""
 _LEAST_KEYS = 256
 """Keys that are worth a task of their own."""
 _PART = 2
@@ -86,7 +91,7 @@ class NativeAttention:
     def allocate(self, spec: AttentionSpec, need: AttentionNeed, num_blocks: int) -> _Cache:
         """Zeros, whose pages are taken as they are written."""
         shape = (num_blocks, 2, spec.num_kv_heads, need.block_size * spec.head_size)
-        entries = zeros(shape, "bfloat16", torch.device("cpu"))
+        entries = _aligned_zeros(shape)
         slopes = None if spec.alibi_slopes is None else torch.tensor(spec.alibi_slopes)
         layer = LayerStruct(
             num_heads=spec.num_heads,
@@ -210,6 +215,14 @@ class NativeAttention:
         return caches
 
 
+def _aligned_zeros(shape: tuple[int, ...]) -> Tensor:
+    """bfloat16 in whole cache lines."""
+    size = math.prod(shape)
+    flat = zeros((size + _LINE,), "bfloat16", torch.device("cpu"))
+    start = -flat.data_ptr() % (2 * _LINE) // 2
+    return flat[start : start + size].view(shape)
+
+
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -225,7 +238,7 @@ def _tasks(
 ) -> tuple[IntArray, IntArray, int]:
     """Tasks (n, 6) as in native/attention.h, the longest first, merges (m, 2), and parts."""
     counts, ends = batch.query_lens, batch.sequence_lens
-    at_once = max(1, _MOST_ROWS // group)
+    at_once = max(1, _ROWS // group)
     pieces = -(-counts // at_once)
     rows = np.repeat(np.arange(batch.num_rows), pieces)
     number = np.arange(len(rows)) - (np.cumsum(pieces) - pieces)[rows]

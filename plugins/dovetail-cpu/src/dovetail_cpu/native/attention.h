@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t MOST_ROWS = 96;    // of queries times heads
 constexpr int64_t MOST_HEAD = 256;   // entries
-constexpr int64_t KEYS = 128;        // positions between two looks at the largest score
+constexpr int64_t KEYS = 256;        // positions between two looks at the largest score
 
 extern "C" struct Layer {
     int64_t num_heads, num_kv_heads, head_size, block_size;
@@ -97,6 +97,7 @@ struct Attended {
     alignas(64) bf16 weights[MOST_ROWS * KEYS];
     alignas(64) float result[MOST_ROWS * MOST_HEAD];
     float peaks[MOST_ROWS], totals[MOST_ROWS];
+    const uint32_t *keys[KEYS / LANES], *values[KEYS / LANES];
 
     Attended(const Layer& layer, const Step& step, const Task& task, int64_t head)
         : layer(layer), step(step), task(task), head(head),
@@ -128,30 +129,36 @@ struct Attended {
         if (layer.window) begin = std::max(begin, position(0) - layer.window + 1);
         for (begin = begin / LANES * LANES; begin < end; begin += KEYS) {
             const int64_t count = std::min(KEYS, end - begin);
-            score(begin, count);
+            look_up(begin, count);
+            score(count);
             for (int64_t i = 0; i < num_rows; i++) weigh(i, begin, count);
             mix(begin, count);
         }
     }
 
-    const uint32_t* keys_at(int64_t position) const {
+    // Where every LANES keys and values begin.
+    void look_up(int64_t begin, int64_t count) {
         const int64_t places = layer.block_size;
-        return (const uint32_t*)block_of(layer, table[position / places], head).keys +
-               position % places;
+        for (int64_t v = 0; v * LANES < count; v++) {
+            const int64_t position = begin + v * LANES, place = position % places;
+            const Sides block = block_of(layer, table[position / places], head);
+            keys[v] = (const uint32_t*)block.keys + place;
+            values[v] = (const uint32_t*)block.values + place / 2 * size;
+        }
     }
 
-    void score(int64_t begin, int64_t count) {
+    void score(int64_t count) {
+        const int64_t vectors = ceil_div(count, LANES);
         in_tiles<HIGH_ROWS>(num_rows, [&](auto r, int64_t first) {
             constexpr int R = decltype(r)::value;
             const char* a = (const char*)(queries + first * size);
             float* c = scores + first * KEYS;
             int64_t v = 0;
-            const int64_t vectors = ceil_div(count, LANES);
             const auto strip = [&](auto wide) {
                 constexpr int V = decltype(wide)::value;
-                const auto part = [&](int64_t, int j) { return keys_at(begin + (v + j) * LANES); };
+                const auto part = [&](int64_t, int j) { return keys[v + j]; };
                 tile<Pairs, R, V, 1>(a, size * 2, 1, size / 2, part, layer.block_size,
-                                  c + v * LANES, KEYS, false);
+                                     c + v * LANES, KEYS, false);
                 v += V;
             };
             while (vectors - v >= HIGH_VECTORS) strip(std::integral_constant<int, HIGH_VECTORS>{});
@@ -159,44 +166,43 @@ struct Attended {
         });
     }
 
-    // Scores of one row to weights, and what was mixed so far to the new largest score. Scores are
+    // What is done to scores before the softmax, apart from a factor.
+    void bend(float* s, int64_t begin, int64_t vectors, int64_t i) const {
+        const f32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        const float slope = layer.slopes ? layer.slopes[head * group + i % group] : 0.f;
+        for (int64_t v = 0; v < vectors; v++) {
+            f32x16 x = load<f32x16>(s + v * LANES) * layer.scale;
+            if (layer.soft_cap != 0.f)
+                x = hyperbolic_tangent(x / layer.soft_cap) * layer.soft_cap;
+            x += (lanes + float(begin + v * LANES - position(i))) * slope;
+            store(s + v * LANES, x);
+        }
+    }
+
+    // Scores of one row to weights, and what was mixed so far to the new largest score. Peaks are
     // in powers of two.
     void weigh(int64_t i, int64_t begin, int64_t count) {
         constexpr float LOG2_E = 1.44269504f;
+        constexpr float NEVER = -std::numeric_limits<float>::infinity();
         float* s = scores + i * KEYS;
         const int64_t vectors = ceil_div(count, LANES), here = position(i);
-        const int64_t last = std::min(here, begin + count - 1);
-        const int64_t first = layer.window ? here - layer.window + 1 : 0;
-        const f32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        const float slope = layer.slopes ? layer.slopes[head * group + i % group] * LOG2_E : 0.f;
-        const f32x16 never = all(-std::numeric_limits<float>::infinity());
-        const bool plain = layer.soft_cap == 0.f && slope == 0.f;
-        f32x16 most = never;
-        for (int64_t v = 0; v < vectors; v++) {
-            const int64_t at = begin + v * LANES;
-            f32x16 x = load<f32x16>(s + v * LANES);
-            if (plain) {
-                x *= layer.scale * LOG2_E;
-            } else {
-                x *= layer.scale;
-                if (layer.soft_cap != 0.f)
-                    x = hyperbolic_tangent(x / layer.soft_cap) * layer.soft_cap;
-                x = x * LOG2_E + (lanes + float(at - here)) * slope;
-            }
-            if (at + LANES - 1 > last) x = lanes > float(last - at) ? never : x;
-            if (at < first) x = lanes < float(first - at) ? never : x;
-            store(s + v * LANES, x);
-            most = larger(x, most);
-        }
-        const float peak = std::max(peaks[i], largest(most));
-        if (peak == -std::numeric_limits<float>::infinity()) {  // it sees none of these
+        const bool is_bent = layer.soft_cap != 0.f || layer.slopes;
+        if (is_bent) bend(s, begin, vectors, i);
+        const float factor = is_bent ? LOG2_E : LOG2_E * layer.scale;
+        const int64_t first = layer.window ? std::max<int64_t>(0, here - layer.window + 1 - begin) : 0;
+        const int64_t seen = std::min(here + 1 - begin, count);
+        std::fill(s, s + std::clamp<int64_t>(first, 0, vectors * LANES), NEVER);
+        std::fill(s + std::clamp<int64_t>(seen, 0, vectors * LANES), s + vectors * LANES, NEVER);
+        f32x16 most = all(NEVER);
+        for (int64_t v = 0; v < vectors; v++) most = larger(load<f32x16>(s + v * LANES), most);
+        const float peak = std::max(peaks[i], largest(most) * factor);
+        if (peak == NEVER) {  // it sees none of these
             std::fill_n(weights + i * KEYS, vectors * LANES, 0);
             return;
         }
         f32x16 total = all(0.f);
         for (int64_t v = 0; v < vectors; v++) {
-            const f32x16 x = load<f32x16>(s + v * LANES);
-            const f32x16 w = x == never ? all(0.f) : rough_power_of_two(x - peak);
+            const f32x16 w = rough_power_of_two(load<f32x16>(s + v * LANES) * factor - peak);
             store(weights + i * KEYS + v * LANES, narrow(w));
             total += w;
         }
@@ -218,19 +224,13 @@ struct Attended {
                                     ? std::min(places - place, count - done)
                                     : (count - done) / places * places;
             const int64_t parts = ceil_div(run, places);
-            mix_run(begin + done, parts, run / parts / 2, done);
-            if (run % 2) mix_last(begin + done + run - 1, done + run - 1);
+            mix_run(parts, run / parts / 2, done);
+            if (run % 2) mix_last(done + run - 1);
             done += run;
         }
     }
 
-    const uint32_t* values_at(int64_t position) const {
-        const int64_t places = layer.block_size;
-        return (const uint32_t*)block_of(layer, table[position / places], head).values +
-               position % places / 2 * size;
-    }
-
-    void mix_run(int64_t begin, int64_t parts, int64_t depth, int64_t column) {
+    void mix_run(int64_t parts, int64_t depth, int64_t column) {
         in_tiles<HIGH_ROWS>(num_rows, [&](auto r, int64_t first) {
             constexpr int R = decltype(r)::value;
             const char* a = (const char*)(weights + first * KEYS + column);
@@ -239,7 +239,7 @@ struct Attended {
             const auto strip = [&](auto wide) {
                 constexpr int V = decltype(wide)::value;
                 const auto part = [&](int64_t p, int j) {
-                    return values_at(begin + p * 2 * depth) + e + j * LANES;
+                    return values[(column + p * 2 * depth) / LANES] + e + j * LANES;
                 };
                 tile<Pairs, R, V, V>(a, KEYS * 2, parts, depth, part, size, c + e, size, true);
                 e += V * LANES;
@@ -251,8 +251,8 @@ struct Attended {
     }
 
     // The first position of a pair whose second one is beyond the last key.
-    void mix_last(int64_t position, int64_t column) {
-        const uint32_t* words = values_at(position);
+    void mix_last(int64_t column) {
+        const uint32_t* words = values[column / LANES] + column % LANES / 2 * size;
         for (int64_t i = 0; i < num_rows; i++) {
             const float weight = widen(weights[i * KEYS + column]);
             for (int64_t e = 0; e < size; e += LANES) {

@@ -114,7 +114,7 @@ void product(int64_t num_rows, const Target& target, Sums sums) {
     const int64_t num_vectors = ceil_div(width, LANES);
     const int64_t threads = omp_get_max_threads();
     const int64_t row_blocks = ceil_div(num_rows, ROW_BLOCK);
-    const int64_t row_parts = std::min(row_blocks, ceil_div(4 * threads * STEP, num_vectors));
+    const int64_t row_parts = std::min(row_blocks, ceil_div(16 * threads * STEP, num_vectors));
     const int64_t part_rows = ceil_div(row_blocks, row_parts) * ROW_BLOCK;
     // Few columns and many threads: a thread takes less than a step.
     const int64_t step = num_vectors * row_parts >= 2 * threads * STEP ? STEP : 1;

@@ -26,7 +26,7 @@ void share_out(int64_t count, int64_t chunk, Work work) {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // So many tasks that each thread comes back for more some times.
-inline int64_t chunk_of(int64_t count, int64_t times = 8) {
+inline int64_t chunk_of(int64_t count, int64_t times = 32) {
     const int64_t turns = omp_get_max_threads() * times;
     return count > turns ? count / turns : 1;
 }

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -112,9 +112,10 @@ inline f32x16 exponential(f32x16 x) {
     return p * bits<f32x16>(power);
 }
 
-// 2 to the power of x for x <= 0, within 3e-6 of it: for weights that are rounded to 8 bits.
+// 2 to the power of x within 3e-6 of it, for what is rounded to bf16; x is kept within -126..126.
 inline f32x16 rough_power_of_two(f32x16 x) {
     x = x < -126.f ? all(-126.f) : x;
+    x = x > 126.f ? all(126.f) : x;
     const f32x16 magic = all(12582912.f);
     const f32x16 shifted = x + magic;
     const f32x16 r = x - (shifted - magic);
@@ -131,7 +132,18 @@ inline f32x16 hyperbolic_tangent(f32x16 x) {
     return 1.f - 2.f / (e + 1.f);
 }
 
-inline f32x16 silu(f32x16 x) { return x / (1.f + exponential(-x)); }
+inline f32x16 reciprocal(f32x16 x) {
+#if defined(__AVX512F__)
+    const f32x16 rough = _mm512_rcp14_ps(x);
+    return rough * (2.f - x * rough);
+#else
+    return 1.f / x;
+#endif
+}
+
+inline f32x16 silu(f32x16 x) {
+    return x * reciprocal(1.f + rough_power_of_two(x * -1.44269504f));
+}
 
 inline f32x16 gelu_tanh(f32x16 x) {
     const f32x16 inner = (x + x * x * x * 0.044715f) * 0.7978845608f;
