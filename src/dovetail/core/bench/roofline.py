@@ -127,13 +127,11 @@ class StepCost:
             num_places: Tokens that get a successor.
         """
         num_tokens = int(query_lens.sum())
-        found = {
-            layer.name: Work(
-                num_bytes=layer.weight_bytes,
-                flops=layer.flops * (num_places if layer.is_head else num_tokens),
-            )
-            for layer in self.layers
-        }
+        found = {}
+        for layer in self.layers:
+            count = num_places if layer.is_head else num_tokens
+            num_bytes = layer.weight_bytes if count else 0
+            found[layer.name] = Work(num_bytes=num_bytes, flops=layer.flops * count)
         rows = list(zip(query_lens.tolist(), context_lens.tolist(), strict=True))
         attention = Work()
         for span in self.spans:
