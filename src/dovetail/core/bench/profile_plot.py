@@ -21,8 +21,8 @@ _LABELLED = 64
 """A part of the bar that is so wide has its name in it."""
 _PALETTE = (*COLOURS, "#be185d", "#0e7490", "#a16207", "#4d7c0f", "#6b21a8", "#9f1239")
 _OTHERS = {REST: "#94a3b8", HOST: "#475569"}
-_COLUMNS = (250, 350, 430, 560)
-"""Right ends of milliseconds, share, calls, and what the device needs."""
+_COLUMNS = (270, 370, 460, 590, 720)
+"""Right ends of milliseconds, share, calls, what the device needs, and that over the first."""
 _STYLE = " .inside { fill: #ffffff; font-size: 12px; } .head { fill: #64748b; font-size: 12px; }"
 
 
@@ -70,7 +70,8 @@ def _phase(
         yield from _bar(least, scale, colours, y + 4, _BOUND)
         y += _BOUND + 4
     y += _LINE
-    yield from _row(y, "head", "", "ms", "share", "calls", "" if rates is None else "needs, ms")
+    bounded = ("", "") if rates is None else ("needs, ms", "of its time")
+    yield from _row(y, "head", "", "ms", "share", "calls", *bounded)
     for part in profile.classes:
         y += _LINE
         yield f'<rect x="{_LEFT}" y="{y - 10}" width="11" height="11" fill="{colours[part.name]}"/>'
@@ -113,11 +114,13 @@ def _row(y: float, name: str, label: str, *cells: str) -> Iterator[str]:
 
 
 def _cells(part: ClassProfile, profile: PhaseProfile, rates: Rates | None) -> tuple[str, ...]:
-    needs = "" if rates is None or not part.num_bytes else f"{part.least.seconds(rates) * 1000:.3f}"
+    least = 0.0 if rates is None else part.least.seconds(rates)
+    is_bounded = least > 0 and part.seconds > 0
     return (
         part.name,
         f"{part.seconds * 1000:.3f}",
         f"{part.seconds / profile.seconds:.1%}",
         f"{part.calls:g}" if part.calls else "",
-        needs,
+        f"{least * 1000:.3f}" if is_bounded else "",
+        f"{least / part.seconds:.1%}" if is_bounded else "",
     )
