@@ -62,6 +62,18 @@ def test_classes_add_up_to_the_step(profile):
     assert (parts["down"].calls, parts["sampling"].calls) == (4, 0.5)
 
 
+def test_a_step_that_was_held_up_does_not_count():
+    steps = [
+        step(1.0),
+        *(step(seconds, {"down": OpTime(1, seconds / 2)}) for seconds in (3, 99, 2)),
+    ]
+    found = profile_phase(
+        "decode", COST, batch_size=2, input_len=4, measured=[[one] for one in steps]
+    )
+    assert (found.num_measured, found.watched, found.classes[0].seconds) == (3, 3, 1.5)
+    assert found.seconds == pytest.approx(3)
+
+
 def test_what_a_class_reached(profile):
     parts = {part.name: part for part in profile.classes}
     down, attention = parts["down"], parts["attention"]

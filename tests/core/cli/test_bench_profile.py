@@ -35,8 +35,10 @@ def test_profile(rates, tmp_path, capsys, device, quantization):
     for phase in result["phases"]:
         parts = {part["name"]: part for part in phase["classes"]}
         calls = {name: part["calls"] for name, part in parts.items() if part["calls"]}
+        # Where the first layer of the MLP is fused with its activation, that has no class.
+        assert calls.pop("activations", LAYERS) == LAYERS
         assert calls == {
-            **dict.fromkeys(("qkv", "out", "gate_up", "down", "attention", "activations"), LAYERS),
+            **dict.fromkeys(("qkv", "out", "gate_up", "down", "attention"), LAYERS),
             "norms": 2 * LAYERS + 1,
             "lm_head": 1,
             "sampling": 1,
@@ -45,7 +47,7 @@ def test_profile(rates, tmp_path, capsys, device, quantization):
         seconds = [part["seconds"] for part in parts.values()]
         assert min(seconds) > 0
         assert sum(seconds) == pytest.approx(phase["seconds"])
-        assert phase["seconds"] == pytest.approx(phase["watched_seconds_median"], rel=0.9)
+        assert phase["seconds"] == pytest.approx(phase["watched_seconds_median"], rel=0.5)
         assert phase["steps_each"] == 1
     prefill, decode = (phase["num_measured"] for phase in result["phases"])
     assert (prefill, decode) == (2, 5)

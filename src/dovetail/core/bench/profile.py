@@ -29,7 +29,7 @@ Steps = Sequence[tuple[StepTime, StepOps]]
 
 @dataclass(frozen=True, kw_only=True)
 class ClassProfile:
-    """One class of ops, in one step or one batch of prompts, in the mean."""
+    """One class of ops, in one step or one batch of prompts: the mean of those in the middle."""
 
     name: str
     calls: float
@@ -74,7 +74,7 @@ class PhaseProfile:
 
     @property
     def seconds(self) -> float:
-        """The mean while ops are timed: that of all classes."""
+        """Of all classes: near ``watched``."""
         return sum(part.seconds for part in self.classes)
 
     @property
@@ -132,8 +132,9 @@ def profile_phase(
     """
     plain = [each for each in measured if not each[0][1].is_watched]
     watched = [each for each in measured if each[0][1].is_watched]
-    steps = [step for each in watched for step in each]
-    count = len(watched)
+    middle = _middle(watched)
+    steps = [step for each in middle for step in each]
+    count = len(middle)
     inside = sum(time.starting + time.waiting for time, _ in steps)
     outside = sum(time.host for time, _ in steps)
     ops = _sums([ops.times for _, ops in steps])
@@ -145,7 +146,7 @@ def profile_phase(
         phase=phase,
         batch_size=batch_size,
         input_len=input_len,
-        num_measured=count,
+        num_measured=len(watched),
         steps_each=len(steps) / count,
         plain=_median(plain),
         watched=_median(watched),
@@ -157,8 +158,18 @@ def profile_phase(
     )
 
 
+def _seconds(steps: Steps) -> float:
+    return sum(time.total for time, _ in steps)
+
+
 def _median(measured: Sequence[Steps]) -> float:
-    return median(sum(time.total for time, _ in each) for each in measured)
+    return median(map(_seconds, measured))
+
+
+def _middle(measured: Sequence[Steps]) -> Sequence[Steps]:
+    """The third in the middle by their time: one that was held up would count for many."""
+    left_out = len(measured) // 3
+    return sorted(measured, key=_seconds)[left_out : len(measured) - left_out]
 
 
 def _class(name: str, noted: OpTime, work: Work, count: int) -> ClassProfile:
