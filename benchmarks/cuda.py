@@ -19,12 +19,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine
 from benchmarks.processes import Outcome, dovetail, run, seconds_until_ready
+from benchmarks.results import machine_line, rates_text, row, write_report
 from benchmarks.shapes import (
     SHAPES,
     checkpoint_bytes,
@@ -261,7 +261,7 @@ def report(machine: dict[str, str], findings: Sequence[Finding], setting: Settin
     """The table and what belongs to it, in Markdown."""
     shapes = "the real shapes" if setting.full else "TINY shapes: the figures mean nothing"
     lines = [
-        f"Machine: {'; '.join(f'{key} {value}' for key, value in machine.items())}.",
+        machine_line(machine),
         f"Device `{setting.device}`, random weights in {shapes}. Targets are for one H200.",
         *_rates(findings),
         "",
@@ -272,7 +272,7 @@ def report(machine: dict[str, str], findings: Sequence[Finding], setting: Settin
         fraction = "" if found.fraction is None else f"{found.fraction:.0%}"
         met = {True: "met", False: "**not met**", None: ""}[found.met]
         cells = (found.what, found.measured, fraction, found.target, met, found.note)
-        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+        lines.append(row(cells))
     commands = [found.command for found in findings if found.command]
     text = "\n".join([*lines, "", "```", *commands, "```", ""])
     return text.replace(str(setting.folder), "FOLDER")
@@ -282,11 +282,7 @@ def _rates(findings: Sequence[Finding]) -> list[str]:
     """A line on what the device was measured to do, if any part measured it."""
     for found in findings:
         if "read_bytes_per_second" in found.raw:
-            read, products = (
-                found.raw[f"{key}_per_second"] for key in ("read_bytes", "matrix_flops")
-            )
-            text = f"reads {read / 1e9:,.0f} GB/s and multiplies at {products / 1e12:,.1f} TFLOP/s"
-            return [f"The device {text}, measured by the part {found.part}."]
+            return [f"The device {rates_text(found.raw)}, measured by the part {found.part}."]
     return []
 
 
@@ -294,20 +290,11 @@ def write_results(
     folder: Path, machine: dict[str, str], findings: Sequence[Finding], setting: Setting
 ) -> None:
     """``result.md``, ``result.json``, and the picture of the latency fit if there is one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = report(machine, findings, setting)
-    result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine,
-        "device": setting.device,
-        "findings": [asdict(found) for found in findings],
-    }
-    (folder / "result.md").write_text(text)
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    result = {"device": setting.device, "findings": [asdict(found) for found in findings]}
+    write_report(folder, report(machine, findings, setting), machine, result)
     picture = setting.folder / "itl.svg"
     if picture.is_file():
         (folder / "itl.svg").write_bytes(picture.read_bytes())
-    print(f"\n{text}\nWritten to {folder}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,12 +1,23 @@
 """The roofline against sums by hand, and against published models of known size."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.shapes import SHAPES
 from dovetail.core.bench.named import WORKLOADS
-from dovetail.core.bench.roofline import Roofline, Span, StepCost, step_cost
+from dovetail.core.bench.roofline import (
+    ATTENTION,
+    NORMS,
+    LayerCost,
+    Roofline,
+    Span,
+    StepCost,
+    Work,
+    step_cost,
+)
 from dovetail.core.contracts.platform import Rates
 from dovetail.core.contracts.runner import RunnerConfig, RunnerPlan
 from dovetail.core.errors import UnsupportedError
@@ -153,3 +164,38 @@ def test_no_bound_where_nothing_simple_can_be_said():
         step_cost(runner_config(LLAMA_8B, max_drafts=3), nothing)
     with pytest.raises(UnsupportedError, match="counts 0 bytes of weights"):
         step_cost(runner_config(LLAMA_8B), nothing)
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("hf_config", [LLAMA_8B, QWEN3_06B], ids=["llama", "tied"])
+def test_layers_by_name_add_up(hf_config, quantization):
+    cost = cost_of(hf_config, quantization=quantization)
+    assert [layer.name for layer in cost.layers if layer.name != NORMS] == [
+        "qkv", "out", "gate_up", "down", "lm_head"
+    ]  # fmt: skip
+    assert sum(layer.weight_bytes for layer in cost.layers) == cost.weight_bytes
+    rates = Rates(read_bytes_per_second=3e9, matrix_flops_per_second=5e12)
+    for contexts in ([700], [20, 5, 900] * 50):
+        ones, lens = np.ones(len(contexts), np.int32), np.array(contexts, np.int32)
+        parts = cost.work(ones, lens, len(contexts)).values()
+        whole = sum(parts, Work()).seconds(rates)
+        assert whole == pytest.approx(Roofline(cost=cost, rates=rates).decode(contexts))
+
+
+def test_work_of_a_step_by_hand():
+    layers = (
+        LayerCost(name="a", weight_bytes=900, flops=10),
+        LayerCost(name="b", weight_bytes=100, flops=5, is_head=True),
+    )
+    found = replace(SMALL, layers=layers).work(np.array([3, 1]), np.array([3, 20]), 1)
+    assert found["a"] == Work(num_bytes=900, flops=4 * 10)
+    assert found["b"] == Work(num_bytes=100, flops=5)
+    pairs, windowed = (1 + 2 + 3) + 20, (1 + 2 + 3) + 8
+    read = (3 + 20) * 4 + (3 + 8) * 2
+    assert found[ATTENTION] == Work(num_bytes=read, flops=pairs * 3 + windowed)
+
+
+@pytest.mark.parametrize(("query", "context", "read"), [(1, 20, 8), (4, 20, 11), (4, 6, 6)])
+def test_what_a_window_reads(query, context, read):
+    assert SMALL.spans[1].read(query, context) == read
+    assert SMALL.spans[0].read(query, context) == context

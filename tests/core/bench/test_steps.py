@@ -119,3 +119,20 @@ def test_everything_else_is_the_runner_s(clock):
     assert meter.plan() == "plan"
     meter.close()
     assert runner.closed
+
+
+def test_who_is_told_of_steps_takes_no_time_that_counts(clock):
+    meter, told = MeteredRunner(SlowRunner(clock), clock), []
+
+    def on_step(batch):
+        clock.now += 50
+        told.append(batch.num_rows)
+
+    meter.on_step = on_step
+    for count in (2, 3):
+        clock.now += 5
+        meter.step(batch(count)).result()
+    assert told == [2, 3]
+    first, second = meter.times.steps
+    assert (first.total, first.host) == (3, 0)
+    assert (second.total, second.starting, second.waiting, second.host) == (8, 1, 2, 5)

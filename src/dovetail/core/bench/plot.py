@@ -5,21 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from dovetail.core.bench.fit import LatencyFit
+from dovetail.core.bench.svg import COLOURS, document, text
 
 __all__ = ["latency_plot"]
 
 _WIDTH, _HEIGHT = 720, 460
 _LEFT, _RIGHT, _BOTTOM = 70, 32, 56
 _LEGEND, _LINE = 46, 18
-_COLOURS = ("#2563eb", "#c2410c", "#047857", "#7c3aed")
-_STYLE = (
-    'text { font: 13px -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #0f172a; }'
-    " .title { font-size: 15px; font-weight: 600; } .grid { stroke: #e2e8f0; }"
-    " .line { fill: none; stroke-width: 2; } .bound { fill: none; stroke-dasharray: 5 4; }"
-)
+_STYLE = " .line { fill: none; stroke-width: 2; } .bound { fill: none; stroke-dasharray: 5 4; }"
 
 
 @dataclass(frozen=True)
@@ -51,16 +46,10 @@ def latency_plot(title: str, fits: Sequence[LatencyFit]) -> str:
     most_x = _ceiling(max(point.context for point in points))
     most_y = _ceiling(max(point.milliseconds for point in points))
     frame = _Frame(most_x, most_y, _LEGEND + _LINE * (len(fits) + 1))
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">',
-        f"<title>{escape(title)}</title><style>{_STYLE}</style>",
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
-        _text(_LEFT, 24, title, "start", "title"),
-        *_axes(frame),
-    ]
+    parts = [text(_LEFT, 24, title, "start", "title"), *_axes(frame)]
     for index, fit in enumerate(fits):
         parts += _fit(frame, fit, index)
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return document(_WIDTH, _HEIGHT, title, _STYLE, parts)
 
 
 def _axes(frame: _Frame) -> Iterable[str]:
@@ -68,14 +57,14 @@ def _axes(frame: _Frame) -> Iterable[str]:
         context, time = frame.most_x * part / 5, frame.most_y * part / 5
         across = ((0.0, time), (frame.most_x, time))
         yield f'<path class="grid" d="{frame.path(across)}"/>'
-        yield _text(frame.x(context), _HEIGHT - _BOTTOM + 20, f"{context:,.0f}", "middle")
-        yield _text(_LEFT - 8, frame.y(time) + 4, f"{time:g}", "end")
-    yield _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 12, "context, tokens", "middle")
-    yield _text(_LEFT - 8, frame.top - 14, "ms per token", "middle")
+        yield text(frame.x(context), _HEIGHT - _BOTTOM + 20, f"{context:,.0f}", "middle")
+        yield text(_LEFT - 8, frame.y(time) + 4, f"{time:g}", "end")
+    yield text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 12, "context, tokens", "middle")
+    yield text(_LEFT - 8, frame.top - 14, "ms per token", "middle")
 
 
 def _fit(frame: _Frame, fit: LatencyFit, index: int) -> Iterable[str]:
-    colour = _COLOURS[index % len(_COLOURS)]
+    colour = COLOURS[index % len(COLOURS)]
     last = max(point.context for point in fit.points)
     ends = ((0.0, fit.at(0)), (last, fit.at(last)))
     yield f'<path class="line" stroke="{colour}" d="{frame.path(ends)}"/>'
@@ -88,13 +77,7 @@ def _fit(frame: _Frame, fit: LatencyFit, index: int) -> Iterable[str]:
     label = fit.describe() + (", dashed: roofline" if bounds else "")
     y = _LEGEND + _LINE * index
     yield f'<rect x="{_LEFT}" y="{y - 9}" width="10" height="10" fill="{colour}"/>'
-    yield _text(_LEFT + 16, y, label, "start")
-
-
-def _text(x: float, y: float, text: str, anchor: str, name: str = "label") -> str:
-    return (
-        f'<text class="{name}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-    )
+    yield text(_LEFT + 16, y, label, "start")
 
 
 def _ceiling(value: float) -> float:

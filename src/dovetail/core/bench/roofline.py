@@ -13,7 +13,7 @@ is that of the activations' dtype; layers that multiply in a smaller one may bea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,12 +24,26 @@ from dovetail.core.contracts.model import Constant, Linear, Model, Tensor
 from dovetail.core.contracts.platform import Rates
 from dovetail.core.contracts.runner import RunnerConfig, RunnerPlan
 from dovetail.core.errors import UnsupportedError
-from dovetail.core.models.load import define
+from dovetail.core.models.load import define, parameter_bytes
 from dovetail.core.models.split import share_of_leaf
 from dovetail.core.models.weights import Leaf, leaves
-from dovetail.core.types import ITEM_SIZE
+from dovetail.core.plugins.quant import make_scheme
+from dovetail.core.types import ITEM_SIZE, IntArray
 
-__all__ = ["Roofline", "Span", "StepCost", "step_cost"]
+__all__ = [
+    "ATTENTION",
+    "NORMS",
+    "LayerCost",
+    "Roofline",
+    "Span",
+    "StepCost",
+    "Work",
+    "layer_name",
+    "step_cost",
+]
+
+ATTENTION, NORMS = "attention", "norms"
+"""What there is in a step beside linear layers, which have names of their own."""
 
 _Lengths = npt.NDArray[np.int64]
 
@@ -49,10 +63,43 @@ class Span:
         """Positions that a token at the end of each context attends to."""
         return contexts if self.window is None else np.minimum(contexts, self.window)
 
+    def read(self, query: int, context: int) -> int:
+        """Positions that any of the last ``query`` tokens of a context attends to."""
+        return context if self.window is None else min(context, self.window + query - 1)
+
     def pairs(self, length: int) -> int:
         """Pairs of a query and a key that it attends to, in a prompt of that length."""
         full = min(length, self.window or length)
         return full * (full + 1) // 2 + (length - full) * full
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCost:
+    """Linear layers of one name, or all norms."""
+
+    name: str
+    weight_bytes: int
+    """Of all of them, as they are stored."""
+    flops: int
+    """Of one token in all of them."""
+    is_head: bool = False
+    """Computed for tokens that get a successor only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is asked of the device."""
+
+    num_bytes: float = 0.0
+    flops: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(num_bytes=self.num_bytes + other.num_bytes, flops=self.flops + other.flops)
+
+    def seconds(self, rates: Rates) -> float:
+        """The least time that it takes."""
+        by_memory = self.num_bytes / rates.read_bytes_per_second
+        return max(by_memory, self.flops / rates.matrix_flops_per_second)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +113,34 @@ class StepCost:
     head_flops: int
     """Of one token in the output layer."""
     spans: tuple[Span, ...]
+    layers: tuple[LayerCost, ...] = ()
+    """The weights and operations above, by name."""
+
+    def work(
+        self, query_lens: IntArray, context_lens: IntArray, num_places: int
+    ) -> Mapping[str, Work]:
+        """What one step asks, by the names of ``layers`` and ``ATTENTION``.
+
+        Args:
+            query_lens: (R,) tokens of each row in this step.
+            context_lens: (R,) positions of each row, those tokens included.
+            num_places: Tokens that get a successor.
+        """
+        num_tokens = int(query_lens.sum())
+        found = {}
+        for layer in self.layers:
+            count = num_places if layer.is_head else num_tokens
+            num_bytes = layer.weight_bytes if count else 0
+            found[layer.name] = Work(num_bytes=num_bytes, flops=layer.flops * count)
+        rows = list(zip(query_lens.tolist(), context_lens.tolist(), strict=True))
+        attention = Work()
+        for span in self.spans:
+            read = sum(span.read(query, context) for query, context in rows)
+            pairs = sum(
+                span.pairs(context) - span.pairs(context - query) for query, context in rows
+            )
+            attention += Work(num_bytes=read * span.kv_bytes, flops=pairs * span.flops)
+        return {**found, ATTENTION: attention}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +192,7 @@ class Roofline:
         return seconds
 
     def _slower(self, num_bytes: float, flops: float) -> float:
-        rates = self.rates
-        return max(num_bytes / rates.read_bytes_per_second, flops / rates.matrix_flops_per_second)
+        return Work(num_bytes=num_bytes, flops=flops).seconds(self.rates)
 
 
 def step_cost(config: RunnerConfig, plan: RunnerPlan) -> StepCost:
@@ -135,14 +209,40 @@ def step_cost(config: RunnerConfig, plan: RunnerPlan) -> StepCost:
     tables = sum(_table_bytes(share, ITEM_SIZE[config.dtype]) for _, share in held)
     if plan.weight_bytes <= tables:
         raise UnsupportedError(f"its plan counts {plan.weight_bytes} bytes of weights")
-    linear = [(leaf, share) for leaf, share in held if isinstance(share, Linear)]
-    head = sum(_linear_flops(share) for leaf, share in linear if _is_head(leaf, model))
+    layers = _layers(model, config)
     return StepCost(
         weight_bytes=plan.weight_bytes - tables,
-        layer_flops=sum(_linear_flops(share) for _, share in linear) - head,
-        head_flops=head,
+        layer_flops=sum(layer.flops for layer in layers if not layer.is_head),
+        head_flops=sum(layer.flops for layer in layers if layer.is_head),
+        layers=layers,
         spans=_spans(model.attention_specs(), plan.bytes_per_block / config.block_size, size),
     )
+
+
+def layer_name(path: str) -> str:
+    """Of a linear layer by its path in the tree of weights: ``qkv``, whatever its number."""
+    return path.removesuffix(".layer").rpartition(".")[2]
+
+
+def _layers(model: Model, config: RunnerConfig) -> tuple[LayerCost, ...]:
+    """In the order of the tree."""
+    quantization, size = config.quantization, config.tensor_parallel_size
+    scheme = None if quantization is None else make_scheme(quantization, config.hf_config)
+    num_bytes = parameter_bytes(model, config, scheme)
+    found: dict[str, LayerCost] = {}
+    for path, leaf in leaves(model.weights()):
+        is_norm = isinstance(leaf, Tensor) and len(leaf.shape) == 1
+        if not is_norm and not isinstance(leaf, Linear):
+            continue
+        name = NORMS if is_norm else layer_name(path)
+        known = found.get(name, LayerCost(name=name, weight_bytes=0, flops=0))
+        found[name] = LayerCost(
+            name=name,
+            weight_bytes=known.weight_bytes + num_bytes[path],
+            flops=known.flops + _linear_flops(share_of_leaf(leaf, size)),
+            is_head=_is_head(leaf, model),
+        )
+    return tuple(found.values())
 
 
 def _spans(

@@ -89,7 +89,9 @@ class MeteredRunner:
     """
 
     def __init__(self, runner: Runner, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._runner = runner
+        self.runner = runner
+        self.on_step: Callable[[Batch], None] | None = None
+        """Told of each step before it is started; its time does not count."""
         self._clock = clock
         self.clear()
 
@@ -107,9 +109,13 @@ class MeteredRunner:
     def step(self, batch: Batch) -> Pending:
         """See ``Runner``."""
         begin = self._clock()
+        if self.on_step is not None:
+            self.on_step(batch)
+            told, begin = begin, self._clock()
+            self._since = None if self._since is None else self._since + begin - told
         if self._since is None:
             self._since = begin
-        pending = self._runner.step(batch)
+        pending = self.runner.step(batch)
         self._starting += self._clock() - begin
         return _Metered(self, pending, batch)
 
@@ -126,31 +132,31 @@ class MeteredRunner:
 
     def plan(self) -> RunnerPlan:
         """See ``Runner``."""
-        return self._runner.plan()
+        return self.runner.plan()
 
     def load(self) -> Iterator[tuple[int, int]]:
         """See ``Runner``."""
-        return self._runner.load()
+        return self.runner.load()
 
     def cache_spec(self) -> CacheSpec:
         """See ``Runner``."""
-        return self._runner.cache_spec()
+        return self.runner.cache_spec()
 
     def allocate(self, num_blocks: int) -> None:
         """See ``Runner``."""
-        self._runner.allocate(num_blocks)
+        self.runner.allocate(num_blocks)
 
     def warm_up(self) -> Iterator[WarmUp]:
         """See ``Runner``."""
-        return self._runner.warm_up()
+        return self.runner.warm_up()
 
     def describe(self) -> dict[str, str]:
         """See ``Runner``."""
-        return self._runner.describe()
+        return self.runner.describe()
 
     def close(self) -> None:
         """See ``Runner``."""
-        self._runner.close()
+        self.runner.close()
 
 
 class _Metered:

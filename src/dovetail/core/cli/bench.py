@@ -29,6 +29,7 @@ __all__ = [
     "percentile_list",
     "with_defaults",
     "write_json",
+    "write_picture",
 ]
 
 _DATASETS = ("random", "sharegpt", "prefix_repetition")
@@ -197,10 +198,18 @@ def percentile_list(text: str) -> list[float]:
 
 def write_json(file: str | Path, result: Mapping[str, Any]) -> None:
     """Keep a result. Raises ConfigError if the file cannot be written."""
-    path = Path(file)
+    _write(Path(file), json.dumps(result, indent=2) + "\n", "Result")
+
+
+def write_picture(file: str | Path, text: str) -> None:
+    """Keep an SVG. Raises ConfigError if the file cannot be written."""
+    _write(Path(file), text, "Picture")
+
+
+def _write(path: Path, text: str, what: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error}") from error
-    note(f"Result written to {path}")
+    note(f"{what} written to {path}")

@@ -16,8 +16,8 @@ from dovetail.core.bench.plot import latency_plot
 from dovetail.core.bench.steps import StepTime, StepTimes
 from dovetail.core.bench.workloads import Lengths, random_samples
 from dovetail.core.cli.arguments import engine_config
-from dovetail.core.cli.bench import write_json
-from dovetail.core.cli.console import Progress, emit, note
+from dovetail.core.cli.bench import write_json, write_picture
+from dovetail.core.cli.console import Progress, emit
 from dovetail.core.cli.offline import Offline, start_offline
 from dovetail.core.cli.parser import UsageError
 from dovetail.core.errors import ConfigError
@@ -47,7 +47,7 @@ def run_fit(namespace: argparse.Namespace) -> int:
     fits = [fit_line(size, _bounded(points[size], size, roofline)) for size in sizes]
     _report(fits, [measured[size].times for size in sizes], roofline)
     if namespace.plot:
-        _write(Path(namespace.plot), latency_plot(_title(offline), fits))
+        write_picture(namespace.plot, latency_plot(_title(offline), fits))
     if namespace.output_json:
         write_json(namespace.output_json, _result(fits, measured, roofline))
     return 0
@@ -179,12 +179,3 @@ def _result(
 def _title(offline: Offline) -> str:
     config, devices = offline.llm.config, offline.llm.platform.device_names()
     return f"Time between tokens: {Path(config.model).name or config.model} on {devices[0]}"
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error}") from error
-    note(f"Picture written to {path}")

@@ -36,6 +36,10 @@ BENCH_COMMANDS: dict[str, tuple[str, str]] = {
         "dovetail.core.cli.bench_latency",
         "Seconds that one batch takes, or milliseconds between tokens over the context (--fit).",
     ),
+    "profile": (
+        "dovetail.core.cli.bench_profile",
+        "Where the time of a step goes, by class of op, beside what the device could do.",
+    ),
     "serve": (
         "dovetail.core.cli.bench_serve",
         "What clients of a running server see: time to first token, time per token, goodput.",

@@ -26,7 +26,7 @@ from dovetail.core.models.weights import (
 )
 from dovetail.core.types import ITEM_SIZE
 
-__all__ = ["define", "read_weights", "weight_bytes"]
+__all__ = ["define", "parameter_bytes", "read_weights", "weight_bytes"]
 
 
 def define(config: RunnerConfig) -> Model:
@@ -81,16 +81,23 @@ def read_weights(
 
 
 def weight_bytes(model: Model, config: RunnerConfig, scheme: QuantScheme | None = None) -> int:
-    """Bytes of all parameters on one device.
+    """Bytes of all parameters on one device."""
+    return sum(parameter_bytes(model, config, scheme).values())
+
+
+def parameter_bytes(
+    model: Model, config: RunnerConfig, scheme: QuantScheme | None = None
+) -> dict[str, int]:
+    """Bytes of each parameter on one device, by its path in the model's tree.
 
     A tied output layer counts as a layer of its own, for a platform may repack it.
     """
     tree, size = model.weights(), config.tensor_parallel_size
     layers, item = QuantizedLayers(tree, config, scheme), ITEM_SIZE[config.dtype]
-    return sum(
-        _leaf_bytes(share_of_leaf(leaf, size), layers.scheme_of(path, leaf), item)
+    return {
+        path: _leaf_bytes(share_of_leaf(leaf, size), layers.scheme_of(path, leaf), item)
         for path, leaf in leaves(tree)
-    )
+    }
 
 
 def _leaf_bytes(leaf: Leaf, scheme: QuantScheme | None, item: int) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor as TorchTensor
 
 from dovetail.core.contracts.attention import AttentionBackend, AttentionSpec, RotaryAttention
 from dovetail.core.contracts.model import Linear, Model, StepInputs, Tensor
+from dovetail.core.contracts.observation import OpsView, Wrap
 from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.quant import QuantScheme
 from dovetail.core.contracts.runner import RunnerConfig
 from dovetail.core.errors import UnsupportedError
 from dovetail.core.models.load import define, read_weights
-from dovetail.core.models.weights import Leaf, Parts
+from dovetail.core.models.weights import Leaf, Parts, leaves
 from dovetail.core.plugins.quant import make_scheme
 from dovetail.core.types import IntArray
 from dovetail.platforms.torch.dtypes import torch_dtype
@@ -45,6 +47,10 @@ class RunnableModel(Protocol):
 
     def bind_attention(self, backend: AttentionBackend) -> None:
         """Attend with this backend from now on. Called once, before any step."""
+        ...
+
+    def wrap_ops(self, wrap: Wrap) -> AbstractContextManager[OpsView]:
+        """See ``ObservableRunner``; of the model alone."""
         ...
 
     def positions(self, positions_T: IntArray) -> IntArray:
@@ -90,6 +96,18 @@ class LoadedModel:
         if isinstance(backend, RotaryAttention):
             self._ops.rotary_attention = backend.rotary_attend
 
+    @contextmanager
+    def wrap_ops(self, wrap: Wrap) -> Iterator[OpsView]:
+        """See ``ObservableRunner``; of the model alone."""
+        ops = vars(self._ops)
+        plain = dict(ops)
+        ops.update({name: wrap(name, function) for name, function in plain.items()})
+        paths = {id(bound): path for path, bound in leaves(self._weights)}
+        try:
+            yield OpsView(parameters=paths, num_bytes=_num_bytes)
+        finally:
+            ops.update(plain)
+
     def positions(self, positions_T: IntArray) -> IntArray:
         """Positions as the model counts them."""
         return self._model.positions(positions_T)
@@ -106,6 +124,12 @@ class LoadedModel:
     def describe(self) -> dict[str, str]:
         """Which ops are not the references."""
         return self._kernels
+
+
+def _num_bytes(value: object) -> int:
+    if isinstance(value, TorchTensor):
+        return value.nbytes
+    return sum(map(_num_bytes, value)) if isinstance(value, tuple | list) else 0
 
 
 def op_table(platform: TorchPlatform) -> OpTable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from dovetail.core.batch import Batch
 from dovetail.core.contracts.attention import RecordableAttention
+from dovetail.core.contracts.observation import OpsView, Wrap
 from dovetail.core.contracts.runner import CacheSpec, Pending, RunnerConfig, RunnerPlan, WarmUp
 from dovetail.core.errors import OutOfMemoryError, UnsupportedError
 from dovetail.core.models.demand import attention_need, block_bytes, widest_window
@@ -145,6 +147,12 @@ class TorchRunner:
                 f"A step of {batch.num_tokens} tokens does not fit in the device's memory: {error}."
                 " Lower max_num_batched_tokens, max_num_seqs or gpu_memory_utilization."
             ) from error
+
+    @contextmanager
+    def wrap_ops(self, wrap: Wrap) -> Iterator[OpsView]:
+        """See ``ObservableRunner``."""
+        with self._loaded.model.wrap_ops(wrap) as view, self._steps.wrap_sampling(wrap):
+            yield view
 
     def describe(self) -> dict[str, str]:
         """The attention backend with its reasons, and which ops are the platform's own."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from dovetail.core.batch import Batch, SamplingBatch
 from dovetail.core.buckets import StepShape, pad_to, padded
 from dovetail.core.contracts.attention import RecordableAttention
 from dovetail.core.contracts.model import StepInputs
+from dovetail.core.contracts.observation import Wrap
 from dovetail.core.contracts.runner import Pending
 from dovetail.core.shapes import rehearsal
 from dovetail.platforms.torch.queue import DeviceQueue
@@ -145,6 +147,16 @@ class StagedSteps(StepBase):
             staged=staged,
         )
 
+    @contextmanager
+    def wrap_sampling(self, wrap: Wrap) -> Iterator[None]:
+        """See ``Steps``."""
+        records, self._records = self._records, {}
+        try:
+            with super().wrap_sampling(wrap):
+                yield
+        finally:
+            self._records = records
+
     def start(self, batch: Batch) -> Pending:
         """See ``Steps``."""
         self.begin(batch)
@@ -187,7 +199,7 @@ class StagedSteps(StepBase):
             ones = torch.ones_like(tokens)
             result = SampleResult(chosen=tokens[:, None], num_tokens=ones, finite=finite)
         elif len(batch.sampled):
-            result = self.sampler.sample(self.loaded.model.logits(hidden_CD), batch)
+            result = self.sample(self.loaded.model.logits(hidden_CD), batch)
             self.last_token[self.on_device(batch.rows[batch.sampled])] = result.token_ids
         if draft is not None:
             drafts = draft.step(batch, result)
@@ -210,8 +222,7 @@ class StagedSteps(StepBase):
         """Tokens (C,) and whether their rows are finite (C,); the tokens are kept for the rows."""
         logits = self.loaded.model.logits(hidden_CD)
         controls = None if kind.greedy else staged.controls
-        choose = self.loaded.platform.choose
-        tokens, finite = choose(logits, controls, restricts=kind.restricts)
+        tokens, finite = self.choose(logits, controls, restricts=kind.restricts)
         self.last_token[staged.rows] = tokens
         return tokens, finite
 

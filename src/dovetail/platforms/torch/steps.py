@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from dovetail.core.batch import Batch, PromptLogprobNeed
 from dovetail.core.contracts.attention import AttentionBackend, AttentionNeed
 from dovetail.core.contracts.model import StepInputs
+from dovetail.core.contracts.observation import SAMPLING, Wrap
 from dovetail.core.contracts.runner import Pending, RunnerConfig
 from dovetail.core.shapes import Shapes
 from dovetail.core.types import IntArray
@@ -56,6 +58,10 @@ class Steps(Protocol):
         """Start a step."""
         ...
 
+    def wrap_sampling(self, wrap: Wrap) -> AbstractContextManager[None]:
+        """See ``ObservableRunner.wrap_ops``; of the choice of tokens. Nothing is replayed."""
+        ...
+
     def describe(self) -> str | None:
         """What the user should know of it; None if nothing."""
         ...
@@ -83,6 +89,18 @@ class StepBase:
         )
         self.last_token = torch.zeros(rows + 1, dtype=torch.long, device=device)
         """What each row said last; behind them, what nobody said."""
+        self.sample = self.sampler.sample
+        self.choose = loaded.platform.choose
+
+    @contextmanager
+    def wrap_sampling(self, wrap: Wrap) -> Iterator[None]:
+        """See ``Steps``."""
+        sample, choose = self.sample, self.choose
+        self.sample, self.choose = wrap(SAMPLING, sample), wrap(SAMPLING, choose)
+        try:
+            yield
+        finally:
+            self.sample, self.choose = sample, choose
 
     def begin(self, batch: Batch) -> None:
         """What comes before the model: rows are taken over, blocks copied."""
@@ -160,7 +178,7 @@ class DirectSteps(StepBase):
         if len(batch.sampled):
             parts = [part for part, _ in self.logit_parts(hidden, step, step.logit_index)]
             logits = parts[0] if len(parts) == 1 else torch.cat(parts)
-            result = self.sampler.sample(logits, batch)
+            result = self.sample(logits, batch)
             self.last_token[self.at_sampler(batch.rows[batch.sampled])] = result.token_ids
         if loaded.draft is not None:
             drafts = loaded.draft.step(batch, result)

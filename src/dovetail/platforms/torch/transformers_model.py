@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import transformers
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from dovetail.core.contracts.attention import AttentionBackend
 from dovetail.core.contracts.model import StepInputs
+from dovetail.core.contracts.observation import Wrap
 from dovetail.core.contracts.runner import RunnerConfig
 from dovetail.core.errors import UnsupportedError
 from dovetail.core.types import IntArray
@@ -68,6 +69,13 @@ class TransformersModel:
     def bind_attention(self, backend: AttentionBackend) -> None:
         """Attend with this backend from now on."""
         self._backend = backend
+
+    def wrap_ops(self, wrap: Wrap) -> NoReturn:
+        """Raises UnsupportedError: the library's code calls no ops of the table."""
+        raise UnsupportedError(
+            "the transformers library's code runs this model, and it calls no ops that could be"
+            " timed; native models do"
+        )
 
     def positions(self, positions_T: IntArray) -> IntArray:
         """From 0: the library's models add what they start with."""

@@ -1,0 +1,147 @@
+"""The benchmark of the CPU, with a model that is there in a moment and peers that are made up."""
+
+import json
+import shlex
+import sys
+
+import pytest
+
+from benchmarks import cpu, processes
+from benchmarks.grid import GRID, Cell, cells
+from tests.checkpoints import make_checkpoint
+
+FAST, PROMPT = Cell(2, 8, 4), Cell(2, 16, 1)
+SMALL = ["--rounds", "1", "--repeats", "1", "--cells", f"{FAST},{PROMPT}"]
+
+
+def says(*lines, status=0):
+    """A command that prints these lines."""
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    return shlex.join([sys.executable, "-c", f"print({text!r}); exit({status})"])
+
+
+def took(cell, seconds, **more):
+    return {"requests": cell.requests, "prompt": cell.prompt, "new": cell.new, "s": seconds, **more}
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def cell_of(engine, cell):
+    (found,) = (entry for entry in engine["cells"] if entry["cell"] == str(cell))
+    return found
+
+
+def test_the_engine_beside_a_peer(tmp_path):
+    peer = says("loading", "ready s 0.5", took(FAST, 1e9), took(PROMPT, 1e-9), "{'no': json}")
+    words = ["--shape", "tiny", *SMALL, "--peer", f"other={peer}", "--output", str(tmp_path)]
+    assert cpu.main(words) == 0
+    ours, theirs = result(tmp_path)["engines"]
+    assert (ours["name"], theirs["name"]) == ("dovetail", "other")
+    for cell in (FAST, PROMPT):
+        entry = cell_of(ours, cell)
+        assert entry["tokens_per_second"] == pytest.approx(cell.tokens / entry["seconds"][0])
+        assert entry["tokens_per_second"] > 1
+        assert 0 < entry["limit_fraction"] < 1
+    assert cell_of(theirs, FAST)["ratio"] > 1e6
+    assert cell_of(theirs, PROMPT)["ratio"] < 1e-6
+    assert ours["ready_seconds"][0] > 0.1
+    assert theirs["ready_seconds"] == [0.5]
+    assert ours["devices"][0]["read_bytes_per_second"] > 1e6
+    table = (tmp_path / "result.md").read_text()
+    assert "|  | 2x8+4 | 2x16+1 | load to ready, s |" in table
+    assert "| other | 0.0 | 32000000000.0 | 0.5 |" in table
+    assert "dovetail, of the machine's limit" in table
+    assert "benchmarks.grid FOLDER/tiny" in table
+
+
+def test_a_checkpoint_on_disk_and_quantized(tmp_path):
+    model = make_checkpoint("llama", tmp_path / "model")
+    words = ["--model", str(model), "--quantization", "int8", "--device", "reference"]
+    assert cpu.main([*words, *SMALL, "--output", str(tmp_path)]) == 0
+    assert cell_of(result(tmp_path)["engines"][0], FAST)["tokens_per_second"] > 1
+    table = (tmp_path / "result.md").read_text()
+    assert "Model: `model`; dovetail with int8" in table
+    assert f"{model} --device reference" in table
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Rounds of which each command says what is next in its list."""
+    started = []
+
+    def use(**lines):
+        def run(command, limit):
+            (name,) = command
+            started.append(name)
+            text = "\n".join(json.dumps(line) for line in lines[name].pop(0))
+            return processes.Outcome(status=0, seconds=1.0, output=text, errors="")
+
+        monkeypatch.setattr(cpu, "run", run)
+        return started
+
+    return use
+
+
+def test_rounds_take_turns_and_ratios_are_of_the_same_round(scripted, tmp_path):
+    started = scripted(
+        us=[[took(FAST, s, limit_s=0.5)] for s in (1.0, 4.0, 2.0)],
+        a=[[took(FAST, s)] for s in (3.0, 4.0, 4.0)],
+        b=[[took(FAST, s)] for s in (1.0, 2.0, 4.0)],
+    )
+    words = ["--ours", "us", "--peer", "a=a", "--peer", "b=b", "--rounds", "3"]
+    assert cpu.main([*words, "--cells", str(FAST), "--output", str(tmp_path)]) == 0
+    assert started == ["us", "a", "b", "a", "b", "us", "b", "us", "a"]
+    us, a, b = (cell_of(engine, FAST) for engine in result(tmp_path)["engines"])
+    assert us["seconds"] == [1.0, 4.0, 2.0]
+    assert us["tokens_per_second"] == 8 / 2.0
+    assert us["limit_fraction"] == 0.5 / 2.0
+    assert (us["ratio"], a["ratio"], b["ratio"]) == (None, 2.0, 1.0)
+    table = (tmp_path / "result.md").read_text()
+    assert "| dovetail / a | 2.00 |  |" in table
+    assert "| dovetail, of the machine's limit | 25% |  |" in table
+
+
+def test_a_peer_that_fails_does_not_lose_the_others(tmp_path, capsys):
+    peers = {
+        "broken": says(took(FAST, 2.0), status=3),
+        "silent": says("nothing to see"),
+        "absent": "/no/such/program",
+    }
+    words = [word for name, command in peers.items() for word in ("--peer", f"{name}={command}")]
+    ours = says("ready s 1.5", took(FAST, 1.0))
+    assert cpu.main(["--ours", ours, *words, *SMALL, "--output", str(tmp_path)]) == 1
+    table = (tmp_path / "result.md").read_text()
+    assert "FAILED: broken in round 1: status 3" in table
+    assert "FAILED: silent in round 1: it printed no line for any cell" in table
+    assert "FAILED: absent in round 1: it cannot be started" in table
+    assert "| dovetail | 8.0 |  | 1.5 |" in table
+
+
+def test_a_process_that_does_not_end_is_said(monkeypatch):
+    slow = processes.Outcome(status=-9, seconds=9.7, output="", errors="", timed_out=True)
+    assert cpu.read(slow).error == "not over after 10 s"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--peer", "nameless"], "NAME=COMMAND"),
+        (["--peer", "x="], "NAME=COMMAND"),
+        (["--peer", "a=b", "--peer", "a=c"], "each name once"),
+        (["--peer", "dovetail=x"], "each name once"),
+        (["--rounds", "0"], "not a number of at least 1"),
+        (["--shape", "tiny", "--model", "x"], "not allowed with"),
+        (["--cells", "1x2"], "invalid cells value"),
+    ],
+)
+def test_wrong_wishes(capsys, words, message):
+    with pytest.raises(SystemExit):
+        cpu.main(words)
+    assert message in capsys.readouterr().err
+
+
+def test_the_grid_is_written_as_it_is_read():
+    assert cells(",".join(map(str, GRID))) == GRID
+    assert (Cell(4, 512, 1).tokens, Cell(8, 32, 64).tokens) == (2048, 512)
