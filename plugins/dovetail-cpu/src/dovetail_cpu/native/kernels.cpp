@@ -71,42 +71,45 @@ void EXPORT(likeliest)(const bf16* x, int64_t num_rows, int64_t size, int64_t* i
     likeliest(x, num_rows, size, ids, values);
 }
 
-void EXPORT(replay)(const Call* calls, int64_t count) {
-    for (int64_t i = 0; i < count; i++) {
-        const Call& c = calls[i];
-        const int64_t* n = c.arguments;
-        switch (c.function) {
-            case 1:
-                EXPORT(bf16_linear)(c.address<bf16>(0), n[1], n[2], n[3], c.address<uint32_t>(4),
-                                    n[5], c.address<float>(6), n[7], c.address<bf16>(8), n[9]);
-                break;
-            case 2:
-                EXPORT(quantize)(c.address<bf16>(0), n[1], n[2], n[3], c.address<uint8_t>(4),
-                                 c.address<float>(5));
-                break;
-            case 3:
-                EXPORT(int8_linear)(c.address<uint8_t>(0), c.address<float>(1), n[2], n[3],
-                                    c.address<uint32_t>(4), c.address<float>(5),
-                                    c.address<int32_t>(6), n[7], c.address<float>(8), n[9],
-                                    c.address<bf16>(10), n[11]);
-                break;
-            case 4:
-                EXPORT(rms_norm)(c.address<bf16>(0), c.address<bf16>(1), n[2], n[3],
-                                 c.address<void>(4), n[5], c.number(6), c.address<bf16>(7),
-                                 c.address<bf16>(8));
-                break;
-            case 5:
-                EXPORT(gate)(c.address<bf16>(0), n[1], n[2], n[3], c.address<bf16>(4));
-                break;
-            case 6:
-                EXPORT(attend)(c.address<Layer>(0), c.address<Step>(1), c.address<Heads>(2),
-                               c.address<bf16>(3), c.address<bf16>(4));
-                break;
-            case 7:
-                EXPORT(embedding)(c.address<int64_t>(0), n[1], c.address<char>(2), n[3], n[4],
-                                  c.address<char>(5));
-                break;
-        }
+static void repeat(const Call& c) {
+    const int64_t* n = c.arguments;
+    switch (c.function) {
+        case 1:
+            EXPORT(bf16_linear)(c.address<bf16>(0), n[1], n[2], n[3], c.address<uint32_t>(4),
+                                n[5], c.address<float>(6), n[7], c.address<bf16>(8), n[9]);
+            break;
+        case 2:
+            EXPORT(quantize)(c.address<bf16>(0), n[1], n[2], n[3], c.address<uint8_t>(4),
+                             c.address<float>(5));
+            break;
+        case 3:
+            EXPORT(int8_linear)(c.address<uint8_t>(0), c.address<float>(1), n[2], n[3],
+                                c.address<uint32_t>(4), c.address<float>(5),
+                                c.address<int32_t>(6), n[7], c.address<float>(8), n[9],
+                                c.address<bf16>(10), n[11]);
+            break;
+        case 4:
+            EXPORT(rms_norm)(c.address<bf16>(0), c.address<bf16>(1), n[2], n[3],
+                             c.address<void>(4), n[5], c.number(6), c.address<bf16>(7),
+                             c.address<bf16>(8));
+            break;
+        case 5:
+            EXPORT(gate)(c.address<bf16>(0), n[1], n[2], n[3], c.address<bf16>(4));
+            break;
+        case 6:
+            EXPORT(attend)(c.address<Layer>(0), c.address<Step>(1), c.address<Heads>(2),
+                           c.address<bf16>(3), c.address<bf16>(4));
+            break;
+        case 7:
+            EXPORT(embedding)(c.address<int64_t>(0), n[1], c.address<char>(2), n[3], n[4],
+                              c.address<char>(5));
+            break;
     }
+}
+
+void EXPORT(replay)(const Call* calls, int64_t count) {
+    as_team([&] {
+        for (int64_t i = 0; i < count; i++) repeat(calls[i]);
+    });
 }
 }
