@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from dovetail.platforms.torch.ops import references
 from dovetail_cpu.kernels import Kernels
+from dovetail_cpu.memory import HugePages
 
 __all__ = ["GATES", "PackedLinear", "PanelLinear", "can_pack", "panels"]
 
@@ -74,10 +75,10 @@ class PackedLinear:
         return out[:num_rows].view(*x.shape[:-1], -1)
 
 
-def panels(kernels: Kernels, words: Tensor) -> Tensor:
+def panels(kernels: Kernels, memory: HugePages, words: Tensor) -> Tensor:
     """Words (out, n) int32 repacked to panels (out / 32, n, 32), zeros behind the last column."""
     num_columns, depth = words.shape
-    packed = words.new_empty(-(-num_columns // _PANEL), depth, _PANEL)
+    packed = memory.empty((-(-num_columns // _PANEL), depth, _PANEL), torch.int32)
     kernels.pack(words.data_ptr(), num_columns, depth, packed.data_ptr())
     return packed
 
@@ -93,14 +94,17 @@ class PanelLinear:
 
     Args:
         kernels: For this processor.
+        memory: For the panels.
         weight: (out, in) bfloat16, with an even number of inputs. May be dropped.
         bias: (out,) or None.
     """
 
-    def __init__(self, kernels: Kernels, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self, kernels: Kernels, memory: HugePages, weight: Tensor, bias: Tensor | None
+    ) -> None:
         self.num_columns, self.num_inputs = weight.shape
         self._run = kernels.bf16_linear
-        self._panels = panels(kernels, weight.contiguous().view(torch.int32))
+        self._panels = panels(kernels, memory, weight.contiguous().view(torch.int32))
         self._bias = None if bias is None else padded(bias.float())
         self._address = self._panels.data_ptr()
         self._bias_address = None if self._bias is None else self._bias.data_ptr()

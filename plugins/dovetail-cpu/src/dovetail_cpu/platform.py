@@ -20,6 +20,7 @@ from dovetail.platforms.torch.platform import BoundLinear, TorchPlatform
 from dovetail_cpu.attention import NativeAttention
 from dovetail_cpu.kernels import load_kernels, why_absent
 from dovetail_cpu.linear import PackedLinear, PanelLinear, can_pack
+from dovetail_cpu.memory import HugePages, keep_freed_memory
 from dovetail_cpu.ops import likeliest, override_ops
 from dovetail_cpu.recorded import RecordedModel
 
@@ -58,6 +59,9 @@ class CpuPlatform(TorchPlatform):
         max_num_seqs=64,
     )
 
+    def __init__(self) -> None:
+        self._memory = HugePages()
+
     def device_names(self) -> list[str]:
         """The processor's name and the threads that compute."""
         return [f"{look_at_machine().processor}, {torch.get_num_threads()} threads"]
@@ -94,7 +98,7 @@ class CpuPlatform(TorchPlatform):
         """Repack for the compiled kernels or for oneDNN; otherwise use the weight as it is."""
         kernels = load_kernels()
         if kernels is not None and weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0:
-            return PanelLinear(kernels, weight, bias)
+            return PanelLinear(kernels, self._memory, weight, bias)
         if can_pack(weight):
             return PackedLinear(weight, bias)
         return DenseLinear(weight, bias)
@@ -104,6 +108,7 @@ class CpuPlatform(TorchPlatform):
         config.check_options(self.name, "threads")
         threads = config.options.get("threads") or _default_threads()
         torch.set_num_threads(int(threads))
+        keep_freed_memory()
         return super().runner(config)
 
 
