@@ -39,9 +39,13 @@ class Int8(QuantScheme):
         """A byte per weight and four per row."""
         return sum(layer.out_features) * (layer.in_features + 4)
 
-    def apply(self, ops: Ops, x: Array, params: Mapping[str, Array]) -> Array:
+    def bind(self, ops: Ops, params: Mapping[str, Array], bias: Array | None) -> Array:
+        """As the platform packs it."""
+        return ops.int8_weight(params["codes"], params["scales"], bias)
+
+    def apply(self, ops: Ops, x: Array, bound: Array) -> Array:
         """One op, for which platforms have kernels."""
-        return ops.int8_linear(x, params["codes"], params["scales"])
+        return ops.int8_linear(x, bound)
 
     def reference(self, params: QuantParams) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Codes times scales."""
