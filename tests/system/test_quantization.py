@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 
+from benchmarks.perplexity import perplexity, read_texts
 from dovetail.core.conformance.oracle import Oracle
 from dovetail.core.conformance.sampler import log_softmax
 from dovetail.core.demo import demo_model_path
 from dovetail.core.errors import UnsupportedError
 from dovetail.core.models.registry import find_model
 from dovetail.core.plugins.quant import make_scheme
-from dovetail.core.request import SamplingParams
 from tests.checkpoints import make_checkpoint
 from tests.engines import Answer, answer, make_core
 
@@ -64,25 +63,12 @@ def test_the_librarys_models_are_not_quantized(model: Path) -> None:
         make_core(model, "cpu", quantization="int8", model_impl="transformers")
 
 
-def perplexity(texts: Sequence[Sequence[int]], scheme: str | None) -> float:
-    """Of the demonstration model, in float32."""
-    core = make_core(demo_model_path(), "cpu", quantization=scheme)
-    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
-    told = answer(core, texts, params)
-    logprobs = [
-        place.logprobs[0] for a in told for u in a.updates for place in u.prompt_logprobs or ()
-    ]
-    assert len(logprobs) == sum(len(text) - 1 for text in texts)
-    return float(np.exp(-np.mean(logprobs)))
-
-
 def test_what_quantizing_costs_in_perplexity() -> None:
     """Seen: 0.1 % for int8, 1.0 % for int4."""
-    tokenizer = Tokenizer.from_file(str(demo_model_path() / "tokenizer.json"))
-    here = Path(__file__).parents[1]
+    here, demo = Path(__file__).parents[1], demo_model_path()
     files = [here / name for name in ("engines.py", "checkpoints.py", "test_architecture.py")]
-    texts = [tokenizer.encode(file.read_text(encoding="utf-8")).ids[:1024] for file in files]
-    plain = perplexity(texts, None)
-    cost = {scheme: perplexity(texts, scheme) / plain - 1 for scheme in SCHEMES}
+    texts = read_texts(demo, files, 1024)
+    plain = perplexity(demo, texts, None, "cpu", "float32")
+    cost = {name: perplexity(demo, texts, name, "cpu", "float32") / plain - 1 for name in SCHEMES}
     assert abs(cost["int8"]) < 0.01
     assert abs(cost["int8"]) < cost["int4"] < 0.03
