@@ -18,6 +18,7 @@ from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.platform import Adjustment, Memory
 from dovetail.core.plugins.selection import load_platform
 from dovetail.platforms.torch.communicator import HostCommunicator
+from dovetail.platforms.torch.integer_ops import IntegerWeight, in_8_bits
 from dovetail.platforms.torch.ops import DenseLinear, references
 from tests.core.conformance.subjects import Wrapped, broken, capable, look
 
@@ -107,8 +108,38 @@ WRONG_OPS: dict[str, tuple[str, Callable[..., Any]]] = {
         "rotary",
         lambda x, c, s: OPS["rotary"](x[..., : 2 * c.shape[-1]], c, s),
     ),
+    "the bias of integers is ignored": (
+        "int8_linear",
+        lambda x, w: OPS["int8_linear"](x, w._replace(bias=None)),
+    ),
+    "activations are not rounded": ("int8_linear", lambda x, w: _unrounded(x, w)),
+    "activations are cut off": ("int8_linear", lambda x, w: OPS["int8_linear"](_cut_off(x), w)),
+    "all rows have one step": ("int4_linear", lambda x, w: OPS["int4_linear"](_one_step(x), w)),
+    "NaN becomes a number": ("int8_linear", lambda x, w: OPS["int8_linear"](x.nan_to_num(), w)),
+    "NaN spreads": ("int4_linear", lambda x, w: OPS["int4_linear"](x, w) + 0 * x.sum()),
+    "neighbours change places": (
+        "int4_linear",
+        lambda x, w: OPS["int4_linear"](x, w._replace(codes=w.codes << 4 | w.codes >> 4)),
+    ),
     "NaN": ("gelu_tanh", lambda x: torch.where(x > 2, torch.nan, OPS["gelu_tanh"](x))),
 }
+
+
+def _unrounded(x: torch.Tensor, weight: IntegerWeight) -> torch.Tensor:
+    """Integer weights, and activations as they are."""
+    out = x @ (weight.codes * weight.scales[:, None]).to(x.dtype).T
+    return out if weight.bias is None else out + weight.bias
+
+
+def _one_step(x: torch.Tensor) -> torch.Tensor:
+    step = x[x.isfinite()].abs().max() / 127
+    return (x / step).round() * step
+
+
+def _cut_off(x: torch.Tensor) -> torch.Tensor:
+    """What becomes the codes that rounding towards zero gives."""
+    _, steps = in_8_bits(x)
+    return (x / steps).trunc() * steps
 
 
 @pytest.mark.parametrize("what", WRONG_OPS)
