@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from dovetail.core.conformance import collective_checks
 from dovetail.core.conformance.peer import exercise, notices
@@ -116,6 +117,7 @@ WRONG_OPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "activations are cut off": ("int8_linear", lambda x, w: OPS["int8_linear"](_cut_off(x), w)),
     "all rows have one step": ("int4_linear", lambda x, w: OPS["int4_linear"](_one_step(x), w)),
     "NaN becomes a number": ("int8_linear", lambda x, w: OPS["int8_linear"](x.nan_to_num(), w)),
+    "sums of pairs have 16 bits": ("int8_linear", lambda x, w: _saturated(x, w)),
     "NaN spreads": ("int4_linear", lambda x, w: OPS["int4_linear"](x, w) + 0 * x.sum()),
     "neighbours change places": (
         "int4_linear",
@@ -131,8 +133,18 @@ def _unrounded(x: torch.Tensor, weight: IntegerWeight) -> torch.Tensor:
     return out if weight.bias is None else out + weight.bias
 
 
+def _saturated(x: torch.Tensor, weight: IntegerWeight) -> torch.Tensor:
+    """Two neighbours' products with activations moved to 0..254, as some instructions add them."""
+    q, steps = in_8_bits(x)
+    codes = weight.codes.float()
+    products = functional.pad((q + 127)[:, None] * codes, (0, x.shape[1] % 2))
+    pairs = products.unflatten(-1, (-1, 2)).sum(-1).clamp(-(2**15), 2**15 - 1)
+    out = (pairs.sum(-1) - 127 * codes.sum(1)) * steps * weight.scales
+    return out if weight.bias is None else out + weight.bias
+
+
 def _one_step(x: torch.Tensor) -> torch.Tensor:
-    step = x[x.isfinite()].abs().max() / 127
+    step = (x[x.isfinite()].abs().max() / 127).clamp(min=1e-9)
     return (x / step).round() * step
 
 

@@ -138,6 +138,8 @@ def _int8_linear(
     x = _draw(random, dtype, rows, width)
     yield x, codes, scales, None
     yield _uneven(x), codes, scales, _draw(random, dtype, width + 5)
+    codes = np.array([[127], [-127]], np.int8).repeat(width, axis=1)
+    yield _ends(x), codes, np.full(2, 1 / 127 / width, np.float32), None
 
 
 def _int4_linear(
@@ -150,6 +152,15 @@ def _int4_linear(
     x = _draw(random, dtype, rows, shape[1])
     yield x, codes, scales, None
     yield _uneven(x), codes, scales, _draw(random, dtype, shape[0])
+    codes = np.array([[0], [255], [15]], np.uint8).repeat(shape[1] // 2, axis=1)
+    yield _ends(x), codes, np.full((3, groups), 1 / 8 / shape[1], np.float32), None
+
+
+def _ends(x: NumpyArray) -> NumpyArray:
+    """Entries of 1 and -1, whose codes are the largest; rows are of one sign or of both."""
+    ends = np.sign(x)
+    ends[::3], ends[1::3] = 1, -1
+    return ends
 
 
 def _uneven(x: NumpyArray) -> NumpyArray:
