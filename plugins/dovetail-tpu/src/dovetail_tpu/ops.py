@@ -62,6 +62,7 @@ def int8_linear(x: Array, weight: IntegerWeight) -> Array:
     wide = x.astype(jnp.float32)
     largest = jnp.abs(wide).max(-1, keepdims=True)
     steps = jnp.where(largest / 127 < 2.0**-126, 1, largest / 127)
+    # The largest of NaN and a number may be the number.
     steps = jnp.where(jnp.isfinite(wide).all(-1, keepdims=True), steps, jnp.nan)
     q = jnp.rint(wide / steps).astype(jnp.int8).reshape(*x.shape[:-1], *codes.shape[1:])
     sums = jnp.einsum("...gi,ogi->...og", q, codes, preferred_element_type=jnp.int32)

@@ -60,7 +60,7 @@ class Ops(Protocol):
         Args:
             codes: (out, in / 2) uint8: byte j holds input 2j in its low four bits and 2j + 1 in its
                 high ones, each a value of -8..7 plus 8.
-            scales: (out, in / ``INT4_GROUP``) float32, of each group of inputs.
+            scales: (out, in / ``INT4_GROUP``) float32, of each group of inputs, of either sign.
             bias: (out,) in the dtype of the activations.
         """
 
