@@ -1,8 +1,8 @@
-"""Weights in 8 bits, symmetric, one scale per output row; activations as they are.
+"""Weights in 8 bits, symmetric, one scale per output row; activations in 8 bits as they come.
 
 ``W[o, i]`` becomes ``round(W[o, i] / scale[o])`` with ``scale[o] = max |W[o]| / 127``: round to
-nearest, as in Dettmers et al., "LLM.int8()" (2022), section 2, without the outlier columns, which
-weight-only schemes do not need.
+nearest, as in Dettmers et al., "LLM.int8()" (2022), section 2, without the outlier columns: every
+token has a step of its own.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from dovetail.core.contracts.model import Linear
 from dovetail.core.contracts.ops import Ops
 from dovetail.core.contracts.quant import QuantParams, QuantScheme
 from dovetail.core.types import Array
+from dovetail.quant.blocks import SMALLEST, row_blocks
 
 __all__ = ["Int8"]
 
-_LARGEST = 127
+_LARGEST = np.float32(127)
 
 
 class Int8(QuantScheme):
@@ -29,19 +30,27 @@ class Int8(QuantScheme):
 
     def quantize(self, weight: np.ndarray[Any, Any]) -> QuantParams:
         """A row of zeros gets the scale 1."""
-        wide = weight.astype(np.float32)
-        largest = np.abs(wide).max(axis=1)
-        scales = np.where(largest > 0, largest / np.float32(_LARGEST), np.float32(1))
-        codes = np.rint(wide / scales[:, None]).astype(np.int8)
+        codes = np.empty(weight.shape, np.int8)
+        scales = np.empty(len(weight), np.float32)
+        for rows, wide in row_blocks(weight):
+            steps = np.abs(wide).max(axis=1) / _LARGEST
+            steps[steps < SMALLEST] = 1
+            scales[rows] = steps
+            np.divide(wide, steps[:, None], out=wide)
+            codes[rows] = np.rint(wide, out=wide)
         return {"codes": codes, "scales": scales}
 
     def num_bytes(self, layer: Linear) -> int:
         """A byte per weight and four per row."""
         return sum(layer.out_features) * (layer.in_features + 4)
 
-    def apply(self, ops: Ops, x: Array, params: Mapping[str, Array]) -> Array:
+    def bind(self, ops: Ops, params: Mapping[str, Array], bias: Array | None) -> Array:
+        """As the platform packs it."""
+        return ops.int8_weight(params["codes"], params["scales"], bias)
+
+    def apply(self, ops: Ops, x: Array, bound: Array) -> Array:
         """One op, for which platforms have kernels."""
-        return ops.int8_linear(x, params["codes"], params["scales"])
+        return ops.int8_linear(x, bound)
 
     def reference(self, params: QuantParams) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Codes times scales."""

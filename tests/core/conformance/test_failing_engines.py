@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from dovetail.core.batch import Batch, StepOutput
 from dovetail.core.conformance.shelf import Shelf
@@ -18,6 +19,7 @@ from dovetail.core.contracts.platform import Memory
 from dovetail.core.contracts.workbench import Activity
 from dovetail.core.errors import OutOfMemoryError, UnsupportedError
 from dovetail.core.plugins.selection import load_platform
+from dovetail.platforms.torch.integer_ops import IntegerWeight
 from dovetail.platforms.torch.ops import references
 from tests.core.conformance.subjects import Wrapped, broken, capable, look
 
@@ -322,3 +324,14 @@ def test_quantized_layers_that_are_not(shelf: Shelf) -> None:
         runner=lambda self, config: reference.runner(replace(config, quantization=None))
     )
     assert look(platform, shelf, "features.quantization.int8").status == "fail"
+
+
+def test_quantized_layers_whose_activations_are_not(shelf: Shelf) -> None:
+    def unrounded(x: torch.Tensor, weight: IntegerWeight) -> torch.Tensor:
+        return x @ (weight.codes * weight.scales[:, None]).T
+
+    platform = broken(
+        override_ops=lambda self, table: table.override("int8_linear", unrounded, origin="a test")
+    )
+    outcome = look(platform, shelf, "features.quantization.int8")
+    assert outcome.status == "fail" and "half of the tokens" in outcome.reason

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from dovetail.core.conformance import collective_checks
 from dovetail.core.conformance.peer import exercise, notices
@@ -18,6 +19,7 @@ from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.platform import Adjustment, Memory
 from dovetail.core.plugins.selection import load_platform
 from dovetail.platforms.torch.communicator import HostCommunicator
+from dovetail.platforms.torch.integer_ops import IntegerWeight, in_8_bits
 from dovetail.platforms.torch.ops import DenseLinear, references
 from tests.core.conformance.subjects import Wrapped, broken, capable, look
 
@@ -107,8 +109,49 @@ WRONG_OPS: dict[str, tuple[str, Callable[..., Any]]] = {
         "rotary",
         lambda x, c, s: OPS["rotary"](x[..., : 2 * c.shape[-1]], c, s),
     ),
+    "the bias of integers is ignored": (
+        "int8_linear",
+        lambda x, w: OPS["int8_linear"](x, w._replace(bias=None)),
+    ),
+    "activations are not rounded": ("int8_linear", lambda x, w: _unrounded(x, w)),
+    "activations are cut off": ("int8_linear", lambda x, w: OPS["int8_linear"](_cut_off(x), w)),
+    "all rows have one step": ("int4_linear", lambda x, w: OPS["int4_linear"](_one_step(x), w)),
+    "NaN becomes a number": ("int8_linear", lambda x, w: OPS["int8_linear"](x.nan_to_num(), w)),
+    "sums of pairs have 16 bits": ("int8_linear", lambda x, w: _saturated(x, w)),
+    "NaN spreads": ("int4_linear", lambda x, w: OPS["int4_linear"](x, w) + 0 * x.sum()),
+    "neighbours change places": (
+        "int4_linear",
+        lambda x, w: OPS["int4_linear"](x, w._replace(codes=w.codes << 4 | w.codes >> 4)),
+    ),
     "NaN": ("gelu_tanh", lambda x: torch.where(x > 2, torch.nan, OPS["gelu_tanh"](x))),
 }
+
+
+def _unrounded(x: torch.Tensor, weight: IntegerWeight) -> torch.Tensor:
+    """Integer weights, and activations as they are."""
+    out = x @ (weight.codes * weight.scales[:, None]).to(x.dtype).T
+    return out if weight.bias is None else out + weight.bias
+
+
+def _saturated(x: torch.Tensor, weight: IntegerWeight) -> torch.Tensor:
+    """Two neighbours' products with activations moved to 0..254, as some instructions add them."""
+    q, steps = in_8_bits(x)
+    codes = weight.codes.float()
+    products = functional.pad((q + 127)[:, None] * codes, (0, x.shape[1] % 2))
+    pairs = products.unflatten(-1, (-1, 2)).sum(-1).clamp(-(2**15), 2**15 - 1)
+    out = (pairs.sum(-1) - 127 * codes.sum(1)) * steps * weight.scales
+    return out if weight.bias is None else out + weight.bias
+
+
+def _one_step(x: torch.Tensor) -> torch.Tensor:
+    step = (x[x.isfinite()].abs().max() / 127).clamp(min=1e-9)
+    return (x / step).round() * step
+
+
+def _cut_off(x: torch.Tensor) -> torch.Tensor:
+    """What becomes the codes that rounding towards zero gives."""
+    _, steps = in_8_bits(x)
+    return (x / steps).trunc() * steps
 
 
 @pytest.mark.parametrize("what", WRONG_OPS)

@@ -11,7 +11,7 @@ import torch
 from dovetail.attention_backends.reference import attention_bias
 from dovetail.core.conformance import numpy_ops
 from dovetail.core.conformance.numpy_ops import NUMPY_DTYPES, dense_attention
-from dovetail.core.conformance.op_checks import _CASES, SHAPES, _one
+from dovetail.core.conformance.op_checks import _CASES, BINDERS, SHAPES, _one, expect_near
 from dovetail.core.conformance.tolerances import OP, op_tolerance
 from dovetail.core.contracts.attention import AttentionSpec
 from dovetail.core.contracts.ops import OP_NAMES
@@ -22,7 +22,7 @@ from dovetail.platforms.torch.ops import DenseLinear, references
 
 def test_every_op_is_there_and_has_a_tolerance() -> None:
     assert tuple(numpy_ops.references()) == OP_NAMES
-    assert set(OP) == set(OP_NAMES) - {"attention"}
+    assert set(OP) == set(OP_NAMES) - {"attention", *BINDERS.values()}
     with pytest.raises(UnsupportedError):
         numpy_ops.references()["attention"](None, None, None, None, None, None)
 
@@ -35,9 +35,7 @@ def test_ops_are_those_of_torch(name: str, dtype: str) -> None:
         random = np.random.default_rng(rows)
         for arguments in _CASES.get(name, _one)(random, NUMPY_DTYPES[dtype], rows, width):
             for got, want in zip(*both(name, arguments), strict=True):
-                assert got.dtype == want.dtype
-                error = np.abs(got.astype(np.float64) - want.astype(np.float64))
-                assert (error <= tolerance * np.maximum(1, np.abs(want.astype(float)))).all()
+                expect_near(name, want, got, tolerance)
 
 
 def both(name: str, arguments: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
@@ -45,6 +43,10 @@ def both(name: str, arguments: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
     if name == "linear":
         placed = [placed[0], DenseLinear(placed[1], placed[2])]
         arguments = (arguments[0], numpy_ops.DenseWeight(arguments[1], arguments[2]))
+    if name in BINDERS:
+        placed = [placed[0], references()[BINDERS[name]](*placed[1:])]
+        weight = numpy_ops.references()[BINDERS[name]](*arguments[1:])
+        arguments = (arguments[0], weight)
     got, want = numpy_ops.references()[name](*arguments), references()[name](*placed)
     if not isinstance(got, tuple):
         got, want = (got,), (want,)

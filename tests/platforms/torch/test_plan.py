@@ -13,6 +13,7 @@ from dovetail.core.config.resolve import resolve
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.contracts.runner import Runner
 from dovetail.core.errors import SelectionError, UnsupportedError
+from dovetail.core.plugins.quant import quant_registry
 from dovetail.core.plugins.selection import load_platform
 from tests.checkpoints import FAMILIES, make_checkpoint
 
@@ -20,7 +21,9 @@ from tests.checkpoints import FAMILIES, make_checkpoint
 def make_runner(path: Path, platform_name: str = "cpu", **settings: Any) -> Runner:
     config = EngineConfig.from_kwargs(model=str(path), **settings)
     platform = load_platform(platform_name)
-    resolved = resolve(config, read_facts(config), platform, settings.get("model_impl") is None)
+    native = settings.get("model_impl") is None
+    schemes = quant_registry().names()
+    resolved = resolve(config, read_facts(config), platform, native, schemes=schemes)
     return platform.runner(resolved.runner_config())
 
 
@@ -34,6 +37,16 @@ def test_a_plan_agrees_with_loading(family: str, tmp_path: Path) -> None:
     assert plan.choices == runner.describe()
     # Position tables come on top, and an output layer that is tied counts by itself.
     assert total <= plan.weight_bytes <= 2 * total
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_plan_knows_what_a_scheme_saves(scheme: str, tmp_path: Path) -> None:
+    path = make_checkpoint("llama", tmp_path)
+    plain = make_runner(path, dtype="float32")
+    runner = make_runner(path, dtype="float32", quantization=scheme)
+    loaded = [[done for done, _ in each.load()][-1] for each in (plain, runner)]
+    saved = plain.plan().weight_bytes - runner.plan().weight_bytes
+    assert saved == loaded[0] - loaded[1] > loaded[0] / 3
 
 
 def test_weights_are_counted_without_reading_them(tmp_path: Path) -> None:

@@ -58,10 +58,9 @@ def _environment() -> dict[str, str]:
 
 
 def _create() -> Platform:
-    simulated = num_simulated()
     from dovetail_tpu.platform import TpuPlatform
 
-    return TpuPlatform(simulated)
+    return TpuPlatform(num_simulated())
 
 
 PLUGIN = PlatformPlugin(

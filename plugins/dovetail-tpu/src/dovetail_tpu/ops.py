@@ -25,6 +25,10 @@ class DenseLinear(NamedTuple):
     bias: Array | None = None
 
 
+IntegerWeight = tuple[Array, Array, Array | None]
+"""The bound weight of an integer op: W (out, groups, inputs of one), scales (out, groups), bias."""
+
+
 def exact(x: Array) -> lax.Precision | None:
     """The precision of products with x: full for float32, the chip's own for 16 bits."""
     return lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
@@ -37,21 +41,41 @@ def embedding(ids_T: Array, table_VD: Array) -> Array:
 
 def linear(x: Array, weight: DenseLinear) -> Array:
     """Products are summed in float32 and rounded once, after the bias."""
-    out = _product(x, weight.weight)
-    if weight.bias is not None:
-        out = out + weight.bias.astype(jnp.float32)
-    return out.astype(x.dtype)
+    out = jnp.matmul(x, weight.weight.T, precision=exact(x), preferred_element_type=jnp.float32)
+    return _biased(out, weight.bias, x)
 
 
-def int8_linear(x: Array, codes: Array, scales: Array) -> Array:
-    """Every code is exact in each float dtype; products are summed in float32."""
-    return (_product(x, codes.astype(x.dtype)) * scales).astype(x.dtype)
+def int8_weight(codes: Array, scales: Array, bias: Array | None) -> IntegerWeight:
+    """One group."""
+    return codes[:, None], scales[:, None], bias
 
 
-def _product(x: Array, weight: Array) -> Array:
-    """``x @ weight.T`` in float32."""
-    axes = (((x.ndim - 1,), (1,)), ((), ()))
-    return lax.dot_general(x, weight, axes, precision=exact(x), preferred_element_type=jnp.float32)
+def int4_weight(codes: Array, scales: Array, bias: Array | None) -> IntegerWeight:
+    """Taken apart."""
+    halves = jnp.stack((codes & 15, codes >> 4), -1).astype(jnp.int8) - 8
+    return halves.reshape(*scales.shape, -1), scales, bias
+
+
+def int8_linear(x: Array, weight: IntegerWeight) -> Array:
+    """Sums of groups are integers; the rest is float32."""
+    codes, scales, bias = weight
+    wide = x.astype(jnp.float32)
+    largest = jnp.abs(wide).max(-1, keepdims=True)
+    steps = jnp.where(largest / 127 < 2.0**-126, 1, largest / 127)
+    # The largest of NaN and a number may be the number.
+    steps = jnp.where(jnp.isfinite(wide).all(-1, keepdims=True), steps, jnp.nan)
+    q = jnp.rint(wide / steps).astype(jnp.int8).reshape(*x.shape[:-1], *codes.shape[1:])
+    sums = jnp.einsum("...gi,ogi->...og", q, codes, preferred_element_type=jnp.int32)
+    return _biased((sums * scales).sum(-1) * steps, bias, x)
+
+
+int4_linear = int8_linear
+
+
+def _biased(out: Array, bias: Array | None, x: Array) -> Array:
+    """In float32 with the bias as the activations' dtype has it, then rounded to that dtype."""
+    whole = out if bias is None else out + bias.astype(x.dtype).astype(jnp.float32)
+    return whole.astype(x.dtype)
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
@@ -72,10 +96,7 @@ def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array
     wide = x.astype(jnp.float32)
     centred = wide - jnp.mean(wide, -1, keepdims=True)
     normed = centred * lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + eps)
-    out = normed * weight.astype(x.dtype).astype(jnp.float32)
-    if bias is not None:
-        out = out + bias.astype(x.dtype).astype(jnp.float32)
-    return out.astype(x.dtype)
+    return _biased(normed * weight.astype(x.dtype).astype(jnp.float32), bias, x)
 
 
 def rotary(x_THE: Array, cos_TF: Array, sin_TF: Array) -> Array:

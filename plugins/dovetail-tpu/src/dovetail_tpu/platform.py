@@ -117,7 +117,7 @@ class _Workbench:
 
     def __init__(self, platform: TpuPlatform) -> None:
         put = partial(jax.device_put, device=platform.devices[0])
-        self._put, self._meter = platform.meter.counted("put", put), platform.meter
+        self._put, self.get = platform.meter.counted("put", put), platform.meter.fetch
         self.ops: Any = OpTable(references()).bind()
         self.overrides: dict[str, Op] = {}
 
@@ -125,11 +125,7 @@ class _Workbench:
         with jax.enable_x64(True):
             return self._put(array)
 
-    def get(self, array: Array) -> np.ndarray[Any, Any]:
-        return self._meter.fetch(array)
-
-    def bind_linear(self, weight: Array, bias: Array | None) -> Array:
-        return DenseLinear(weight, bias)
+    bind_linear = staticmethod(DenseLinear)
 
     def num_bytes(self, array: Array) -> int:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(array))

@@ -140,9 +140,7 @@ def _bind(backend: Any, need: AttentionNeed, size: int) -> Any:
     """The op table on one of ``size`` devices: attention over its heads, and the sum over all."""
     ops = OpTable(references()).bind()
     shares = {spec.layer: spec for spec in need.specs}
-    ops.attention = lambda q, k, v, cache, plan, spec: backend.attend(
-        q, k, v, cache, plan, shares[spec.layer]
-    )
+    ops.attention = lambda *rest: backend.attend(*rest[:-1], shares[rest[-1].layer])
     if size > 1:
         ops.all_reduce = lambda x: lax.psum(x, AXIS)  # type: ignore[no-untyped-call]
     return ops

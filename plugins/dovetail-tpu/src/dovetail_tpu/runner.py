@@ -60,9 +60,8 @@ class JaxRunner:
         check_split(self._model.weights(), specs, size)
         shares = tuple(share_of_attention(spec, 0, size) for spec in specs)
         self._need = attention_need(config, shares)
-        self._choice = choose_attention(
-            platform.attention_backends(), self._need, insisted=config.attention_backend
-        )
+        backends = platform.attention_backends()
+        self._choice = choose_attention(backends, self._need, insisted=config.attention_backend)
         self._attention: Any = self._choice.backend
         self._buckets = self._sizes()
         self._shapes = PaddedShapes(self._buckets, config)
@@ -98,10 +97,9 @@ class JaxRunner:
 
     def cache_spec(self) -> CacheSpec:
         """Cost of a block; the first device's free memory less what the largest step needs."""
-        free = self._platform.memory().free
         return CacheSpec(
             bytes_per_block=block_bytes(self._attention, self._need),
-            bytes_available=max(0, free - self._step_bytes()),
+            bytes_available=max(0, self._platform.memory().free - self._step_bytes()),
             window=self._need.window,
         )
 
@@ -139,8 +137,7 @@ class JaxRunner:
             start = time.perf_counter()
             for step in _rehearsals(batch):
                 self.step(step).result()
-            seconds = time.perf_counter() - start
-            yield WarmUp(name=name, seconds=seconds, num_parts=len(parts))
+            yield WarmUp(name=name, seconds=time.perf_counter() - start, num_parts=len(parts))
 
     def step(self, batch: Batch) -> Pending:
         """Start a step; it may still run on return."""

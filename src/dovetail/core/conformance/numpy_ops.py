@@ -22,9 +22,11 @@ from dovetail.core.errors import UnsupportedError
 __all__ = [
     "NUMPY_DTYPES",
     "DenseWeight",
+    "IntegerWeight",
     "NumpyArray",
     "bind",
     "dense_attention",
+    "in_8_bits",
     "references",
 ]
 
@@ -45,6 +47,25 @@ class DenseWeight:
         self.weight = _wide(weight)
         self.bias = None if bias is None else _wide(bias)
 
+    def __call__(self, x: NumpyArray) -> NumpyArray:
+        """``x @ W.T + b``, rounded once."""
+        product = _wide(x) @ self.weight.T
+        return _round(product if self.bias is None else product + self.bias, x)
+
+
+class IntegerWeight:
+    """The bound weight of an integer op: W (out, in), perhaps b (out,), and scales (out, groups).
+
+    The groups are equal parts of the inputs.
+    """
+
+    def __init__(
+        self, codes: NumpyArray, scales: NumpyArray, bias: NumpyArray | None = None
+    ) -> None:
+        self.groups = np.split(_wide(codes), scales.shape[1], axis=1)
+        self.scales = _wide(scales.T)
+        self.bias = None if bias is None else _wide(bias)
+
 
 def embedding(ids_T: NumpyArray, table_VD: NumpyArray) -> NumpyArray:
     """Rows of a table, exactly."""
@@ -52,15 +73,45 @@ def embedding(ids_T: NumpyArray, table_VD: NumpyArray) -> NumpyArray:
     return rows
 
 
-def linear(x: NumpyArray, weight: DenseWeight) -> NumpyArray:
-    """``x @ W.T + b``, rounded once."""
-    product = _wide(x) @ weight.weight.T
-    return _round(product if weight.bias is None else product + weight.bias, x)
+def linear(x: NumpyArray, weight: Callable[[NumpyArray], NumpyArray]) -> NumpyArray:
+    """Apply a bound weight: a ``DenseWeight``, or a quantized layer."""
+    return weight(x)
 
 
-def int8_linear(x: NumpyArray, codes: NumpyArray, scales: NumpyArray) -> NumpyArray:
-    """``x @ (codes * scales[:, None]).T``, rounded once."""
-    return _round(_wide(x) @ _wide(codes).T * _wide(scales), x)
+def int8_weight(codes: NumpyArray, scales: NumpyArray, bias: NumpyArray | None) -> IntegerWeight:
+    """One group."""
+    return IntegerWeight(codes, scales[:, None], bias)
+
+
+def int8_linear(x: NumpyArray, weight: IntegerWeight) -> NumpyArray:
+    """The activations' codes are those of float32; the rest is exact and rounded once."""
+    q, steps = in_8_bits(x)
+    parts = np.split(q, len(weight.groups), axis=-1)
+    groups = zip(parts, weight.groups, weight.scales, strict=True)
+    out = sum(part @ codes.T * scales for part, codes, scales in groups) * steps
+    return _round(out if weight.bias is None else out + weight.bias, x)
+
+
+def int4_weight(codes: NumpyArray, scales: NumpyArray, bias: NumpyArray | None) -> IntegerWeight:
+    """Taken apart."""
+    halves = np.stack((codes & 15, codes >> 4), -1).reshape(len(codes), -1)
+    return IntegerWeight(halves.astype(np.int8) - 8, scales, bias)
+
+
+def int4_linear(x: NumpyArray, weight: IntegerWeight) -> NumpyArray:
+    """As ``int8_linear``, with several groups."""
+    return int8_linear(x, weight)
+
+
+def in_8_bits(x: NumpyArray) -> tuple[NumpyArray, NumpyArray]:
+    """Codes (..., in) and steps (..., 1), both as float64: see ``Ops.int8_linear``."""
+    single = x.astype(np.float32)
+    largest = np.abs(single).max(-1, keepdims=True)
+    steps = largest / np.float32(127)
+    steps = np.where(steps < np.finfo(np.float32).tiny, np.float32(1), steps)
+    is_number = np.isfinite(largest)
+    codes = np.rint(np.where(is_number, single, 0) / np.where(is_number, steps, 1))
+    return _wide(codes), np.where(is_number, _wide(steps), np.nan)
 
 
 def rms_norm(x: NumpyArray, weight: NumpyArray, eps: float) -> NumpyArray:

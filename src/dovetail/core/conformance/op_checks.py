@@ -18,10 +18,13 @@ from dovetail.core.conformance.numpy_ops import (
 )
 from dovetail.core.conformance.subject import Subject
 from dovetail.core.conformance.tolerances import OP, op_tolerance
+from dovetail.core.contracts.ops import INT4_GROUP
 from dovetail.core.contracts.workbench import Workbench
 
-__all__ = ["checks", "expect_near"]
+__all__ = ["BINDERS", "checks", "expect_near"]
 
+BINDERS = {"int8_linear": "int8_weight", "int4_linear": "int4_weight"}
+"""Ops whose weights are bound by other ops, from all their arguments but the first."""
 SHAPES = ((1, 64), (2, 33), (7, 130), (64, 8), (333, 96))
 """Rows and width of each case."""
 Arguments = tuple[Any, ...]
@@ -55,11 +58,12 @@ def check_op(subject: Subject, name: str, dtype: str) -> None:
 
 
 def expect_near(where: str, got: NumpyArray, want: NumpyArray, tolerance: float) -> None:
-    """Raise CheckFailedError unless shape, dtype and every value are right."""
+    """Raise CheckFailedError unless shape, dtype and every value are right, NaN where it is due."""
     expect_equal(f"{where}: shape", got.shape, want.shape)
     expect_equal(f"{where}: dtype", got.dtype, want.dtype)
     ours, theirs = got.astype(np.float64), want.astype(np.float64)
     error = np.abs(ours - theirs) / np.maximum(1.0, np.abs(theirs))
+    error[np.isnan(ours) & np.isnan(theirs)] = 0
     worst = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error)), error.shape)
     expect(
         bool(error[worst] <= tolerance),
@@ -73,14 +77,17 @@ def _run(
 ) -> list[tuple[NumpyArray, NumpyArray]]:
     """What the platform gives and what numpy gives, for each result of the op."""
     placed = [bench.put(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    ours = references()
+    kept = len(placed)
     if name == "linear":
-        got = bench.ops.linear(placed[0], bench.bind_linear(placed[1], placed[2]))
-        want = references()["linear"](arguments[0], DenseWeight(arguments[1], arguments[2]))
+        got = bench.ops.linear(placed[0], bench.bind_linear(*placed[1:]))
+        want = ours["linear"](arguments[0], DenseWeight(*arguments[1:]))
         kept = 1
+    elif name in BINDERS:
+        got = getattr(bench.ops, name)(placed[0], getattr(bench.ops, BINDERS[name])(*placed[1:]))
+        want = ours[name](arguments[0], ours[BINDERS[name]](*arguments[1:]))
     else:
-        got = getattr(bench.ops, name)(*placed)
-        want = references()[name](*arguments)
-        kept = len(placed)
+        got, want = getattr(bench.ops, name)(*placed), ours[name](*arguments)
     for number in range(kept):
         before = arguments[number]
         if isinstance(before, np.ndarray):
@@ -128,7 +135,42 @@ def _int8_linear(
 ) -> Iterator[Arguments]:
     codes = random.integers(-127, 128, (width + 5, width)).astype(np.int8)
     scales = (random.uniform(0.5, 2.0, width + 5) / 64 / width**0.5).astype(np.float32)
-    yield _draw(random, dtype, rows, width), codes, scales
+    x = _draw(random, dtype, rows, width)
+    yield x, codes, scales, None
+    yield _uneven(x), codes, scales, _draw(random, dtype, width + 5)
+    codes = np.array([[127], [-127]], np.int8).repeat(width, axis=1)
+    yield _ends(x), codes, np.full(2, 1 / 127 / width, np.float32), None
+
+
+def _int4_linear(
+    random: Random, dtype: np.dtype[Any], rows: int, width: int
+) -> Iterator[Arguments]:
+    groups = -(-width // INT4_GROUP)
+    shape = (width + 5, groups * INT4_GROUP)
+    codes = random.integers(0, 256, (shape[0], shape[1] // 2)).astype(np.uint8)
+    scales = (random.uniform(0.5, 2.0, (shape[0], groups)) / 4 / shape[1] ** 0.5).astype(np.float32)
+    x = _draw(random, dtype, rows, shape[1])
+    yield x, codes, scales, None
+    yield _uneven(x), codes, scales, _draw(random, dtype, shape[0])
+    codes = np.array([[0], [255], [15]], np.uint8).repeat(shape[1] // 2, axis=1)
+    yield _ends(x), codes, np.full((3, groups), 1 / 8 / shape[1], np.float32), None
+
+
+def _ends(x: NumpyArray) -> NumpyArray:
+    """Entries of 1 and -1, whose codes are the largest; rows are of one sign or of both."""
+    ends = np.sign(x)
+    ends[::3], ends[1::3] = 1, -1
+    return ends
+
+
+def _uneven(x: NumpyArray) -> NumpyArray:
+    """Rows of zeros, of small numbers, with NaN and with an infinity, if there are so many."""
+    uneven = x.copy()
+    uneven[:1] = 0
+    uneven[1:2] = (uneven[1:2].astype(np.float32) / 1000).astype(x.dtype)
+    uneven[2:3, 3] = np.nan
+    uneven[3:4, 1] = -np.inf
+    return uneven
 
 
 def _rms_norm(random: Random, dtype: np.dtype[Any], rows: int, width: int) -> Iterator[Arguments]:
@@ -164,6 +206,7 @@ _CASES: dict[str, Callable[[Random, np.dtype[Any], int, int], Iterator[Arguments
     "embedding": _embedding,
     "linear": _linear,
     "int8_linear": _int8_linear,
+    "int4_linear": _int4_linear,
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
     "layer_norm": _layer_norm,

@@ -90,7 +90,7 @@ class Oracle:
         model: The definition.
         source: Its tensors.
         weight_dtype: What they are rounded to before anything is computed with them.
-        scheme: What linear layers are quantized with: the weights that are left are used.
+        scheme: What linear layers are quantized with.
     """
 
     def __init__(
@@ -103,14 +103,19 @@ class Oracle:
     ) -> None:
         self._model = model
         tree, dtype = model.weights(), NUMPY_DTYPES[weight_dtype]
-        bound = {}
-        for path, leaf in leaves(tree):
-            bound[path] = _bound(leaf, source, dtype)
-            if scheme and isinstance(leaf, Linear) and scheme.refuses(path, leaf) is None:
-                weight = bound[path].weight.astype(np.float32)
-                bound[path].weight = scheme.reference(scheme.quantize(weight)).astype(np.float64)
-        self._weights = fill(tree, bound)
         self._ops = bind(_attend)
+        bound: dict[str, Any] = {}
+        for path, leaf in leaves(tree):
+            weight, bias = _arrays(leaf, source, dtype)
+            if not isinstance(leaf, Linear):
+                bound[path] = weight
+                continue
+            own = scheme.for_layer(path, leaf) if scheme else None
+            if own is None or own.refuses(path, leaf):
+                bound[path] = DenseWeight(weight, bias)
+            else:
+                bound[path] = _quantized(own, self._ops, weight, bias)
+        self._weights = fill(tree, bound)
 
     @classmethod
     def open(
@@ -193,16 +198,25 @@ def _answer(wish: Wish, answer: Told, logits_V: FloatArray) -> None:
     answer.token_ids.append(token)
 
 
-def _bound(leaf: Leaf, source: Source, dtype: np.dtype[Any]) -> Any:
-    """Rounded to the dtype as runners do: all but tables, and weights with an offset."""
+def _arrays(
+    leaf: Leaf, source: Source, dtype: np.dtype[Any]
+) -> tuple[NumpyArray, NumpyArray | None]:
+    """Weight and bias, rounded as runners do: all but tables, and weights with an offset."""
     parts = assemble(leaf, source)
     exact = isinstance(leaf, Constant) or (isinstance(leaf, Tensor) and bool(leaf.offset))
     kept = np.dtype(np.float32) if exact else dtype
     weights = [array.astype(kept).astype(np.float32) for array in parts.weights]
-    if not isinstance(leaf, Linear):
-        return weights[0]
     biases = [array.astype(dtype).astype(np.float32) for array in parts.biases]
-    return DenseWeight(np.concatenate(weights), np.concatenate(biases) if biases else None)
+    weight = weights[0] if len(weights) == 1 else np.concatenate(weights)
+    return weight, np.concatenate(biases) if biases else None
+
+
+def _quantized(
+    scheme: QuantScheme, ops: Any, weight: NumpyArray, bias: NumpyArray | None
+) -> Callable[[NumpyArray], NumpyArray]:
+    """A layer whose weight is quantized, as the op ``linear`` takes it."""
+    bound = scheme.bind(ops, scheme.quantize(weight), bias)
+    return lambda x: scheme.apply(ops, x, bound)
 
 
 def _attend(

@@ -8,18 +8,19 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from dovetail.core.conformance.base import Check, expect, expect_equal, require
 from dovetail.core.conformance.checkpoints import FAMILIES, MAX_MODEL_LEN
 from dovetail.core.conformance.engine import Answer, compare
-from dovetail.core.conformance.oracle import Wish
+from dovetail.core.conformance.oracle import Oracle, Wish
 from dovetail.core.conformance.sampler import log_softmax
 from dovetail.core.conformance.shelf import GREEDY, PROMPTS, prompt_of
 from dovetail.core.conformance.subject import Subject
 from dovetail.core.conformance.tolerances import LOGPROBS
 from dovetail.core.request import SamplingParams
 
-__all__ = ["checks", "greedy_wishes"]
+__all__ = ["checks", "greedy_wishes", "logprob_errors"]
 
 SAMPLING: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 1.3},
@@ -164,21 +165,26 @@ def _half_logprobs(subject: Subject, dtype: str) -> None:
     wishes = [Wish(prompt=prompt, params=params) for prompt in PROMPTS]
     with subject.open("llama", dtype=dtype) as engine:
         got = engine.answer(wishes)
-    worst = max(
-        _off(subject, dtype, wish, answer) for wish, answer in zip(wishes, got, strict=True)
-    )
+    worst = float(logprob_errors(subject.shelf.oracle("llama", dtype), wishes, got).max())
     expect(
         worst <= LOGPROBS[dtype],
         f"a token's log-probability is off by {worst:.3f}; allowed are {LOGPROBS[dtype]:g}",
     )
 
 
-def _off(subject: Subject, dtype: str, wish: Wish, answer: Answer) -> float:
-    """The largest difference to what the oracle says of the same tokens."""
-    expect_equal("number of tokens", len(answer.token_ids), wish.params.max_tokens)
-    oracle = subject.shelf.oracle("llama", dtype)
-    known = log_softmax(oracle.logits_of([*wish.prompt, *answer.token_ids[:-1]]))
-    places = np.arange(len(answer.token_ids)) + len(wish.prompt) - 1
-    wanted = known[places, answer.token_ids]
-    said = np.array([place.logprobs[0] for place in answer.logprobs])
-    return float(np.abs(said - wanted).max())
+def logprob_errors(
+    oracle: Oracle, wishes: Sequence[Wish], answers: Sequence[Answer]
+) -> npt.NDArray[np.float64]:
+    """How far each token's log-probability is from what the oracle says of the same token.
+
+    Raises:
+        CheckFailedError: An answer has too few tokens, or too many.
+    """
+    errors = []
+    for wish, answer in zip(wishes, answers, strict=True):
+        expect_equal("number of tokens", len(answer.token_ids), wish.params.max_tokens)
+        known = log_softmax(oracle.logits_of([*wish.prompt, *answer.token_ids[:-1]]))
+        places = np.arange(len(answer.token_ids)) + len(wish.prompt) - 1
+        said = np.array([place.logprobs[0] for place in answer.logprobs])
+        errors.append(np.abs(said - known[places, answer.token_ids]))
+    return np.concatenate(errors)

@@ -17,7 +17,10 @@ from dovetail.core.contracts.attention import AttentionSpec
 from dovetail.core.errors import PluginError
 from dovetail.core.types import Array
 
-__all__ = ["OP_NAMES", "HeadNorms", "Op", "OpTable", "Ops"]
+__all__ = ["INT4_GROUP", "OP_NAMES", "HeadNorms", "Op", "OpTable", "Ops"]
+
+INT4_GROUP = 64
+"""Inputs that share a scale in the weights of ``int4_linear``."""
 
 HeadNorms: TypeAlias = tuple[Array, Array, float]
 """Norm weights (E,) of query heads and of key heads, and the epsilon of both."""
@@ -32,10 +35,41 @@ class Ops(Protocol):
     def linear(self, x: Array, weight: Array) -> Array:
         """``x @ W.T + b``; ``weight`` is what the platform bound W (out, in) and b (out,) to."""
 
-    def int8_linear(self, x: Array, codes: Array, scales: Array) -> Array:
-        """``x @ (codes * scales[:, None]).T`` for int8 codes (out, in) and float32 scales (out,).
+    def int8_weight(self, codes: Array, scales: Array, bias: Array | None) -> Array:
+        """What ``int8_linear`` is given: the platform may pack it. Called once per layer, at load.
 
-        The sum over the inputs is scaled in float32 and then rounded to the dtype of x.
+        Args:
+            codes: (out, in) int8, -127..127.
+            scales: (out,) float32.
+            bias: (out,) in the dtype of the activations.
+        """
+
+    def int8_linear(self, x: Array, weight: Array) -> Array:
+        """``x @ (codes * scales[:, None]).T + bias``, with x in 8 bits, a step for each token.
+
+        For each row of x, in float32: ``step = max|x| / 127``, or 1 where that is below 2**-126;
+        ``q = round(x / step)``, halves to the even one. The result is ``(q @ codes.T) * step *
+        scales + bias``: the sum over the inputs is exact, scaled and biased in float32, and rounded
+        to the dtype of x once. A row that holds NaN or an infinity gives NaN, and so does no other.
+        Steps of single tokens are from Yao et al., "ZeroQuant" (2022), section 3.
+        """
+
+    def int4_weight(self, codes: Array, scales: Array, bias: Array | None) -> Array:
+        """What ``int4_linear`` is given: the platform may pack it. Called once per layer, at load.
+
+        Args:
+            codes: (out, in / 2) uint8: byte j holds input 2j in its low four bits and 2j + 1 in its
+                high ones, each a value of -8..7 plus 8.
+            scales: (out, in / ``INT4_GROUP``) float32, of each group of inputs, of either sign.
+            bias: (out,) in the dtype of the activations.
+        """
+
+    def int4_linear(self, x: Array, weight: Array) -> Array:
+        """``int8_linear`` for weights in 4 bits: x becomes q and steps as there.
+
+        The sum over a group's inputs is exact. In float32 it is multiplied by the group's scale,
+        the groups are added up, and the total is multiplied by the step and biased; then it is
+        rounded to the dtype of x once.
         """
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:

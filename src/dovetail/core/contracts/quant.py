@@ -2,7 +2,8 @@
 
 A scheme is offered as a class through the entry-point group ``dovetail.quant``; the entry point's
 name is what ``--quantization`` and a checkpoint's ``quantization_config.quant_method`` say. It
-knows no platform: it makes arrays with numpy and computes with ops, which platforms may override.
+knows no platform: it makes arrays with numpy, has the ops bind them once, and computes with ops,
+which platforms may override.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from dovetail.core.contracts.ops import Ops
 from dovetail.core.errors import PluginError, UnsupportedError
 from dovetail.core.types import Array
 
-__all__ = ["QuantParams", "QuantScheme", "StoredTensor"]
+__all__ = ["BoundParams", "QuantParams", "QuantScheme", "StoredTensor"]
 
 QuantParams = Mapping[str, np.ndarray[Any, Any]]
 """The arrays that stand for a layer's weight, by names of the scheme's own."""
@@ -31,6 +32,15 @@ class StoredTensor:
 
     name: str
     shape: tuple[int, ...]
+
+
+class BoundParams(NamedTuple):
+    """A layer that nothing was packed for."""
+
+    params: Mapping[str, Array]
+    """The arrays of its ``QuantParams``, on the device."""
+    bias: Array | None
+    """(out,) in the dtype of the activations."""
 
 
 class QuantScheme(ABC):
@@ -45,18 +55,23 @@ class QuantScheme(ABC):
     """
 
     ops: ClassVar[tuple[str, ...]] = ()
-    """The ops that ``apply`` calls, so that users can be told whose kernels they get."""
+    """The ops that ``apply`` calls, those of other schemes that it leaves layers to included: users
+    are told whose kernels they get."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
 
-    def refuses(self, path: str, layer: Linear) -> str | None:
-        """Why a layer keeps its weight as it is. Default: none does.
+    def for_layer(self, path: str, layer: Linear) -> QuantScheme:
+        """The scheme of one layer; everything else is asked of that one. Default: this one.
 
         Args:
             path: Of the layer in the model's tree of weights, such as ``layers.0.mlp.down``.
             layer: Its declaration.
         """
+        return self
+
+    def refuses(self, path: str, layer: Linear) -> str | None:
+        """Why a layer keeps its weight as it is. Default: none does. As ``for_layer``."""
         return None
 
     def stored(self, layer: Linear) -> Sequence[Mapping[str, StoredTensor]]:
@@ -95,9 +110,28 @@ class QuantScheme(ABC):
     def num_bytes(self, layer: Linear) -> int:
         """Bytes of a layer's params."""
 
+    def bind(self, ops: Ops, params: Mapping[str, Array], bias: Array | None) -> Any:
+        """What ``apply`` computes with: called once per layer, at load.
+
+        Ops such as ``int8_weight`` pack arrays here. What the platform makes of a weight is kept,
+        the params are not, unless they are returned. Default: a ``BoundParams``.
+
+        Args:
+            ops: The platform's.
+            params: The layer's, on the device.
+            bias: (out,) in the dtype of the activations.
+        """
+        return BoundParams(params, bias)
+
     @abstractmethod
-    def apply(self, ops: Ops, x: Array, params: Mapping[str, Array]) -> Array:
-        """``x @ W.T`` in the dtype of x, (..., in) to (..., out), without the bias."""
+    def apply(self, ops: Ops, x: Array, bound: Any) -> Array:
+        """``x @ W.T + b`` in the dtype of x, (..., in) to (..., out).
+
+        Args:
+            ops: The platform's.
+            x: Activations; a scheme may round them to as few bits as it says.
+            bound: What ``bind`` returned.
+        """
 
     @abstractmethod
     def reference(self, params: QuantParams) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -10,7 +10,15 @@ import numpy as np
 from dovetail.core.contracts.model import Linear, WeightTree
 from dovetail.core.contracts.quant import QuantScheme, StoredTensor
 from dovetail.core.contracts.runner import RunnerConfig
-from dovetail.core.models.weights import Leaf, Parts, Source, assemble, leaf_needs, leaves
+from dovetail.core.models.weights import (
+    Leaf,
+    Parts,
+    QuantizedWeight,
+    Source,
+    assemble,
+    leaf_needs,
+    leaves,
+)
 
 __all__ = ["QuantizedLayers"]
 
@@ -36,7 +44,8 @@ class QuantizedLayers:
         """The scheme of a leaf; None if it keeps its weight."""
         if self._scheme is None or not isinstance(leaf, Linear):
             return None
-        return None if self._scheme.refuses(path, leaf) else self._scheme
+        scheme = self._scheme.for_layer(path, leaf)
+        return None if scheme.refuses(path, leaf) else scheme
 
     def needs(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that the checkpoint must have, with its shape."""
@@ -61,7 +70,8 @@ class QuantizedLayers:
             weights = _whole(leaf, source).weights
             params = scheme.quantize(weights[0] if len(weights) == 1 else np.concatenate(weights))
         biases = tuple(source.tensor(name) for name in leaf.bias_sources)
-        return Parts(weights=(), biases=biases, quantized=params)
+        quantized = QuantizedWeight(scheme=scheme, params=params)
+        return Parts(weights=(), biases=biases, quantized=quantized)
 
 
 def _whole(leaf: Leaf, source: Source) -> Parts:

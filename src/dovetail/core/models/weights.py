@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from dovetail.core.contracts.model import Constant, Linear, Tensor, WeightTree
-from dovetail.core.contracts.quant import QuantParams
+from dovetail.core.contracts.quant import QuantParams, QuantScheme
 from dovetail.core.errors import CheckpointError, UnsupportedError
 from dovetail.core.models.checkpoint import Checkpoint, open_checkpoint
 
@@ -30,6 +30,7 @@ __all__ = [
     "Dummy",
     "Leaf",
     "Parts",
+    "QuantizedWeight",
     "Source",
     "align",
     "assemble",
@@ -69,6 +70,15 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizedWeight:
+    """What stands for the weight of a layer."""
+
+    scheme: QuantScheme
+    """The layer's own: what ``QuantScheme.for_layer`` says."""
+    params: QuantParams
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parts:
     """The arrays of one leaf. They must not be written to: most are views of a file."""
 
@@ -76,14 +86,15 @@ class Parts:
     """One per source; of a Linear (rows, in), to be joined one below the other if several."""
     biases: tuple[NumpyArray, ...] = ()
     """(rows,) per source, or none at all."""
-    quantized: QuantParams | None = None
-    """In place of ``weights``, of which there are none then: see ``QuantScheme``."""
+    quantized: QuantizedWeight | None = None
+    """In place of ``weights``, of which there are none then."""
 
     @property
     def num_bytes(self) -> int:
         """Of all arrays together."""
-        params = (self.quantized or {}).values()
-        return sum(array.nbytes for array in (*self.weights, *self.biases, *params))
+        params = self.quantized.params if self.quantized else {}
+        arrays = (*self.weights, *self.biases, *params.values())
+        return sum(array.nbytes for array in arrays)
 
 
 def leaves(tree: WeightTree) -> Iterator[tuple[str, Leaf]]:

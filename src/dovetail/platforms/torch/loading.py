@@ -17,7 +17,7 @@ from dovetail.core.contracts.quant import QuantScheme
 from dovetail.core.contracts.runner import RunnerConfig
 from dovetail.core.errors import UnsupportedError
 from dovetail.core.models.load import define, read_weights
-from dovetail.core.models.weights import Leaf, Parts, leaves
+from dovetail.core.models.weights import Leaf, Parts, QuantizedWeight, leaves
 from dovetail.core.plugins.quant import make_scheme
 from dovetail.core.types import IntArray
 from dovetail.platforms.torch.dtypes import torch_dtype
@@ -185,7 +185,7 @@ def load_model(
         return (yield from load_transformers_model(platform, config))
     model = define(config)
     table = op_table(platform)
-    binder = _Binder(platform, config, scheme, table)
+    binder = _Binder(platform, config, table)
     weights = yield from read_weights(model, config, binder, scheme)
     return LoadedModel(model, weights, table, chosen_kernels(table, config, scheme))
 
@@ -193,16 +193,9 @@ def load_model(
 class _Binder:
     """Turns declarations and their arrays into tensors and bound layers."""
 
-    def __init__(
-        self,
-        platform: TorchPlatform,
-        config: RunnerConfig,
-        scheme: QuantScheme | None,
-        table: OpTable,
-    ) -> None:
+    def __init__(self, platform: TorchPlatform, config: RunnerConfig, table: OpTable) -> None:
         self._platform = platform
         self._upload = platform.uploader()
-        self._scheme = scheme
         self._ops = table.bind()
         self._dtype = torch_dtype(config.dtype)
         self._tables: dict[str, TorchTensor] = {}
@@ -213,9 +206,8 @@ class _Binder:
         if isinstance(leaf, Linear):
             weight = self._tables.get(leaf.sources[0]) if leaf.tied_to else None
             bias = self._rows(parts.biases) if parts.biases else None
-            if self._scheme is not None and parts.quantized is not None:
-                params = {name: self._tensor(array) for name, array in parts.quantized.items()}
-                return QuantizedLinear(self._scheme, self._ops, params, bias)
+            if parts.quantized is not None:
+                return self._quantized(parts.quantized, bias)
             if weight is None:
                 weight = self._rows(parts.weights)
             return self._platform.bind_linear(weight, bias)
@@ -226,6 +218,12 @@ class _Binder:
         tensor = tensor if leaf.offset else tensor.to(self._dtype)
         self._tables[leaf.source] = tensor
         return tensor
+
+    def _quantized(self, weight: QuantizedWeight, bias: TorchTensor | None) -> QuantizedLinear:
+        params = {name: self._tensor(array) for name, array in weight.params.items()}
+        return QuantizedLinear(
+            weight.scheme, self._ops, weight.scheme.bind(self._ops, params, bias)
+        )
 
     def _rows(self, arrays: Sequence[Any]) -> TorchTensor:
         """The arrays one below the other; without a copy if there is one, of the right dtype."""

@@ -7,7 +7,7 @@ kept in float32 as Gemma does; with everything in float32 the two are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from dovetail.core.contracts.attention import AttentionSpec
 from dovetail.core.contracts.ops import OP_NAMES, Ops
 from dovetail.core.contracts.quant import QuantScheme
 from dovetail.core.errors import UnsupportedError
+from dovetail.platforms.torch import integer_ops
 
 __all__ = ["DenseLinear", "QuantizedLinear", "references"]
 
@@ -37,29 +38,25 @@ class DenseLinear:
 
 
 class QuantizedLinear:
-    """The bound weight of a quantized layer: the scheme's params, and perhaps b (out,).
+    """A quantized layer, as ``linear`` takes it.
 
     Args:
-        scheme: Computes with the params.
+        scheme: The layer's.
         ops: The platform's, overrides included.
-        params: On the device.
-        bias: In the dtype of the activations.
+        bound: What the scheme has bound the layer to.
     """
 
-    __slots__ = ("_ops", "_params", "_scheme", "bias")
+    __slots__ = ("_ops", "_scheme", "bound")
 
-    def __init__(
-        self, scheme: QuantScheme, ops: Ops, params: Mapping[str, Tensor], bias: Tensor | None
-    ) -> None:
+    def __init__(self, scheme: QuantScheme, ops: Ops, bound: Any) -> None:
         self._scheme = scheme
         self._ops = ops
-        self._params = params
-        self.bias = bias
+        self.bound = bound
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x @ W.T + b``: (..., in) to (..., out)."""
-        out: Tensor = self._scheme.apply(self._ops, x, self._params)
-        return out if self.bias is None else out + self.bias
+        out: Tensor = self._scheme.apply(self._ops, x, self.bound)
+        return out
 
 
 def embedding(ids_T: Tensor, table_VD: Tensor) -> Tensor:
@@ -70,11 +67,6 @@ def embedding(ids_T: Tensor, table_VD: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply a bound weight: a ``DenseLinear``, or what a quantization scheme made."""
     return weight(x)
-
-
-def int8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
-    """Every code is exact in each float dtype; products are summed as torch sums that dtype's."""
-    return (functional.linear(x, codes.to(x.dtype)).float() * scales).to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -163,4 +155,5 @@ def all_reduce(x: Tensor) -> Tensor:
 
 def references() -> dict[str, Callable[..., Any]]:
     """Every op by name, complete: ``OP_NAMES`` are its keys."""
-    return {name: globals()[name] for name in OP_NAMES}
+    known = vars(integer_ops) | globals()
+    return {name: known[name] for name in OP_NAMES}
