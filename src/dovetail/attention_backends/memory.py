@@ -9,6 +9,9 @@ import torch
 
 __all__ = ["zeros"]
 
+_LINE = 64
+"""Bytes that processors take from memory together: a tensor begins with one."""
+
 
 def zeros(shape: tuple[int, ...], dtype: str, device: torch.device) -> torch.Tensor:
     """A tensor of zeros.
@@ -19,5 +22,8 @@ def zeros(shape: tuple[int, ...], dtype: str, device: torch.device) -> torch.Ten
     kind: torch.dtype = getattr(torch, dtype)
     if device.type != "cpu":
         return torch.zeros(shape, dtype=kind, device=device)
-    flat = torch.from_numpy(np.zeros(math.prod(shape) * kind.itemsize, np.uint8))
+    size = math.prod(shape) * kind.itemsize
+    pages = np.zeros(size + _LINE, np.uint8)
+    start = -pages.ctypes.data % _LINE
+    flat = torch.from_numpy(pages[start : start + size])
     return flat.view(kind).view(shape)

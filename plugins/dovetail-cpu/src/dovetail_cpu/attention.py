@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,8 +24,6 @@ _ROWS = 48
 """The number of them that a task is given, if one token has no more heads."""
 _MOST_HEAD = 256
 _LANES = 16
-_LINE = 32
-"""bfloat16 numbers in a line of the processor's cache."""
 _LEAST_KEYS = 256
 """Keys that are worth a task of their own."""
 _PART = 2
@@ -91,7 +88,7 @@ class NativeAttention:
     def allocate(self, spec: AttentionSpec, need: AttentionNeed, num_blocks: int) -> _Cache:
         """Zeros, whose pages are taken as they are written."""
         shape = (num_blocks, 2, spec.num_kv_heads, need.block_size * spec.head_size)
-        entries = _aligned_zeros(shape)
+        entries = zeros(shape, "bfloat16", torch.device("cpu"))
         slopes = None if spec.alibi_slopes is None else torch.tensor(spec.alibi_slopes)
         layer = LayerStruct(
             num_heads=spec.num_heads,
@@ -213,14 +210,6 @@ class NativeAttention:
         for cache in caches:
             cache.entries[target] = cache.entries[source]
         return caches
-
-
-def _aligned_zeros(shape: tuple[int, ...]) -> Tensor:
-    """bfloat16 in whole cache lines."""
-    size = math.prod(shape)
-    flat = zeros((size + _LINE,), "bfloat16", torch.device("cpu"))
-    start = -flat.data_ptr() % (2 * _LINE) // 2
-    return flat[start : start + size].view(shape)
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -10,7 +10,7 @@ import ctypes
 import os
 import re
 from collections.abc import Iterator
-from ctypes import c_float, c_int64, c_void_p
+from ctypes import c_bool, c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,10 +25,14 @@ from dovetail.core.errors import PluginError
 __all__ = [
     "Function",
     "HeadsStruct",
+    "Int4Struct",
+    "Int8Struct",
     "Kernels",
     "LayerStruct",
+    "QuantizedStruct",
     "StepStruct",
     "Tape",
+    "TargetStruct",
     "load_kernels",
     "why_absent",
 ]
@@ -93,12 +97,49 @@ class HeadsStruct(ctypes.Structure):
     ]
 
 
+class QuantizedStruct(ctypes.Structure):
+    """``Quantized`` in native/integers.h."""
+
+    _fields_ = [("codes", c_void_p), ("steps", c_void_p), ("group_sums", c_void_p)]
+
+
+class Int8Struct(ctypes.Structure):
+    """``Int8Weight`` in native/integers.h."""
+
+    _fields_ = [
+        ("panels", c_void_p),
+        ("scales", c_void_p),
+        ("offsets", c_void_p),
+        ("num_inputs", c_int64),
+    ]
+
+
+class Int4Struct(ctypes.Structure):
+    """``Int4Weight`` in native/integers.h."""
+
+    _fields_ = [("panels", c_void_p), ("scales", c_void_p), ("num_inputs", c_int64)]
+
+
+class TargetStruct(ctypes.Structure):
+    """``Target`` in native/linear.h."""
+
+    _fields_ = [
+        ("out", c_void_p),
+        ("wide", c_bool),
+        ("stride", c_int64),
+        ("num_columns", c_int64),
+        ("bias", c_void_p),
+        ("gate", c_int64),
+    ]
+
+
 _P, _N = c_void_p, c_int64
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "pack": (_P, _N, _N, _P),
     "bf16_linear": (_P, _N, _N, _N, _P, _N, _P, _N, _P, _N),
-    "quantize": (_P, _N, _N, _N, _P, _P),
-    "int8_linear": (_P, _P, _N, _N, _P, _P, _P, _N, _P, _N, _P, _N),
+    "quantize": (_P, _N, _N, _N, _N, _P, _P, _P),
+    "int8_linear": (_P, _N, _P, _P),
+    "int4_linear": (_P, _N, _P, _P),
     "rms_norm": (_P, _P, _N, _N, _P, _N, c_float, _P, _P),
     "gate": (_P, _N, _N, _N, _P),
     "attend": (_P, _P, _P, _P, _P),
@@ -106,7 +147,16 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "likeliest": (_P, _N, _N, _P, _P),
     "replay": (_P, _N),
 }
-_REPLAYED = ("bf16_linear", "quantize", "int8_linear", "rms_norm", "gate", "attend", "embedding")
+_REPLAYED = (
+    "bf16_linear",
+    "quantize",
+    "int8_linear",
+    "rms_norm",
+    "gate",
+    "attend",
+    "embedding",
+    "int4_linear",
+)
 """In the order of their numbers in ``replay`` (native/kernels.cpp), from 1."""
 _MOST_ARGUMENTS = 12
 
@@ -171,6 +221,7 @@ class Kernels:
     bf16_linear: Function
     quantize: Function
     int8_linear: Function
+    int4_linear: Function
     rms_norm: Function
     gate: Function
     attend: Function

@@ -10,7 +10,15 @@ from dovetail.platforms.torch.ops import references
 from dovetail_cpu.kernels import Kernels
 from dovetail_cpu.memory import HugePages
 
-__all__ = ["GATES", "PackedLinear", "PanelLinear", "can_pack", "panels"]
+__all__ = [
+    "GATES",
+    "PackedLinear",
+    "PanelLinear",
+    "can_gate",
+    "can_pack",
+    "padded",
+    "panels",
+]
 
 _ROWS_HINT = 64
 """The number of input rows that the layout is chosen for; it serves 1 to some thousands well."""
@@ -89,6 +97,11 @@ def padded(row: Tensor, value: float = 0) -> Tensor:
     return functional.pad(row, (0, missing), value=value).contiguous()
 
 
+def can_gate(num_columns: int) -> bool:
+    """Whether the kernels can gate a layer of so many outputs."""
+    return num_columns % (2 * _LANES) == 0
+
+
 class PanelLinear:
     """``x @ W.T + b`` in bfloat16 by the compiled kernels, over W in panels.
 
@@ -115,11 +128,10 @@ class PanelLinear:
 
     def gated(self, x: Tensor, activation: str) -> Tensor:
         """The gate of ``GATES`` over the result: (..., in) to (..., out / 2)."""
-        half = self.num_columns // 2
-        if half % _LANES:
+        if not can_gate(self.num_columns):
             gated: Tensor = references()[activation](self(x))
             return gated
-        return self._product(x, half, GATES[activation])
+        return self._product(x, self.num_columns // 2, GATES[activation])
 
     def _product(self, x: Tensor, width: int, gate: int) -> Tensor:
         rows = x if x.dim() == 2 and x.stride(1) == 1 else x.reshape(-1, self.num_inputs)

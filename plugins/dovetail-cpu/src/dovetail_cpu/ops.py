@@ -9,23 +9,28 @@ import torch
 from torch import Tensor
 
 from dovetail.core.contracts.ops import OpTable
-from dovetail.platforms.torch.ops import references
+from dovetail.platforms.torch.ops import QuantizedLinear, references
 from dovetail.platforms.torch.platform import BoundLinear
 from dovetail.platforms.torch.sampling.order import greedy
+from dovetail.quant.int4 import Int4
+from dovetail.quant.int8 import Int8
+from dovetail_cpu.integers import Int4Panels, Int8Panels, IntegerPanels
 from dovetail_cpu.kernels import Kernels
 from dovetail_cpu.linear import GATES, PanelLinear
+from dovetail_cpu.memory import HugePages
 
 __all__ = ["likeliest", "override_ops"]
 
 _NORM_WEIGHTS = (torch.bfloat16, torch.float32)
 
 
-def override_ops(table: OpTable, kernels: Kernels, origin: str) -> None:
+def override_ops(table: OpTable, kernels: Kernels, memory: HugePages, origin: str) -> None:
     """Enter the kernels into the table.
 
     Args:
         table: Of the cpu platform.
         kernels: For this processor.
+        memory: For weights that are packed.
         origin: Package and version.
     """
     plain = references()
@@ -36,6 +41,9 @@ def override_ops(table: OpTable, kernels: Kernels, origin: str) -> None:
     for name, gate in gates.items():
         table.override(name, gate, origin=origin)
     table.override("embedding", partial(_embedding, kernels, plain["embedding"]), origin=origin)
+    for bits, packed in ((8, Int8Panels), (4, Int4Panels)):
+        table.override(f"int{bits}_weight", partial(packed, kernels, memory), origin=origin)
+        table.override(f"int{bits}_linear", _integer_linear, origin=origin)
     table.override("gated_linear", partial(_gated_linear, gates), origin=origin)
 
 
@@ -104,12 +112,20 @@ class _Gate:
         return out
 
 
+def _integer_linear(x: Tensor, weight: IntegerPanels) -> Tensor:
+    """See ``Ops.int8_linear`` and ``int4_linear``."""
+    return weight(x)
+
+
 def _gated_linear(
     gates: dict[str, _Gate], x: Tensor, weight: BoundLinear, activation: str
 ) -> Tensor:
     """See ``Ops``: in one pass where the layer can."""
-    if isinstance(weight, PanelLinear):
-        return weight.gated(x, activation)
+    layer: Any = weight
+    if isinstance(weight, QuantizedLinear) and isinstance(weight.scheme, Int8 | Int4):
+        layer = weight.bound  # which is all that these schemes apply
+    if isinstance(layer, PanelLinear | IntegerPanels):
+        return layer.gated(x, activation)
     return gates[activation](weight(x))
 
 

@@ -77,7 +77,7 @@ class CpuPlatform(TorchPlatform):
         kernels = load_kernels()
         if kernels is not None:
             origin = f"dovetail-cpu {version('dovetail-cpu')}, {kernels.instruction_set}"
-            override_ops(table, kernels, origin)
+            override_ops(table, kernels, self._memory, origin)
 
     def attention_backends(self) -> list[AttentionBackend]:
         """That of the compiled kernels, then every installed one."""

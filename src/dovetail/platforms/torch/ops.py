@@ -46,16 +46,16 @@ class QuantizedLinear:
         bound: What the scheme has bound the layer to.
     """
 
-    __slots__ = ("_ops", "_scheme", "bound")
+    __slots__ = ("_ops", "bound", "scheme")
 
     def __init__(self, scheme: QuantScheme, ops: Ops, bound: Any) -> None:
-        self._scheme = scheme
+        self.scheme = scheme
         self._ops = ops
         self.bound = bound
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x @ W.T + b``: (..., in) to (..., out)."""
-        out: Tensor = self._scheme.apply(self._ops, x, self.bound)
+        out: Tensor = self.scheme.apply(self._ops, x, self.bound)
         return out
 
 

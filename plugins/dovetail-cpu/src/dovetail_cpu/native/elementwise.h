@@ -62,12 +62,6 @@ inline void add_row(const bf16* x, const bf16* y, int64_t size, bf16* out) {
     for (; i < size; i++) out[i] = narrow(widen(x[i]) + widen(y[i]));
 }
 
-// Rows that are worth a thread's waking.
-inline int64_t rows_at_once(int64_t row_size) {
-    constexpr int64_t ENOUGH = 1 << 14;
-    return ceil_div(ENOUGH, row_size);
-}
-
 inline void rms_norm(const bf16* x, const bf16* residual, int64_t num_rows, int64_t size,
                      NormWeight weight, float eps, bf16* out, bf16* total) {
     share_out(num_rows, rows_at_once(size), [&](int64_t row) {

@@ -1,5 +1,6 @@
 // The library's functions for one instruction set: compiled once for each, with another SUFFIX.
 #include "attention.h"
+#include "integers.h"
 
 #define JOIN(name, suffix) name##_##suffix
 #define JOIN_EXPANDED(name, suffix) JOIN(name, suffix)
@@ -28,23 +29,26 @@ void EXPORT(bf16_linear)(const bf16* x, int64_t x_stride, int64_t num_rows, int6
                          const uint32_t* panels, int64_t num_columns, const float* bias,
                          int64_t gate, bf16* out, int64_t out_stride) {
     bf16_linear(x, x_stride, num_rows, num_inputs, panels,
-                {out, out_stride, num_columns, bias, Gate(gate)});
+                {out, false, out_stride, num_columns, bias, Gate(gate)});
 }
 
-void EXPORT(quantize)(const bf16* x, int64_t x_stride, int64_t num_rows, int64_t num_inputs,
-                      uint8_t* codes, float* scales) {
-    const int64_t bytes = ceil_div(num_inputs, 4) * 4;
-    share_out(num_rows, rows_at_once(num_inputs), [&](int64_t row) {
-        quantize_row(x + row * x_stride, num_inputs, codes + row * bytes, scales + row);
-    });
+void EXPORT(quantize)(const void* x, int64_t wide, int64_t x_stride, int64_t num_rows,
+                      int64_t num_inputs, uint8_t* codes, float* steps, int32_t* group_sums) {
+    const Codes to{codes, steps, group_sums};
+    if (wide)
+        quantize((const float*)x, x_stride, num_rows, num_inputs, to);
+    else
+        quantize((const bf16*)x, x_stride, num_rows, num_inputs, to);
 }
 
-void EXPORT(int8_linear)(const uint8_t* codes, const float* code_scales, int64_t num_rows,
-                         int64_t num_inputs, const uint32_t* panels, const float* scales,
-                         const int32_t* offsets, int64_t num_columns, const float* bias,
-                         int64_t gate, bf16* out, int64_t out_stride) {
-    int8_linear({codes, code_scales}, num_rows, {panels, scales, offsets, num_inputs},
-                {out, out_stride, num_columns, bias, Gate(gate)});
+void EXPORT(int8_linear)(const Quantized* x, int64_t num_rows, const Int8Weight* weight,
+                         const Target* target) {
+    int8_linear(*x, num_rows, *weight, *target);
+}
+
+void EXPORT(int4_linear)(const Quantized* x, int64_t num_rows, const Int4Weight* weight,
+                         const Target* target) {
+    int4_linear(*x, num_rows, *weight, *target);
 }
 
 void EXPORT(rms_norm)(const bf16* x, const bf16* residual, int64_t num_rows, int64_t size,
@@ -79,14 +83,12 @@ static void repeat(const Call& c) {
                                 n[5], c.address<float>(6), n[7], c.address<bf16>(8), n[9]);
             break;
         case 2:
-            EXPORT(quantize)(c.address<bf16>(0), n[1], n[2], n[3], c.address<uint8_t>(4),
-                             c.address<float>(5));
+            EXPORT(quantize)(c.address<void>(0), n[1], n[2], n[3], n[4], c.address<uint8_t>(5),
+                             c.address<float>(6), c.address<int32_t>(7));
             break;
         case 3:
-            EXPORT(int8_linear)(c.address<uint8_t>(0), c.address<float>(1), n[2], n[3],
-                                c.address<uint32_t>(4), c.address<float>(5),
-                                c.address<int32_t>(6), n[7], c.address<float>(8), n[9],
-                                c.address<bf16>(10), n[11]);
+            EXPORT(int8_linear)(c.address<Quantized>(0), n[1], c.address<Int8Weight>(2),
+                                c.address<Target>(3));
             break;
         case 4:
             EXPORT(rms_norm)(c.address<bf16>(0), c.address<bf16>(1), n[2], n[3],
@@ -103,6 +105,10 @@ static void repeat(const Call& c) {
         case 7:
             EXPORT(embedding)(c.address<int64_t>(0), n[1], c.address<char>(2), n[3], n[4],
                               c.address<char>(5));
+            break;
+        case 8:
+            EXPORT(int4_linear)(c.address<Quantized>(0), n[1], c.address<Int4Weight>(2),
+                                c.address<Target>(3));
             break;
     }
 }

@@ -26,7 +26,8 @@ enum Gate : int64_t { NO_GATE = 0, SILU = 1, GELU_TANH = 2 };
 
 // Where the rows of the result go, and what is done to them on the way.
 struct Target {
-    bf16* out;
+    void* out;
+    bool wide;            // float32; else bf16
     int64_t stride;
     int64_t num_columns;  // of the weight; with a gate twice those of `out`
     const float* bias;    // null: none
@@ -83,6 +84,14 @@ struct Factors {
     }
 };
 
+template <class T, class V>
+inline void put_vector(T* to, V x, int64_t room) {
+    if (room >= LANES)
+        store(to, x);
+    else
+        std::memcpy(to, &x, room * sizeof(T));
+}
+
 // Rounds sums (num_rows, STRIDE) of some vectors of columns into the result.
 inline void put(const Target& target, int64_t row, int64_t num_rows, int64_t vector,
                 int64_t vectors, const float* sums, const float* others) {
@@ -97,12 +106,11 @@ inline void put(const Target& target, int64_t row, int64_t num_rows, int64_t vec
                 if (target.bias) up += load<f32x16>(target.bias + width + at);
                 x = (target.gate == SILU ? silu(x) : gelu_tanh(x)) * up;
             }
-            const u16x16 y = narrow(x);
-            bf16* to = target.out + (row + i) * target.stride + at;
-            if (width - at >= LANES)
-                store(to, y);
+            const int64_t to = (row + i) * target.stride + at;
+            if (target.wide)
+                put_vector((float*)target.out + to, x, width - at);
             else
-                std::memcpy(to, &y, (width - at) * sizeof(bf16));
+                put_vector((bf16*)target.out + to, narrow(x), width - at);
         }
 }
 
@@ -148,68 +156,6 @@ inline void bf16_linear(const bf16* x, int64_t x_stride, int64_t num_rows, int64
             [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to, bool more) {
                 factors.multiply(row, size, vector, vectors, to, more);
             });
-}
-
-// Bytes for rows that were quantized: codes + 128, and a scale per row.
-struct Quantized {
-    const uint8_t* codes;  // (rows, inputs rounded up to fours)
-    const float* scales;
-};
-
-// Packed codes with, for each column, its scale and 128 times the sum of its codes.
-struct Int8Weight {
-    const uint32_t* panels;
-    const float* scales;
-    const int32_t* offsets;
-    int64_t num_inputs;
-};
-
-inline void int8_linear(const Quantized& x, int64_t num_rows, const Int8Weight& weight,
-                        const Target& target) {
-    const int64_t depth = ceil_div(weight.num_inputs, 4);
-    const Factors<Fours> factors{(const char*)x.codes, depth * 4, weight.panels, depth};
-    product(num_rows, target,
-            [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to, bool more) {
-                int32_t* exact = reinterpret_cast<int32_t*>(to);
-                factors.multiply(row, size, vector, vectors, exact, more);
-                for (int64_t i = 0; i < size; i++)
-                    for (int64_t v = 0; v < vectors; v++) {
-                        const int64_t at = (vector + v) * LANES, here = i * STRIDE + v * LANES;
-                        const i32x16 offset = load<i32x16>(weight.offsets + at);
-                        const i32x16 sum = load<i32x16>(exact + here) - offset;
-                        const f32x16 scaled =
-                            __builtin_convertvector(sum, f32x16) * x.scales[row + i];
-                        store(to + here, scaled * load<f32x16>(weight.scales + at));
-                    }
-            });
-}
-
-// One row's codes and scale (Yao et al., ZeroQuant, 2022, section 3): x / scale to the nearest,
-// half to even, where the largest is 127. A scale that is not a number makes all of its row's
-// results so.
-inline void quantize_row(const bf16* x, int64_t num_inputs, uint8_t* codes, float* scale) {
-    f32x16 most = all(0.f), wrong = all(0.f);
-    const auto look = [&](f32x16 wide) {
-        most = larger(wide < 0.f ? -wide : wide, most);
-        wrong += wide - wide;  // 0, unless infinite or not a number
-    };
-    const auto encoded = [&](f32x16 wide) {
-        const f32x16 magic = all(12582912.f);  // adding 1.5 * 2^23 rounds to an integer
-        const f32x16 code = (wide / *scale + magic) - magic;
-        return __builtin_convertvector(__builtin_convertvector(code, i32x16) + 128, u8x16);
-    };
-    const int64_t whole = num_inputs / LANES * LANES;
-    bf16 rest[LANES] = {};
-    std::memcpy(rest, x + whole, (num_inputs - whole) * sizeof(bf16));
-    for (int64_t i = 0; i < whole; i += LANES) look(load_wide(x + i));
-    look(load_wide(rest));
-    const float peak = largest(most);
-    *scale = peak > 0 ? peak / 127.f : 1.f;
-    for (int64_t i = 0; i < whole; i += LANES) store(codes + i, encoded(load_wide(x + i)));
-    uint8_t last[LANES];
-    store(last, encoded(load_wide(rest)));
-    std::memcpy(codes + whole, last, (ceil_div(num_inputs, 4) * 4 - whole));
-    if (sum(wrong) != 0.f) *scale = NAN;
 }
 
 // Words of a weight (num_columns, words of a row) into panels; columns beyond its own are zeros.

@@ -99,6 +99,12 @@ void share_out(int64_t count, int64_t chunk, Work work) {
     }
 }
 
+// Rows that are worth a thread's waking.
+inline int64_t rows_at_once(int64_t row_size) {
+    constexpr int64_t ENOUGH = 1 << 14;
+    return ceil_div(ENOUGH, row_size);
+}
+
 // So many tasks that each thread comes back for more some times.
 inline int64_t chunk_of(int64_t count, int64_t times = 32) {
     const int64_t turns = omp_get_max_threads() * times;

@@ -1,0 +1,177 @@
+"""Linear layers over weights of 8 and 4 bits, in panels, by the compiled kernels."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from dovetail.core.contracts.ops import INT4_GROUP
+from dovetail.platforms.torch.ops import references
+from dovetail_cpu.kernels import Int4Struct, Int8Struct, Kernels, QuantizedStruct, TargetStruct
+from dovetail_cpu.linear import GATES, can_gate, padded, panels
+from dovetail_cpu.memory import HugePages
+
+__all__ = ["Int4Panels", "Int8Panels", "IntegerPanels"]
+
+_WORD = 4
+"""Inputs of 8 bits."""
+_HIGHER = 128
+"""What is added to activations, so that they are bytes without a sign."""
+
+
+class IntegerPanels:
+    """``x @ W.T + b`` as ``Ops.int8_linear`` and ``int4_linear`` say.
+
+    Args:
+        kernels: For this processor.
+        num_columns: Outputs.
+        num_inputs: Inputs.
+        bias: (out,) or None.
+    """
+
+    weight: ctypes.Structure
+    """As the kernel reads it."""
+
+    def __init__(
+        self, kernels: Kernels, num_columns: int, num_inputs: int, bias: Tensor | None
+    ) -> None:
+        self._kernels = kernels
+        self._bias = None if bias is None else padded(bias.float())
+        self.num_columns, self.num_inputs = num_columns, num_inputs
+
+    def multiply(self, quantized: int, num_rows: int, target: int) -> None:
+        """Call the kernel, with the addresses of its structures."""
+        raise NotImplementedError
+
+    def num_groups(self) -> int:
+        """Groups of inputs whose codes are to be added up; 0: none are."""
+        return 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        return self._product(x, self.num_columns, 0)
+
+    def gated(self, x: Tensor, activation: str) -> Tensor:
+        """The gate of ``GATES`` over the result: (..., in) to (..., out / 2)."""
+        if not can_gate(self.num_columns):
+            gated: Tensor = references()[activation](self(x))
+            return gated
+        return self._product(x, self.num_columns // 2, GATES[activation])
+
+    def _product(self, x: Tensor, width: int, gate: int) -> Tensor:
+        if x.dtype not in (torch.bfloat16, torch.float32):
+            return self._product(x.float(), width, gate).to(x.dtype)
+        wide = x.dtype is torch.float32
+        rows = x.reshape(-1, self.num_inputs).contiguous()
+        num_rows = len(rows)
+        codes = torch.empty(num_rows, -(-self.num_inputs // _WORD) * _WORD, dtype=torch.uint8)
+        steps = torch.empty(num_rows)
+        groups = self.num_groups()
+        sums = torch.empty(num_rows, groups, dtype=torch.int32) if groups else None
+        at = QuantizedStruct(
+            codes.data_ptr(), steps.data_ptr(), None if sums is None else sums.data_ptr()
+        )
+        self._kernels.quantize(
+            rows.data_ptr(),
+            wide,
+            self.num_inputs,
+            num_rows,
+            self.num_inputs,
+            at.codes,
+            at.steps,
+            at.group_sums,
+        )
+        out = x.new_empty(num_rows, width)
+        bias = None if self._bias is None else self._bias.data_ptr()
+        target = TargetStruct(out.data_ptr(), wide, width, self.num_columns, bias, gate)
+        for held in (at, target):
+            self._kernels.tape.keep(held)
+        self.multiply(ctypes.addressof(at), num_rows, ctypes.addressof(target))
+        return out.view(*x.shape[:-1], width)
+
+
+class Int8Panels(IntegerPanels):
+    """Codes of 8 bits.
+
+    Args:
+        kernels: For this processor.
+        memory: For the panels.
+        codes: (out, in) int8. May be dropped.
+        scales: (out,) float32.
+        bias: (out,) or None.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        memory: HugePages,
+        codes: Tensor,
+        scales: Tensor,
+        bias: Tensor | None,
+    ) -> None:
+        super().__init__(kernels, *codes.shape, bias)
+        offsets = padded(codes.sum(1, dtype=torch.int32) * _HIGHER)
+        whole = torch.nn.functional.pad(codes, (0, -codes.shape[1] % _WORD))
+        self._held = (
+            panels(kernels, memory, whole.contiguous().view(torch.int32)),
+            padded(scales.float()),
+            offsets,
+        )
+        addresses = (tensor.data_ptr() for tensor in self._held)
+        self.weight = Int8Struct(*addresses, self.num_inputs)
+
+    def multiply(self, quantized: int, num_rows: int, target: int) -> None:
+        """See ``IntegerPanels``."""
+        self._kernels.int8_linear(quantized, num_rows, ctypes.addressof(self.weight), target)
+
+
+class Int4Panels(IntegerPanels):
+    """Codes of 4 bits.
+
+    Args:
+        kernels: For this processor.
+        memory: For the panels.
+        codes: (out, in / 2) uint8, as ``Ops.int4_weight`` says. May be dropped.
+        scales: (out, in / ``INT4_GROUP``) float32.
+        bias: (out,) or None.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        memory: HugePages,
+        codes: Tensor,
+        scales: Tensor,
+        bias: Tensor | None,
+    ) -> None:
+        super().__init__(kernels, len(codes), 2 * codes.shape[1], bias)
+        self._held = (
+            panels(kernels, memory, _words_of_eight(codes)),
+            panels(kernels, memory, scales.float().contiguous().view(torch.int32)),
+        )
+        addresses = (tensor.data_ptr() for tensor in self._held)
+        self.weight = Int4Struct(*addresses, self.num_inputs)
+
+    def num_groups(self) -> int:
+        """See ``IntegerPanels``."""
+        return self.num_inputs // INT4_GROUP
+
+    def multiply(self, quantized: int, num_rows: int, target: int) -> None:
+        """See ``IntegerPanels``."""
+        self._kernels.int4_linear(quantized, num_rows, ctypes.addressof(self.weight), target)
+
+
+def _words_of_eight(codes: Tensor) -> Tensor:
+    """Words (out, in / 8) int32: low halves of bytes the first four inputs, high ones the others.
+
+    Args:
+        codes: (out, in / 2) uint8, neighbours to a byte.
+    """
+    pairs = codes.view(len(codes), -1, 2, 2)
+    first, others = pairs[:, :, 0], pairs[:, :, 1]
+    words = torch.empty(len(codes), codes.shape[1] // 4, 4, dtype=torch.uint8)
+    words[..., 0::2] = first & 15 | (others & 15) << 4
+    words[..., 1::2] = first >> 4 | others & 0xF0
+    return words.view(torch.int32)[..., 0]

@@ -1,0 +1,176 @@
+// Linear layers over weights of 8 and 4 bits and rows of 8 bits: sums of products of codes are exact.
+#pragma once
+
+#include "linear.h"
+
+namespace {
+
+constexpr int64_t GROUP_INPUTS = 64;  // that share a scale, of weights in 4 bits
+constexpr int64_t GROUP_WORDS = GROUP_INPUTS / 8;
+
+#if defined(__AVX512F__)
+constexpr int INT4_ROWS = 5;
+#else
+constexpr int INT4_ROWS = 2;
+#endif
+
+// Rows in 8 bits, padded to whole words.
+struct Quantized {
+    const uint8_t* codes;
+    const float* steps;
+    const int32_t* group_sums;  // (rows, groups): of the codes; for weights in 4 bits only
+};
+
+// Packed codes with, for each column, its scale and 128 times the sum of its codes. Codes of rows
+// lie 128 higher, for one factor of a product of bytes has no sign.
+struct Int8Weight {
+    const uint32_t* panels;
+    const float* scales;
+    const int32_t* offsets;
+    int64_t num_inputs;
+};
+
+inline void int8_linear(const Quantized& x, int64_t num_rows, const Int8Weight& weight,
+                        const Target& target) {
+    const int64_t depth = ceil_div(weight.num_inputs, 4);
+    const Factors<Fours> factors{(const char*)x.codes, depth * 4, weight.panels, depth};
+    product(num_rows, target,
+            [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to, bool more) {
+                int32_t* exact = reinterpret_cast<int32_t*>(to);
+                factors.multiply(row, size, vector, vectors, exact, more);
+                for (int64_t i = 0; i < size; i++)
+                    for (int64_t v = 0; v < vectors; v++) {
+                        const int64_t at = (vector + v) * LANES, here = i * STRIDE + v * LANES;
+                        const i32x16 offset = load<i32x16>(weight.offsets + at);
+                        const i32x16 sum = load<i32x16>(exact + here) - offset;
+                        const f32x16 scaled =
+                            __builtin_convertvector(sum, f32x16) * x.steps[row + i];
+                        store(to + here, scaled * load<f32x16>(weight.scales + at));
+                    }
+            });
+}
+
+// Words of eight inputs: the low halves of its bytes are the first four, the high halves the
+// others, each 8 higher. Scales in panels like the words: (N / 32, groups, 32).
+struct Int4Weight {
+    const uint32_t* panels;
+    const float* scales;
+    int64_t num_inputs;
+};
+
+// R rows times V vectors of columns that lie together: sums in float32, (R, STRIDE).
+template <int R, int V>
+inline void int4_tile(const Quantized& x, int64_t row, int64_t num_inputs, const uint32_t* words,
+                      const float* scales, float* sums) {
+    const int64_t groups = num_inputs / GROUP_INPUTS;
+    f32x16 totals[R][V] = {};
+    for (int64_t g = 0; g < groups; g++) {
+        i32x16 exact[R][V] = {};
+        for (int64_t k = 0; k < GROUP_WORDS; k++, words += PANEL) {
+            const uint8_t* codes = x.codes + row * num_inputs + (g * GROUP_WORDS + k) * 8;
+            for (int j = 0; j < V; j++) {
+                const u32x16 both = load<u32x16>(words + j * LANES);
+                const u32x16 low = both & 0x0f0f0f0fu, high = both >> 4 & 0x0f0f0f0fu;
+                for (int i = 0; i < R; i++) {
+                    const int32_t first = load<int32_t>(codes + i * num_inputs);
+                    const int32_t second = load<int32_t>(codes + i * num_inputs + 4);
+                    exact[i][j] = dot_fours(exact[i][j], low, first - i32x16{});
+                    exact[i][j] = dot_fours(exact[i][j], high, second - i32x16{});
+                }
+            }
+        }
+        for (int j = 0; j < V; j++) {
+            const f32x16 scale = load<f32x16>(scales + g * PANEL + j * LANES);
+            for (int i = 0; i < R; i++) {
+                const i32x16 sum = exact[i][j] - 8 * x.group_sums[(row + i) * groups + g];
+                totals[i][j] += __builtin_convertvector(sum, f32x16) * scale;
+            }
+        }
+    }
+    for (int i = 0; i < R; i++)
+        for (int j = 0; j < V; j++)
+            store(sums + i * STRIDE + j * LANES, totals[i][j] * x.steps[row + i]);
+}
+
+inline void int4_linear(const Quantized& x, int64_t num_rows, const Int4Weight& weight,
+                        const Target& target) {
+    const int64_t inputs = weight.num_inputs;
+    product(num_rows, target,
+            [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to, bool) {
+                for (int64_t v = 0; v < vectors;) {
+                    const int64_t panel = (vector + v) / PANEL_VECTORS;
+                    const int64_t column = (vector + v) % PANEL_VECTORS * LANES;
+                    const uint32_t* words = weight.panels + panel * inputs / 8 * PANEL + column;
+                    const float* scales =
+                        weight.scales + panel * inputs / GROUP_INPUTS * PANEL + column;
+                    const auto strip = [&](auto wide) {
+                        constexpr int V = decltype(wide)::value;
+                        in_tiles<INT4_ROWS>(size, [&](auto r, int64_t first) {
+                            int4_tile<decltype(r)::value, V>(x, row + first, inputs, words, scales,
+                                                             to + first * STRIDE + v * LANES);
+                        });
+                        v += V;
+                    };
+                    if (vectors - v >= HIGH_VECTORS)
+                        strip(std::integral_constant<int, HIGH_VECTORS>{});
+                    else
+                        strip(std::integral_constant<int, 1>{});
+                }
+            });
+}
+
+// Where rows in 8 bits go.
+struct Codes {
+    uint8_t* codes;
+    float* steps;
+    int32_t* group_sums;  // null: codes lie 128 higher, as bytes without a sign
+};
+
+// One row's codes and step (Yao et al., ZeroQuant, 2022, section 3): x / step to the nearest, half
+// to even, where the largest is 127. A step that is not a number makes all of its row's results so.
+template <class Load>
+inline void quantize_row(int64_t num_inputs, Load at, uint8_t* codes, float* step, int32_t* sums) {
+    f32x16 most = all(0.f), wrong = all(0.f);
+    for (int64_t i = 0; i < num_inputs; i += LANES) {
+        const f32x16 x = at(i);
+        most = larger(x < 0.f ? -x : x, most);
+        wrong += x - x;  // 0, unless infinite or not a number
+    }
+    const float ideal = largest(most) / 127.f;
+    const float divisor = ideal < std::numeric_limits<float>::min() ? 1.f : ideal;
+    const int32_t higher = sums ? 0 : 128;
+    for (int64_t i = 0; i < num_inputs; i += LANES) {
+        const f32x16 magic = all(12582912.f);  // adding 1.5 * 2^23 rounds to an integer
+        const f32x16 code = (at(i) / divisor + magic) - magic;
+        const i32x16 whole = __builtin_convertvector(code, i32x16);
+        const u8x16 bytes = __builtin_convertvector(whole + higher, u8x16);
+        std::memcpy(codes + i, &bytes, std::min<int64_t>(LANES, ceil_div(num_inputs - i, 4) * 4));
+        if (!sums) continue;
+        if (i % GROUP_INPUTS == 0) sums[i / GROUP_INPUTS] = 0;
+        for (int lane = 0; lane < LANES; lane++) sums[i / GROUP_INPUTS] += whole[lane];
+    }
+    *step = sum(wrong) == 0.f ? divisor : NAN;
+}
+
+template <class T>
+inline void quantize(const T* x, int64_t x_stride, int64_t num_rows, int64_t num_inputs,
+                     const Codes& to) {
+    const int64_t bytes = ceil_div(num_inputs, 4) * 4, groups = num_inputs / GROUP_INPUTS;
+    share_out(num_rows, rows_at_once(num_inputs), [&](int64_t row) {
+        const T* from = x + row * x_stride;
+        const auto at = [&](int64_t i) {
+            T rest[LANES] = {};
+            const T* here = from + i;
+            if (num_inputs - i < LANES)
+                here = (const T*)std::memcpy(rest, here, (num_inputs - i) * sizeof(T));
+            if constexpr (sizeof(T) == sizeof(bf16))
+                return load_wide(here);
+            else
+                return load<f32x16>(here);
+        };
+        quantize_row(num_inputs, at, to.codes + row * bytes, to.steps + row,
+                     to.group_sums ? to.group_sums + row * groups : nullptr);
+    });
+}
+
+}  // namespace
