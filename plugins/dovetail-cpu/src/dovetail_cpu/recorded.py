@@ -58,6 +58,7 @@ class RecordedModel:
         self._obstacle: str | None = None
         self.vocab_size = model.vocab_size
         self.attention_specs: tuple[AttentionSpec, ...] = model.attention_specs
+        self.narrows = model.narrows
 
     def bind_attention(self, backend: AttentionBackend) -> None:
         """See ``RunnableModel``."""
@@ -78,8 +79,8 @@ class RecordedModel:
     def forward(self, inputs: StepInputs, caches: Sequence[Any]) -> tuple[Tensor, list[Any]]:
         """See ``RunnableModel``. The hidden states are void when the next step begins."""
         count, plan = len(inputs.token_ids_T), inputs.plan
-        recordable = isinstance(plan, Plan) and not plan.num_padding and count <= MOST_TOKENS
-        if not recordable or self._obstacle is not None:
+        whole = isinstance(plan, Plan) and not plan.num_padding and inputs.wanted is None
+        if not whole or count > MOST_TOKENS or self._obstacle is not None:
             return self._model.forward(inputs, caches)
         record = self._records.get(count)
         if record is None or record.cache is not caches[0]:
