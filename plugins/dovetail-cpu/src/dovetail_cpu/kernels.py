@@ -43,6 +43,7 @@ VARIABLE = "DOVETAIL_CPU_KERNELS"
 INSTRUCTION_SETS = ("avx512_bf16", "avx512", "avx2", "generic")
 """Best first. A processor that has one of x86 has those behind it."""
 
+
 class LayerStruct(ctypes.Structure):
     """``Layer`` in native/attention.h."""
 
@@ -232,7 +233,8 @@ class Kernels:
 
 def why_absent() -> str | None:
     """Why there are no kernels; None if there are some."""
-    return _found() if isinstance(_found(), str) else None
+    found = _found()
+    return found if isinstance(found, str) else None
 
 
 def load_kernels() -> Kernels | None:

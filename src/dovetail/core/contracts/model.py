@@ -110,8 +110,7 @@ class Model(ABC):
     def forward(
         self, ops: Ops, weights: Mapping[str, Any], inputs: StepInputs, caches: Sequence[Array]
     ) -> tuple[Array, list[Array]]:
-        """Hidden states after the last norm, (T, D) or of the wanted tokens, and the caches, one per
-        layer."""
+        """Hidden states after the last norm, (T, D) or of the wanted tokens, and the caches."""
 
     @abstractmethod
     def logits(self, ops: Ops, weights: Mapping[str, Any], hidden_ND: Array) -> Array:
