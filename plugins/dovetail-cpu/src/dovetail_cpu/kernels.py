@@ -147,6 +147,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "embedding": (_P, _N, _P, _N, _N, _P),
     "likeliest": (_P, _N, _N, _P, _P),
     "replay": (_P, _N),
+    "use_matrices": (_P, _N, _P, _N, _P),
 }
 _REPLAYED = (
     "bf16_linear",
@@ -229,6 +230,7 @@ class Kernels:
     embedding: Function
     likeliest: Function
     replay: Function
+    use_matrices: Function
 
 
 def why_absent() -> str | None:

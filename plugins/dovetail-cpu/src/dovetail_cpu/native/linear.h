@@ -46,6 +46,11 @@ struct Factors {
     // them is next.
     void multiply(int64_t row, int64_t num_rows, int64_t vector, int64_t vectors,
                   typename Words::Sum* sums, bool more) const {
+        if (Matrices<Words>::product && num_rows >= Matrices<Words>::least_rows &&
+            vectors % PANEL_VECTORS == 0) {
+            by_matrices(row, num_rows, vector, vectors, sums);
+            return;
+        }
         if (num_rows >= MANY_ROWS && vectors % WIDE_VECTORS == 0) {
             for (int64_t v = 0; v < vectors; v += WIDE_VECTORS)
                 strip<WIDE_ROWS, WIDE_VECTORS>(row, num_rows, vector + v, sums + v * LANES, false);
@@ -57,6 +62,19 @@ struct Factors {
                                            more || v + HIGH_VECTORS < vectors);
         for (; v < vectors; v++)
             strip<HIGH_ROWS, 1>(row, num_rows, vector + v, sums + v * LANES, false);
+    }
+
+    void by_matrices(int64_t row, int64_t num_rows, int64_t vector, int64_t vectors,
+                     typename Words::Sum* sums) const {
+        constexpr int64_t SIZE = Words::PER_WORD;
+        const auto* a = (const typename Words::A*)(rows + row * row_bytes);
+        const int64_t a_stride = row_bytes / sizeof(typename Words::A);
+        for (int64_t v = 0; v < vectors; v += PANEL_VECTORS) {
+            const uint32_t* panel = panels + (vector + v) / PANEL_VECTORS * depth * PANEL;
+            Matrices<Words>::product(num_rows, PANEL, depth * SIZE, a_stride, PANEL, STRIDE, false,
+                                     a, (const typename Words::B*)panel, sums + v * LANES, true);
+        }
+        Matrices<Words>::release(true);
     }
 
     template <int ROWS, int V>
