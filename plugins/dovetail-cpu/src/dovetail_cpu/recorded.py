@@ -103,13 +103,13 @@ class RecordedModel:
     def _record(self, inputs: StepInputs, caches: Sequence[Any]) -> tuple[Tensor, list[Any]]:
         """Run a step and note its calls. Its inputs become the record's own."""
         tape, watch = self._kernels.tape, _Watch(self._room)
-        tape.is_on = True
+        if not tape.begin():
+            return self._model.forward(inputs, caches)
         try:
             with watch:
                 hidden, written = self._model.forward(inputs, caches)
         finally:
-            tape.is_on = False
-            calls, kept = tape.cut()
+            calls, kept = tape.end()
         if watch.obstacle is not None:
             self._obstacle = watch.obstacle
             _log.debug("steps are not recorded: they use %s", watch.obstacle)
