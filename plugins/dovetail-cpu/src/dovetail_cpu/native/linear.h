@@ -144,10 +144,11 @@ void product(int64_t num_rows, const Target& target, Sums sums) {
     const int64_t part_rows = ceil_div(row_blocks, row_parts) * ROW_BLOCK;
     // Few columns and many threads: a thread takes less than a step.
     const int64_t step = num_vectors * row_parts >= 2 * threads * STEP ? STEP : 1;
-    const int64_t most = num_rows > ROW_BLOCK ? GROUP * step : num_vectors;
-    const int64_t group = std::min(most, step * chunk_of(ceil_div(num_vectors, step) * row_parts));
+    const int64_t steps = ceil_div(num_vectors, step);
+    const int64_t together = std::clamp<int64_t>(steps * row_parts / (32 * threads), 1, GROUP);
+    const int64_t group = num_rows > ROW_BLOCK ? together * step : step;
     const int64_t num_groups = ceil_div(num_vectors, group);
-    share_out(num_groups * row_parts, 1, [&](int64_t task) {
+    share_out(num_groups * row_parts, 1, [&](int64_t task, bool goes_on) {
         const int64_t begin = task % num_groups * group;
         const int64_t end = std::min(num_vectors, begin + group);
         const int64_t first_row = task / num_groups * part_rows;
@@ -158,7 +159,7 @@ void product(int64_t num_rows, const Target& target, Sums sums) {
             const int64_t size = std::min(ROW_BLOCK, end_row - row);
             for (int64_t vector = begin; vector < end; vector += step) {
                 const int64_t vectors = std::min(step, end - vector);
-                const bool more = vector + vectors < end;
+                const bool more = vector + vectors < end || (goes_on && end < num_vectors);
                 sums(row, size, vector, vectors, own, more);
                 if (target.gate) sums(row, size, num_vectors + vector, vectors, others, more);
                 put(target, row, size, vector, vectors, own, others);
@@ -179,7 +180,7 @@ inline void bf16_linear(const bf16* x, int64_t x_stride, int64_t num_rows, int64
 // Words of a weight (num_columns, words of a row) into panels; columns beyond its own are zeros.
 inline void pack(const uint32_t* words, int64_t num_columns, int64_t depth, uint32_t* panels) {
     const int64_t count = ceil_div(num_columns, PANEL);
-    share_out(count, chunk_of(count), [&](int64_t panel) {
+    share_out(count, 1, [&](int64_t panel) {
         uint32_t* to = panels + panel * depth * PANEL;
         const int64_t size = std::min(PANEL, num_columns - panel * PANEL);
         constexpr int64_t STRIP = 16;  // words of each column that are in the cache at a time
