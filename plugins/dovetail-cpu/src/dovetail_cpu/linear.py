@@ -83,11 +83,20 @@ class PackedLinear:
         return out[:num_rows].view(*x.shape[:-1], -1)
 
 
-def panels(kernels: Kernels, memory: HugePages, words: Tensor) -> Tensor:
-    """Words (out, n) int32 repacked to panels (out / 32, n, 32), zeros behind the last column."""
-    num_columns, depth = words.shape
-    packed = memory.empty((-(-num_columns // _PANEL), depth, _PANEL), torch.int32)
-    kernels.pack(words.data_ptr(), num_columns, depth, packed.data_ptr())
+def panels(kernels: Kernels, memory: HugePages, *pieces: Tensor) -> Tensor:
+    """Words (out, n) int32 repacked to panels (out / 32, n, 32), zeros behind the last column.
+
+    Args:
+        kernels: For this processor.
+        memory: For the panels.
+        pieces: Dense rows of words, those of one piece below those of the one before.
+    """
+    addresses = torch.tensor([piece.data_ptr() for piece in pieces])
+    counts = torch.tensor([len(piece) for piece in pieces])
+    depth = pieces[0].shape[1]
+    packed = memory.empty((-(-int(counts.sum()) // _PANEL), depth, _PANEL), torch.int32)
+    where = (addresses.data_ptr(), counts.data_ptr(), len(pieces))
+    kernels.pack(*where, depth, packed.data_ptr())
     return packed
 
 
