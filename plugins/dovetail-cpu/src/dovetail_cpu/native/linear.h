@@ -207,7 +207,8 @@ inline void transpose(const uint32_t* const* rows, int64_t k, uint32_t* to) {
 #endif
 
 // Rows of words, which are columns of the product, into panels; columns beyond them are zeros.
-inline void pack(const Rows& rows, uint32_t* panels) {
+// `sums`: what each column's bytes, with their signs, add up to; null: not wanted.
+inline void pack(const Rows& rows, uint32_t* panels, int32_t* sums) {
     const int64_t count = ceil_div(rows.count(), PANEL), depth = rows.depth;
     share_out(count, chunk_of(count), [&](int64_t panel) {
         uint32_t* to = panels + panel * depth * PANEL;
@@ -221,6 +222,12 @@ inline void pack(const Rows& rows, uint32_t* panels) {
         for (int64_t k = whole; k < depth; k++)
             for (int64_t column = 0; column < PANEL; column++)
                 to[k * PANEL + column] = from[column] ? from[column][k] : 0;
+        for (int64_t column = 0; sums && column < PANEL; column += LANES) {
+            i32x16 sum{};
+            for (int64_t k = 0; k < depth; k++)
+                sum = dot_fours(sum, u32x16{} + 0x01010101u, load<i32x16>(to + k * PANEL + column));
+            store(sums + panel * PANEL + column, sum);
+        }
     });
 }
 
