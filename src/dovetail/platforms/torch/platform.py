@@ -100,9 +100,7 @@ class TorchPlatform(Platform):
         """Repack the weight (out, in) and bias (out,) of a linear layer once, after loading."""
         return DenseLinear(weight, bias)
 
-    def bind_rows(
-        self, weights: Sequence[torch.Tensor], bias: torch.Tensor | None
-    ) -> BoundLinear:
+    def bind_rows(self, weights: Sequence[torch.Tensor], bias: torch.Tensor | None) -> BoundLinear:
         """As ``bind_linear``, of a weight in pieces that lie one below the other: (out_i, in).
 
         Default: puts them together, which takes memory for as long as the layer is bound.
