@@ -15,7 +15,7 @@ from dovetail.core.contracts.attention import AttentionBackend
 from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.platform import Capabilities, Memory
 from dovetail.core.contracts.runner import Runner, RunnerConfig
-from dovetail.platforms.torch.loading import RunnableModel
+from dovetail.platforms.torch.loading import LoadedModel, RunnableModel
 from dovetail.platforms.torch.ops import DenseLinear
 from dovetail.platforms.torch.platform import BoundLinear, TorchPlatform
 from dovetail_cpu.attention import NativeAttention
@@ -92,9 +92,11 @@ class CpuPlatform(TorchPlatform):
         return super().likeliest(logits_NV) if kernels is None else likeliest(kernels, logits_NV)
 
     def prepared(self, model: RunnableModel) -> RunnableModel:
-        """With short steps recorded, where there are kernels."""
+        """With short steps of native models recorded, where there are kernels."""
         kernels = load_kernels()
-        return model if kernels is None else RecordedModel(model, kernels)
+        if kernels is None or not isinstance(model, LoadedModel):
+            return model
+        return RecordedModel(model, kernels)
 
     def bind_linear(self, weight: Tensor, bias: Tensor | None) -> BoundLinear:
         """Repack for the compiled kernels or for oneDNN; otherwise use the weight as it is."""
