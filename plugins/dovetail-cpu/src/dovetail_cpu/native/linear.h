@@ -118,6 +118,7 @@ inline void put(const Target& target, int64_t row, int64_t num_rows, int64_t vec
 // and puts it into the target. With a gate, half the columns are a whole number of vectors.
 template <class Sums>
 void product(int64_t num_rows, const Target& target, Sums sums) {
+    if (num_rows == 0) return;
     const int64_t width = target.gate ? target.num_columns / 2 : target.num_columns;
     const int64_t num_vectors = ceil_div(width, LANES);
     const int64_t threads = omp_get_max_threads();
