@@ -125,8 +125,11 @@ void product(int64_t num_rows, const Target& target, Sums sums) {
     const int64_t row_blocks = ceil_div(num_rows, ROW_BLOCK);
     const int64_t row_parts = std::min(row_blocks, ceil_div(16 * threads * STEP, num_vectors));
     const int64_t part_rows = ceil_div(row_blocks, row_parts) * ROW_BLOCK;
-    // Few columns and many threads: a thread takes less than a step.
-    const int64_t step = num_vectors * row_parts >= 2 * threads * STEP ? STEP : 1;
+    // Few columns and many threads: a thread takes less than a step. So it does where the half that
+    // is multiplied with the gate begins within a panel: vectors of a strip lie in one.
+    const bool is_aligned = !target.gate || num_vectors % PANEL_VECTORS == 0;
+    const bool is_long = num_vectors * row_parts >= 2 * threads * STEP;
+    const int64_t step = is_aligned && is_long ? STEP : 1;
     const int64_t most = num_rows > ROW_BLOCK ? GROUP * step : num_vectors;
     const int64_t group = std::min(most, step * chunk_of(ceil_div(num_vectors, step) * row_parts));
     const int64_t num_groups = ceil_div(num_vectors, group);
