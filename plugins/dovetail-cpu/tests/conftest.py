@@ -11,7 +11,7 @@ from dovetail_cpu.memory import HugePages
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cpu_kernels import NAMES, kernels_of  # noqa: E402
+from cpu_kernels import NAMES, kernels_of
 
 
 @pytest.fixture(params=NAMES)

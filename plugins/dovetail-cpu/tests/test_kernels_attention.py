@@ -37,9 +37,7 @@ SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-def make_work(
-    lengths: Sequence[int] = LENGTHS, block_size: int = 16, **settings: Any
-) -> Sequences:
+def make_work(lengths: Sequence[int] = LENGTHS, block_size: int = 16, **settings: Any) -> Sequences:
     spec = make_spec(**settings)
     need = make_need(spec, dtype="bfloat16", kv_dtype="bfloat16", block_size=block_size)
     return Sequences(spec, need, lengths)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cpu_kernels import random_tensor, threads
 from dovetail_cpu.kernels import Kernels
 from dovetail_cpu.linear import PanelLinear, can_gate
 from dovetail_cpu.memory import HugePages
-from cpu_kernels import random_tensor, threads
 from torch import Tensor
 from torch.nn import functional
 

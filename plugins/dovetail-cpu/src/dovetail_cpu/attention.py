@@ -120,7 +120,7 @@ class NativeAttention:
                 merges,
             )
         )
-        room = max((spec.num_kv_heads * (spec.head_size + _PART) for spec in need.specs))
+        room = max(spec.num_kv_heads * (spec.head_size + _PART) for spec in need.specs)
         parts = torch.empty(num_parts * _MOST_ROWS * room)
         step = StepStruct(
             batch.num_tokens,
@@ -223,9 +223,7 @@ def _with_dense_heads(side: Tensor) -> Tensor:
     return side if side.stride(2) == 1 and side.stride(1) == size else side.contiguous()
 
 
-def _tasks(
-    batch: Batch, group: int, num_kv: int, threads: int
-) -> tuple[IntArray, IntArray, int]:
+def _tasks(batch: Batch, group: int, num_kv: int, threads: int) -> tuple[IntArray, IntArray, int]:
     """Tasks (n, 6) as in native/attention.h, the longest first, merges (m, 2), and parts."""
     counts, ends = batch.query_lens, batch.sequence_lens
     at_once = max(1, _ROWS // group)

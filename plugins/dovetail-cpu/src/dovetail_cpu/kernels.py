@@ -43,6 +43,7 @@ VARIABLE = "DOVETAIL_CPU_KERNELS"
 INSTRUCTION_SETS = ("avx512_bf16", "avx512", "avx2", "generic")
 """Best first. A processor that has one of x86 has those behind it."""
 
+
 class LayerStruct(ctypes.Structure):
     """``Layer`` in native/attention.h."""
 

@@ -106,9 +106,7 @@ class _Gate:
         x = gate_up.contiguous()
         width = x.shape[-1] // 2
         out = x.new_empty(*x.shape[:-1], width)
-        self._run(
-            x.data_ptr(), x.numel() // (2 * width), width, self._number, out.data_ptr()
-        )
+        self._run(x.data_ptr(), x.numel() // (2 * width), width, self._number, out.data_ptr())
         return out
 
 

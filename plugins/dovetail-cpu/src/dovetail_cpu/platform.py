@@ -18,7 +18,7 @@ from dovetail.platforms.torch.loading import RunnableModel
 from dovetail.platforms.torch.ops import DenseLinear
 from dovetail.platforms.torch.platform import BoundLinear, TorchPlatform
 from dovetail_cpu.attention import NativeAttention
-from dovetail_cpu.kernels import load_kernels, why_absent
+from dovetail_cpu.kernels import load_kernels
 from dovetail_cpu.linear import PackedLinear, PanelLinear, can_pack
 from dovetail_cpu.memory import HugePages, keep_freed_memory
 from dovetail_cpu.ops import likeliest, override_ops

@@ -12,7 +12,8 @@ import ctypes
 import logging
 import weakref
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dovetail.core.contracts.attention import AttentionBackend, AttentionSpec
 from dovetail.core.contracts.model import StepInputs
+from dovetail.core.contracts.observation import OpsView, Wrap
 from dovetail.core.types import IntArray
 from dovetail.platforms.torch.loading import RunnableModel
 from dovetail_cpu.attention import Plan
@@ -56,12 +58,23 @@ class RecordedModel:
         self._records: dict[int, _Record] = {}
         self._room = _Room()
         self._obstacle: str | None = None
+        self._is_watched = False
         self.vocab_size = model.vocab_size
         self.attention_specs: tuple[AttentionSpec, ...] = model.attention_specs
 
     def bind_attention(self, backend: AttentionBackend) -> None:
         """See ``RunnableModel``."""
         self._model.bind_attention(backend)
+
+    @contextmanager
+    def wrap_ops(self, wrap: Wrap) -> Iterator[OpsView]:
+        """See ``RunnableModel``. Meanwhile steps are neither recorded nor repeated."""
+        with self._model.wrap_ops(wrap) as view:
+            self._is_watched = True
+            try:
+                yield view
+            finally:
+                self._is_watched = False
 
     def positions(self, positions_T: IntArray) -> IntArray:
         """See ``RunnableModel``."""
@@ -79,7 +92,7 @@ class RecordedModel:
         """See ``RunnableModel``. The hidden states are void when the next step begins."""
         count, plan = len(inputs.token_ids_T), inputs.plan
         recordable = isinstance(plan, Plan) and not plan.num_padding and count <= MOST_TOKENS
-        if not recordable or self._obstacle is not None:
+        if not recordable or self._obstacle is not None or self._is_watched:
             return self._model.forward(inputs, caches)
         record = self._records.get(count)
         if record is None or record.cache is not caches[0]:
