@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
-from dovetail_cpu.kernels import Kernels
-from dovetail_cpu.memory import HugePages
+from dovetail_cpu import PLUGIN
 
 sys.path.insert(0, str(Path(__file__).parent))
+for name, value in PLUGIN.environment.items():  # before torch is loaded
+    os.environ.setdefault(name, value)
 
 from cpu_kernels import NAMES, kernels_of
+from dovetail_cpu.kernels import Kernels  # noqa: E402
+from dovetail_cpu.memory import HugePages  # noqa: E402
 
 
 @pytest.fixture(params=NAMES)
