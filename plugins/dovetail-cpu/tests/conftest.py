@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 for name, value in PLUGIN.environment.items():  # before torch is loaded
     os.environ.setdefault(name, value)
 
-from cpu_kernels import NAMES, kernels_of
+from cpu_kernels import NAMES, kernels_of  # noqa: E402
 from dovetail_cpu.kernels import Kernels  # noqa: E402
 from dovetail_cpu.memory import HugePages  # noqa: E402
 

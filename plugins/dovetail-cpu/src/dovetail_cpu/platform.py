@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import cache
 from importlib.metadata import version
 
 import torch
@@ -18,7 +19,7 @@ from dovetail.platforms.torch.loading import RunnableModel
 from dovetail.platforms.torch.ops import DenseLinear
 from dovetail.platforms.torch.platform import BoundLinear, TorchPlatform
 from dovetail_cpu.attention import NativeAttention
-from dovetail_cpu.kernels import load_kernels
+from dovetail_cpu.kernels import load_kernels, why_absent
 from dovetail_cpu.linear import PackedLinear, PanelLinear, can_pack
 from dovetail_cpu.memory import HugePages, keep_freed_memory
 from dovetail_cpu.ops import likeliest, override_ops
@@ -73,9 +74,11 @@ class CpuPlatform(TorchPlatform):
         return Memory(free=max(0, machine.memory_free - int(_KEPT_FREE * total)), total=total)
 
     def override_ops(self, table: OpTable) -> None:
-        """The compiled kernels, where there are any."""
+        """The compiled kernels, where there are any; else a warning, once, that says why not."""
         kernels = load_kernels()
-        if kernels is not None:
+        if kernels is None:
+            _warn(f"no compiled kernels, torch's slower ops are used: {why_absent()}")
+        else:
             origin = f"dovetail-cpu {version('dovetail-cpu')}, {kernels.instruction_set}"
             override_ops(table, kernels, self._memory, origin)
 
@@ -110,6 +113,11 @@ class CpuPlatform(TorchPlatform):
         torch.set_num_threads(int(threads))
         keep_freed_memory()
         return super().runner(config)
+
+
+@cache
+def _warn(message: str) -> None:
+    _log.warning(message)
 
 
 def _default_threads() -> int:
