@@ -111,7 +111,8 @@ class Int8Panels(IntegerPanels):
         scales: Tensor,
         bias: Tensor | None,
     ) -> None:
-        super().__init__(kernels, *codes.shape, bias)
+        num_columns, num_inputs = codes.shape
+        super().__init__(kernels, num_columns, num_inputs, bias)
         offsets = padded(codes.sum(1, dtype=torch.int32) * _HIGHER)
         whole = torch.nn.functional.pad(codes, (0, -codes.shape[1] % _WORD))
         self._held = (

@@ -233,7 +233,8 @@ class Kernels:
 
 def why_absent() -> str | None:
     """Why there are no kernels; None if there are some."""
-    return _found() if isinstance(_found(), str) else None
+    found = _found()
+    return found if isinstance(found, str) else None
 
 
 def load_kernels() -> Kernels | None:

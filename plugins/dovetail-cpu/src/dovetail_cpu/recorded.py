@@ -146,7 +146,7 @@ class _Record:
         return self.hidden
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[misc]
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Gives tensors memory of a room, and notices ops that touch numbers.
 
     Args:
@@ -154,7 +154,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[misc]
     """
 
     def __init__(self, room: _Room) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.obstacle: str | None = None
         self._room = room
 
