@@ -17,7 +17,7 @@ KIT     := $(PYTEST) --pyargs dovetail.core.conformance --platform
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: help setup serve test test-core test-triton test-reference determinism aot lint format
-.PHONY: bench bench-cuda certify simulate clean
+.PHONY: bench bench-cpu bench-cuda certify simulate clean
 .PHONY: $(PLATFORMS:%=test-%)
 
 help: ## Show this list
@@ -98,6 +98,9 @@ format: $(VENV)/.dev ## Mend what can be mended by itself
 
 bench: $(VENV)/.platform-cpu ## Measure throughput with the bundled model (ARGS are added to the command)
 	$(BIN)/dovetail bench throughput --num-prompts 100 --input-len 256 --output-len 64 $(ARGS)
+
+bench-cpu: $(VENV)/.platform-cpu ## Measure the CPU with made-up weights, beside other engines if you name them (ARGS are added)
+	$(BIN)/python -m benchmarks.cpu $(ARGS)
 
 bench-cuda: $(VENV)/.platform-cuda ## Certify and measure one NVIDIA GPU in ten minutes, with made-up weights (ARGS are added)
 	$(BIN)/python -m benchmarks.cuda $(ARGS)

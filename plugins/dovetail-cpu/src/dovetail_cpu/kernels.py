@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import threading
 from collections.abc import Iterator
 from ctypes import c_bool, c_float, c_int64, c_void_p
 from dataclasses import dataclass
@@ -147,6 +148,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "embedding": (_P, _N, _P, _N, _N, _P),
     "likeliest": (_P, _N, _N, _P, _P),
     "replay": (_P, _N),
+    "use_matrices": (_P, _N, _P, _N, _P),
 }
 _REPLAYED = (
     "bf16_linear",
@@ -163,13 +165,32 @@ _MOST_ARGUMENTS = 12
 
 
 class Tape:
-    """Calls of kernels, noted while it is on."""
+    """Calls of kernels, noted while a thread records: its own calls, and no other thread's."""
 
     def __init__(self) -> None:
-        self.is_on = False
-        self.kept: list[object] = []
-        """What the calls point to and nobody else holds."""
+        self.owner: int | None = None
+        """The thread that records."""
+        self._lock = threading.Lock()
+        self._kept: list[object] = []
         self._calls: list[list[int]] = []
+
+    def begin(self) -> bool:
+        """Record this thread's calls until ``end``; False: another thread is recording."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        self.owner = threading.get_ident()
+        return True
+
+    def end(self) -> tuple[NDArray[np.int64], list[object]]:
+        """The calls (n, 13) as ``replay`` reads them, and what they point to and was kept."""
+        calls, kept = np.array(self._calls, np.int64).reshape(-1, _MOST_ARGUMENTS + 1), self._kept
+        self._calls, self._kept, self.owner = [], [], None
+        self._lock.release()
+        return calls, kept
+
+    def is_mine(self) -> bool:
+        """Whether this thread records."""
+        return self.owner is not None and self.owner == threading.get_ident()
 
     def note(self, number: int, arguments: tuple[Any, ...]) -> None:
         """Another call."""
@@ -177,16 +198,9 @@ class Tape:
         self._calls.append(row + [0] * (_MOST_ARGUMENTS + 1 - len(row)))
 
     def keep(self, held: object) -> None:
-        """Hold something for as long as the calls are."""
-        if self.is_on:
-            self.kept.append(held)
-
-    def cut(self) -> tuple[NDArray[np.int64], list[object]]:
-        """The calls (n, 13) as ``replay`` reads them, and what is kept for them; both are dropped
-        here."""
-        calls, kept = np.array(self._calls, np.int64).reshape(-1, _MOST_ARGUMENTS + 1), self.kept
-        self._calls, self.kept = [], []
-        return calls, kept
+        """Hold something for as long as the calls are, if this thread records."""
+        if self.is_mine():
+            self._kept.append(held)
 
 
 def _as_integer(argument: Any) -> int:
@@ -207,7 +221,7 @@ class Function:
 
     def __call__(self, *arguments: Any) -> None:
         """Addresses are integers; None is no address."""
-        if self._tape.is_on and self._number:
+        if self._number and self._tape.is_mine():
             self._tape.note(self._number, arguments)
         self._function(*arguments)
 
@@ -229,6 +243,7 @@ class Kernels:
     embedding: Function
     likeliest: Function
     replay: Function
+    use_matrices: Function
 
 
 def why_absent() -> str | None:

@@ -21,6 +21,7 @@ from dovetail.platforms.torch.platform import BoundLinear, TorchPlatform
 from dovetail_cpu.attention import NativeAttention
 from dovetail_cpu.kernels import load_kernels, why_absent
 from dovetail_cpu.linear import PackedLinear, PanelLinear, can_pack
+from dovetail_cpu.matrices import has_matrix_units, use_matrix_units
 from dovetail_cpu.memory import HugePages, keep_freed_memory
 from dovetail_cpu.ops import likeliest, override_ops
 from dovetail_cpu.recorded import RecordedModel
@@ -112,6 +113,9 @@ class CpuPlatform(TorchPlatform):
         threads = config.options.get("threads") or _default_threads()
         torch.set_num_threads(int(threads))
         keep_freed_memory()
+        kernels = load_kernels()
+        if kernels is not None and has_matrix_units():
+            _log.info("%s", use_matrix_units(kernels))
         return super().runner(config)
 
 

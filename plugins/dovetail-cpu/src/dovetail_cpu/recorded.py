@@ -61,6 +61,7 @@ class RecordedModel:
         self._is_watched = False
         self.vocab_size = model.vocab_size
         self.attention_specs: tuple[AttentionSpec, ...] = model.attention_specs
+        self.narrows = model.narrows
 
     def bind_attention(self, backend: AttentionBackend) -> None:
         """See ``RunnableModel``."""
@@ -68,13 +69,13 @@ class RecordedModel:
 
     @contextmanager
     def wrap_ops(self, wrap: Wrap) -> Iterator[OpsView]:
-        """See ``RunnableModel``. Meanwhile steps are neither recorded nor repeated."""
-        with self._model.wrap_ops(wrap) as view:
-            self._is_watched = True
-            try:
+        """See ``RunnableModel``. Nothing is repeated meanwhile."""
+        self._is_watched = True
+        try:
+            with self._model.wrap_ops(wrap) as view:
                 yield view
-            finally:
-                self._is_watched = False
+        finally:
+            self._is_watched = False
 
     def positions(self, positions_T: IntArray) -> IntArray:
         """See ``RunnableModel``."""
@@ -91,8 +92,8 @@ class RecordedModel:
     def forward(self, inputs: StepInputs, caches: Sequence[Any]) -> tuple[Tensor, list[Any]]:
         """See ``RunnableModel``. The hidden states are void when the next step begins."""
         count, plan = len(inputs.token_ids_T), inputs.plan
-        recordable = isinstance(plan, Plan) and not plan.num_padding and count <= MOST_TOKENS
-        if not recordable or self._obstacle is not None or self._is_watched:
+        whole = isinstance(plan, Plan) and not plan.num_padding and inputs.wanted is None
+        if not whole or count > MOST_TOKENS or self._is_watched or self._obstacle is not None:
             return self._model.forward(inputs, caches)
         record = self._records.get(count)
         if record is None or record.cache is not caches[0]:
@@ -102,13 +103,13 @@ class RecordedModel:
     def _record(self, inputs: StepInputs, caches: Sequence[Any]) -> tuple[Tensor, list[Any]]:
         """Run a step and note its calls. Its inputs become the record's own."""
         tape, watch = self._kernels.tape, _Watch(self._room)
-        tape.is_on = True
+        if not tape.begin():
+            return self._model.forward(inputs, caches)
         try:
             with watch:
                 hidden, written = self._model.forward(inputs, caches)
         finally:
-            tape.is_on = False
-            calls, kept = tape.cut()
+            calls, kept = tape.end()
         if watch.obstacle is not None:
             self._obstacle = watch.obstacle
             _log.debug("steps are not recorded: they use %s", watch.obstacle)

@@ -17,7 +17,7 @@ from dovetail.core.conformance.numpy_ops import (
     references,
 )
 from dovetail.core.conformance.subject import Subject
-from dovetail.core.conformance.tolerances import OP, op_tolerance
+from dovetail.core.conformance.tolerances import GATED_LINEAR, OP, op_tolerance
 from dovetail.core.contracts.ops import INT4_GROUP
 from dovetail.core.contracts.workbench import Workbench
 
@@ -27,6 +27,7 @@ BINDERS = {"int8_linear": "int8_weight", "int4_linear": "int4_weight"}
 """Ops whose weights are bound by other ops, from all their arguments but the first."""
 SHAPES = ((1, 64), (2, 33), (7, 130), (64, 8), (333, 96))
 """Rows and width of each case."""
+GATES = ("silu_and_mul", "gelu_tanh_and_mul")
 Arguments = tuple[Any, ...]
 
 
@@ -40,6 +41,13 @@ def checks(subject: Subject) -> Iterator[Check]:
                 statement=f"The op {name} is that of numpy in {dtype}.",
                 function=partial(check_op, name=name, dtype=dtype),
             )
+    for dtype in NUMPY_DTYPES:
+        yield Check(
+            name=f"ops.gated_linear.{dtype}",
+            level=2,
+            statement=f"The op gated_linear is linear and a gate in {dtype}.",
+            function=partial(check_gated_linear, dtype=dtype),
+        )
 
 
 def check_op(subject: Subject, name: str, dtype: str) -> None:
@@ -55,6 +63,26 @@ def check_op(subject: Subject, name: str, dtype: str) -> None:
             where = f"{name} of {rows} x {width}"
             for got, want in _run(bench, name, arguments, where):
                 expect_near(where, got, want, tolerance)
+
+
+def check_gated_linear(subject: Subject, dtype: str) -> None:
+    """Raise unless it gives what numpy's linear gives, gated by numpy."""
+    subject.needs_dtype(dtype)
+    bench, ours = subject.workbench, references()
+    for rows, width in SHAPES:
+        for half in (width, 48):
+            random = np.random.default_rng([rows, width, half])
+            weight = random.standard_normal((2 * half, width)) / width**0.5
+            weight = weight.astype(NUMPY_DTYPES[dtype])
+            x = _draw(random, weight.dtype, rows, width)
+            for bias in (None, _draw(random, weight.dtype, 2 * half)):
+                placed = (None if a is None else bench.put(a) for a in (weight, bias))
+                bound, summed = bench.bind_linear(*placed), DenseWeight(weight, bias)
+                for gate in GATES:
+                    got = bench.get(bench.ops.gated_linear(bench.put(x), bound, gate))
+                    want = ours[gate](ours["linear"](x, summed))
+                    where = f"gated_linear of {rows} x {width} to {half} by {gate}"
+                    expect_near(where, got, want, GATED_LINEAR[dtype])
 
 
 def expect_near(where: str, got: NumpyArray, want: NumpyArray, tolerance: float) -> None:

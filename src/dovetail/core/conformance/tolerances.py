@@ -49,6 +49,9 @@ OP: Mapping[str, Table] = {
 }
 """By op and dtype."""
 
+GATED_LINEAR: Table = _units(4)
+"""By dtype: what stands for two ops may round once or twice."""
+
 OP_CEILING = 4.0
 """A platform may state a tolerance of its own for an op that it overrides (``Op.tolerance``), up to
 this many times the table's; what is less exact than that belongs into its known gaps."""

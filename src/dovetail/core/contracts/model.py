@@ -76,6 +76,8 @@ class StepInputs:
     positions_T: Array
     plan: object
     """The attention backend's metadata, handed through."""
+    wanted: Array | None = None
+    """(W,) indices of the tokens whose hidden states are wanted, in any order; None: all are."""
 
 
 class Model(ABC):
@@ -84,6 +86,8 @@ class Model(ABC):
     ignored: ClassVar[tuple[str, ...]] = (r".*\.rotary_emb\.inv_freq",)
     """Regular expressions of checkpoint tensors that may be there and are not used."""
 
+    narrows: ClassVar[bool] = False
+    """``forward`` heeds ``StepInputs.wanted``, which is None for models that do not say so."""
     vocab_size: int
     """Width of the logits."""
     max_positions: int
@@ -106,7 +110,7 @@ class Model(ABC):
     def forward(
         self, ops: Ops, weights: Mapping[str, Any], inputs: StepInputs, caches: Sequence[Array]
     ) -> tuple[Array, list[Array]]:
-        """Hidden states after the last norm, (T, D), and the caches, one per layer."""
+        """Hidden states after the last norm, (T, D) or of the wanted tokens, and the caches."""
 
     @abstractmethod
     def logits(self, ops: Ops, weights: Mapping[str, Any], hidden_ND: Array) -> Array:

@@ -62,6 +62,12 @@ class Step:
     """The attention backend's metadata."""
     angles: tuple[Array, ...] = ()
     """Cosines and sines of the step's positions, (T, F) each, where the model rotates."""
+    wanted: Array | None = None
+    """(W,) indices of the tokens that are computed beyond this attention; None: all."""
+
+    def narrowed(self, ops: Ops, x_TD: Array) -> Array:
+        """The wanted rows, (W, D), or all."""
+        return x_TD if self.wanted is None else ops.embedding(self.wanted, x_TD)
 
 
 @dataclass(frozen=True)
@@ -151,10 +157,10 @@ class Attention:
     def __call__(
         self, ops: Ops, w: Weights, x_TD: Array, step: Step, cache: Array
     ) -> tuple[Array, Array]:
-        """The attended values, (T, D), and the cache."""
+        """The attended values, (T, D) or of the wanted tokens, and the cache."""
         heads = self._heads(ops.linear(x_TD, w["qkv"]))
         attended, cache = self.positions.attend(ops, w["positions"], heads, step, cache)
-        joined = attended.reshape(attended.shape[0], -1)
+        joined = step.narrowed(ops, attended.reshape(attended.shape[0], -1))
         return ops.all_reduce(ops.linear(joined, w["out"])), cache
 
     def _heads(self, qkv: Array) -> Heads:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from dovetail.core.contracts.attention import AttentionSpec
@@ -64,6 +64,7 @@ class PreNormLayer:
     ) -> tuple[Array, Array, Array]:
         """See ``Layer``."""
         attended, cache = self.attention(ops, w["attention"], normed_TD, step, cache)
+        residual_TD = step.narrowed(ops, residual_TD)
         normed, residual = ops.add_rms_norm(attended, residual_TD, w["post_norm"], self.eps)
         return self.mlp(ops, w["mlp"], normed), residual, cache
 
@@ -98,6 +99,7 @@ class SandwichLayer:
     ) -> tuple[Array, Array, Array]:
         """See ``Layer``."""
         attended, cache = self.attention(ops, w["attention"], normed_TD, step, cache)
+        residual_TD = step.narrowed(ops, residual_TD)
         attended = ops.rms_norm(attended, w["attention_norm"], self.eps)
         normed, residual = ops.add_rms_norm(attended, residual_TD, w["pre_mlp_norm"], self.eps)
         fed = self.mlp(ops, w["mlp"], normed)
@@ -116,6 +118,7 @@ class RotaryDecoder(Model):
     """
 
     ignored = (*Model.ignored, r"lm_head\.weight")
+    narrows = True
 
     def __init__(
         self,
@@ -152,15 +155,18 @@ class RotaryDecoder(Model):
     def forward(
         self, ops: Ops, weights: Mapping[str, Any], inputs: StepInputs, caches: Sequence[Array]
     ) -> tuple[Array, list[Array]]:
-        """Hidden states after the last norm, (T, D), and the caches."""
+        """Hidden states after the last norm, (T, D) or of the wanted tokens, and the caches."""
         angles = self.rotary.look_up(ops, weights["rotary"], inputs.positions_T)
         step = Step(plan=inputs.plan, angles=angles)
+        # Later layers look at all tokens; behind the last attention only some matter.
+        steps = [step] * (len(self.layers) - 1) + [replace(step, wanted=inputs.wanted)]
         residual = self.embedded(ops, weights, inputs.token_ids_T)
         first, *others = (w["input_norm"] for w in weights["layers"])
         normed = ops.rms_norm(residual, first, self.eps)
-        parts = zip(self.layers, weights["layers"], caches, [*others, weights["norm"]], strict=True)
+        norms = [*others, weights["norm"]]
+        parts = zip(self.layers, weights["layers"], caches, steps, norms, strict=True)
         written: list[Array] = []
-        for layer, w, cache, next_norm in parts:
+        for layer, w, cache, step, next_norm in parts:
             added, residual, cache = layer(ops, w, normed, residual, step, cache)
             normed, residual = ops.add_rms_norm(added, residual, next_norm, self.eps)
             written.append(cache)

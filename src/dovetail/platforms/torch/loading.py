@@ -44,6 +44,8 @@ class RunnableModel(Protocol):
     """Width of the logits."""
     attention_specs: tuple[AttentionSpec, ...]
     """One per layer, in order."""
+    narrows: bool
+    """``forward`` heeds ``StepInputs.wanted``."""
 
     def bind_attention(self, backend: AttentionBackend) -> None:
         """Attend with this backend from now on. Called once, before any step."""
@@ -58,7 +60,7 @@ class RunnableModel(Protocol):
         ...
 
     def forward(self, inputs: StepInputs, caches: Sequence[Any]) -> tuple[TorchTensor, list[Any]]:
-        """Hidden states (T, D) and the caches, one per layer."""
+        """Hidden states, (T, D) or of the wanted tokens, and the caches, one per layer."""
         ...
 
     def logits(self, hidden_ND: TorchTensor) -> TorchTensor:
@@ -89,6 +91,7 @@ class LoadedModel:
         self._ops = table.bind()
         self.vocab_size = model.vocab_size
         self.attention_specs: tuple[AttentionSpec, ...] = model.attention_specs()
+        self.narrows = model.narrows
 
     def bind_attention(self, backend: AttentionBackend) -> None:
         """Make the backend the ``attention`` op, and ``rotary_attention`` if it has that too."""
@@ -113,7 +116,7 @@ class LoadedModel:
         return self._model.positions(positions_T)
 
     def forward(self, inputs: StepInputs, caches: Sequence[Any]) -> tuple[TorchTensor, list[Any]]:
-        """Hidden states (T, D) and the caches."""
+        """Hidden states, (T, D) or of the wanted tokens, and the caches."""
         return self._model.forward(self._ops, self._weights, inputs, caches)
 
     def logits(self, hidden_ND: TorchTensor) -> TorchTensor:

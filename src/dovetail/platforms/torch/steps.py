@@ -29,6 +29,9 @@ from dovetail.platforms.torch.transfers import fetch_later
 
 __all__ = ["DirectSteps", "Loaded", "Steps"]
 
+_SPARED = 64
+"""Tokens that are worth leaving out of the last layer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
@@ -168,15 +171,18 @@ class DirectSteps(StepBase):
         self.begin(batch)
         loaded = self.loaded
         step = loaded.shapes.step(batch)
+        wanted, places = self._wanted(step), step.logit_index
         inputs = StepInputs(
             token_ids_T=self._token_ids(step),
             positions_T=self.on_device(loaded.model.positions(step.positions)),
             plan=loaded.attention.plan(step, loaded.need),
+            wanted=None if wanted is None else self.on_device(wanted),
         )
         hidden, self.caches = loaded.model.forward(inputs, self.caches)
         result = drafts = prompt = None
         if len(batch.sampled):
-            parts = [part for part, _ in self.logit_parts(hidden, step, step.logit_index)]
+            index = places if wanted is None else np.arange(len(places), dtype=np.int32)
+            parts = [part for part, _ in self.logit_parts(hidden, step, index)]
             logits = parts[0] if len(parts) == 1 else torch.cat(parts)
             result = self.sample(logits, batch)
             self.last_token[self.at_sampler(batch.rows[batch.sampled])] = result.token_ids
@@ -185,6 +191,16 @@ class DirectSteps(StepBase):
         if batch.prompt_logprobs is not None:
             prompt = self.prompt_logprobs(hidden, step, batch.prompt_logprobs)
         return SampledStep(fetch_later, result, prompt, drafts)
+
+    def _wanted(self, step: Batch) -> IntArray | None:
+        """The tokens whose hidden states the step needs, where that spares much; None: all."""
+        loaded, index = self.loaded, step.logit_index
+        is_fixed = loaded.platform.capabilities.static_shapes
+        if is_fixed or not loaded.model.narrows or step.prompt_logprobs is not None:
+            return None
+        if step.num_tokens - len(index) < _SPARED:
+            return None
+        return index if len(index) else np.zeros(1, np.int32)
 
     def _token_ids(self, step: Batch) -> Tensor:
         """(T,) on the device; what is carried over is known where tokens are chosen."""

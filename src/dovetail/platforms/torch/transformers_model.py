@@ -53,6 +53,8 @@ class TransformersModel:
         UnsupportedError: It asks for something that paged attention cannot honour.
     """
 
+    narrows = False
+
     @torch.inference_mode()
     def __init__(self, model: Any, way: Way, device: torch.device, max_model_len: int) -> None:
         self._name = type(model).__name__

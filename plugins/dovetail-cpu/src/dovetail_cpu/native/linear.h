@@ -46,6 +46,11 @@ struct Factors {
     // them is next.
     void multiply(int64_t row, int64_t num_rows, int64_t vector, int64_t vectors,
                   typename Words::Sum* sums, bool more) const {
+        if (Matrices<Words>::product && num_rows >= Matrices<Words>::least_rows &&
+            vectors % PANEL_VECTORS == 0) {
+            by_matrices(row, num_rows, vector, vectors, sums);
+            return;
+        }
         if (num_rows >= MANY_ROWS && vectors % WIDE_VECTORS == 0) {
             for (int64_t v = 0; v < vectors; v += WIDE_VECTORS)
                 strip<WIDE_ROWS, WIDE_VECTORS>(row, num_rows, vector + v, sums + v * LANES, false);
@@ -57,6 +62,19 @@ struct Factors {
                                            more || v + HIGH_VECTORS < vectors);
         for (; v < vectors; v++)
             strip<HIGH_ROWS, 1>(row, num_rows, vector + v, sums + v * LANES, false);
+    }
+
+    void by_matrices(int64_t row, int64_t num_rows, int64_t vector, int64_t vectors,
+                     typename Words::Sum* sums) const {
+        constexpr int64_t SIZE = Words::PER_WORD;
+        const auto* a = (const typename Words::A*)(rows + row * row_bytes);
+        const int64_t a_stride = row_bytes / sizeof(typename Words::A);
+        for (int64_t v = 0; v < vectors; v += PANEL_VECTORS) {
+            const uint32_t* panel = panels + (vector + v) / PANEL_VECTORS * depth * PANEL;
+            Matrices<Words>::product(num_rows, PANEL, depth * SIZE, a_stride, PANEL, STRIDE, false,
+                                     a, (const typename Words::B*)panel, sums + v * LANES, true);
+        }
+        Matrices<Words>::release(true);
     }
 
     template <int ROWS, int V>
@@ -130,10 +148,11 @@ void product(int64_t num_rows, const Target& target, Sums sums) {
     const bool is_aligned = !target.gate || num_vectors % PANEL_VECTORS == 0;
     const bool is_long = num_vectors * row_parts >= 2 * threads * STEP;
     const int64_t step = is_aligned && is_long ? STEP : 1;
-    const int64_t most = num_rows > ROW_BLOCK ? GROUP * step : num_vectors;
-    const int64_t group = std::min(most, step * chunk_of(ceil_div(num_vectors, step) * row_parts));
+    const int64_t steps = ceil_div(num_vectors, step);
+    const int64_t together = std::clamp<int64_t>(steps * row_parts / (32 * threads), 1, GROUP);
+    const int64_t group = num_rows > ROW_BLOCK ? together * step : step;
     const int64_t num_groups = ceil_div(num_vectors, group);
-    share_out(num_groups * row_parts, 1, [&](int64_t task) {
+    share_out(num_groups * row_parts, 1, [&](int64_t task, bool goes_on) {
         const int64_t begin = task % num_groups * group;
         const int64_t end = std::min(num_vectors, begin + group);
         const int64_t first_row = task / num_groups * part_rows;
@@ -144,7 +163,7 @@ void product(int64_t num_rows, const Target& target, Sums sums) {
             const int64_t size = std::min(ROW_BLOCK, end_row - row);
             for (int64_t vector = begin; vector < end; vector += step) {
                 const int64_t vectors = std::min(step, end - vector);
-                const bool more = vector + vectors < end;
+                const bool more = vector + vectors < end || (goes_on && end < num_vectors);
                 sums(row, size, vector, vectors, own, more);
                 if (target.gate) sums(row, size, num_vectors + vector, vectors, others, more);
                 put(target, row, size, vector, vectors, own, others);
@@ -165,7 +184,7 @@ inline void bf16_linear(const bf16* x, int64_t x_stride, int64_t num_rows, int64
 // Words of a weight (num_columns, words of a row) into panels; columns beyond its own are zeros.
 inline void pack(const uint32_t* words, int64_t num_columns, int64_t depth, uint32_t* panels) {
     const int64_t count = ceil_div(num_columns, PANEL);
-    share_out(count, chunk_of(count), [&](int64_t panel) {
+    share_out(count, 1, [&](int64_t panel) {
         uint32_t* to = panels + panel * depth * PANEL;
         const int64_t size = std::min(PANEL, num_columns - panel * PANEL);
         constexpr int64_t STRIP = 16;  // words of each column that are in the cache at a time

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <type_traits>
 
 #include <omp.h>
 #include <sched.h>
@@ -18,20 +19,44 @@ inline void relax() {
 #endif
 }
 
+struct Range {
+    int64_t begin = 0, end = 0;
+
+    bool is_empty() const { return begin == end; }
+};
+
+// How many of the tasks that are left a thread takes: fewer and fewer, so that all end together
+// however fast each of them is (Polychronopoulos and Kuck, 1987).
+inline int64_t share_of(int64_t left, int64_t least) {
+    const int64_t share = left / (2 * omp_get_num_threads());
+    return share > least ? share : least < left ? least : left;
+}
+
+// Calls work(task) or work(task, more), where `more` says that the same thread does the next one.
+template <class Work>
+inline void run(Range range, Work work) {
+    for (int64_t task = range.begin; task < range.end; task++) {
+        if constexpr (std::is_invocable_v<Work, int64_t, bool>)
+            work(task, task + 1 < range.end);
+        else
+            work(task);
+    }
+}
+
 // Threads that go through the same phases of work together. Whoever comes takes tasks of the phase
 // that is under way; one that comes late finds phases done and goes on, and nobody waits for it
 // unless it holds a task. So a core that somebody else has taken costs its share and no more.
 class Team {
   public:
     template <class Work>
-    void share_out(int64_t phase, int64_t count, int64_t chunk, Work work) {
+    void share_out(int64_t phase, int64_t count, int64_t least, Work work) {
         for (;;) {
-            const int64_t begin = take(phase, count, chunk);
-            if (begin < 0) break;
-            const int64_t end = begin + chunk < count ? begin + chunk : count;
-            for (int64_t task = begin; task < end; task++) work(task);
-            const int64_t done = done_.fetch_add(end - begin, std::memory_order_acq_rel);
-            if ((done & MASK) + end - begin == count) {
+            const Range range = take(phase, count, least);
+            if (range.is_empty()) break;
+            run(range, work);
+            const int64_t size = range.end - range.begin;
+            const int64_t done = done_.fetch_add(size, std::memory_order_acq_rel);
+            if ((done & MASK) + size == count) {
                 done_.store((phase + 1) << SHIFT, std::memory_order_relaxed);
                 next_.store((phase + 1) << SHIFT, std::memory_order_release);
                 return;
@@ -48,13 +73,15 @@ class Team {
     static constexpr int64_t MASK = (int64_t(1) << SHIFT) - 1;
     static constexpr int PATIENCE = 2000;
 
-    // The first of up to `chunk` tasks that are the caller's now; -1: none is left in its phase.
-    int64_t take(int64_t phase, int64_t count, int64_t chunk) {
+    // Tasks that are the caller's now; empty if none is left in its phase.
+    Range take(int64_t phase, int64_t count, int64_t least) {
         int64_t now = next_.load(std::memory_order_acquire);
-        while (now >> SHIFT == phase && (now & MASK) < count)
-            if (next_.compare_exchange_weak(now, now + chunk, std::memory_order_acq_rel))
-                return now & MASK;
-        return -1;
+        while (now >> SHIFT == phase && (now & MASK) < count) {
+            const int64_t begin = now & MASK, size = share_of(count - begin, least);
+            if (next_.compare_exchange_weak(now, now + size, std::memory_order_acq_rel))
+                return {begin, begin + size};
+        }
+        return {};
     }
 
     // Phase and number: of the next task, and of tasks done.
@@ -81,21 +108,22 @@ void as_team(Function function) {
     }
 }
 
-// Calls work(task) for every task below `count`, `chunk` of them after each other at a time. A
-// thread that is held up takes fewer. All threads of a team must come here with the same count.
+// Runs every task below `count`, at least `least` of them after each other at a time. A thread
+// that is held up takes fewer. All threads of a team must come here with the same count.
 template <class Work>
-void share_out(int64_t count, int64_t chunk, Work work) {
+void share_out(int64_t count, int64_t least, Work work) {
     if (member.team) {
-        if (count > 0) member.team->share_out(member.phase++, count, chunk, work);
+        if (count > 0) member.team->share_out(member.phase++, count, least, work);
         return;
     }
     std::atomic<int64_t> next{0};
-#pragma omp parallel if (count > chunk)
-    for (;;) {
-        const int64_t begin = next.fetch_add(chunk, std::memory_order_relaxed);
-        if (begin >= count) break;
-        const int64_t end = begin + chunk < count ? begin + chunk : count;
-        for (int64_t task = begin; task < end; task++) work(task);
+#pragma omp parallel if (count > least)
+    for (int64_t begin = next.load(std::memory_order_relaxed); begin < count;) {
+        const int64_t size = share_of(count - begin, least);
+        if (next.compare_exchange_weak(begin, begin + size, std::memory_order_relaxed)) {
+            run({begin, begin + size}, work);
+            begin = next.load(std::memory_order_relaxed);
+        }
     }
 }
 
@@ -103,12 +131,6 @@ void share_out(int64_t count, int64_t chunk, Work work) {
 inline int64_t rows_at_once(int64_t row_size) {
     constexpr int64_t ENOUGH = 1 << 14;
     return ceil_div(ENOUGH, row_size);
-}
-
-// So many tasks that each thread comes back for more some times.
-inline int64_t chunk_of(int64_t count, int64_t times = 32) {
-    const int64_t turns = omp_get_max_threads() * times;
-    return count > turns ? count / turns : 1;
 }
 
 }  // namespace

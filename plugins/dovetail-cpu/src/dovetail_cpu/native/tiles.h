@@ -7,18 +7,39 @@
 
 namespace {
 
+// Products of matrices by whatever the processor has for them (AMX), as torch offers it: ``brgemm``
+// in ATen/native/CPUBlas.h. (M, K) x (K, N) into C, or added to it; B in words of columns.
+template <class A, class B, class C>
+using MatrixProduct = void (*)(int64_t m, int64_t n, int64_t k, int64_t a_stride, int64_t b_stride,
+                               int64_t c_stride, bool add, const A* a, const B* b, C* c,
+                               bool in_words);
+
+// From `least_rows` rows on, products are left to these. Null: never.
+template <class Words>
+struct Matrices {
+    static inline typename Words::Product product = nullptr;
+    static inline int64_t least_rows = 0;
+    static inline void (*release)(bool in_words) = nullptr;  // of a thread's tiles
+};
+
 // Words of two bf16 each, and sums in float32.
 struct Pairs {
+    using A = bf16;
+    using B = bf16;
     using Sums = f32x16;
     using Sum = float;
+    using Product = MatrixProduct<A, B, Sum>;
     static constexpr int PER_WORD = 2;
     static Sums dot(Sums c, u32x16 a, u32x16 b) { return dot_pairs(c, a, b); }
 };
 
 // Words of four bytes each, those of A without sign, and exact sums.
 struct Fours {
+    using A = uint8_t;
+    using B = int8_t;
     using Sums = i32x16;
     using Sum = int32_t;
+    using Product = MatrixProduct<A, B, Sum>;
     static constexpr int PER_WORD = 4;
     static Sums dot(Sums c, u32x16 a, u32x16 b) { return dot_fours(c, a, bits<i32x16>(b)); }
 };
