@@ -14,16 +14,16 @@ __all__ = ["NAMES", "kernels_of", "random_tensor", "threads"]
 
 
 def _names() -> tuple[str, ...]:
-    loaded = load_kernels()
-    if loaded is None:
+    if load_kernels() is None:
         return ()
-    if loaded.instruction_set == "generic":
-        return ("generic",)
-    return INSTRUCTION_SETS[INSTRUCTION_SETS.index(loaded.instruction_set) : -1]
+    library = ctypes.CDLL(str(LIBRARY))
+    library.instruction_set.restype = ctypes.c_char_p
+    best = library.instruction_set().decode()
+    return INSTRUCTION_SETS[INSTRUCTION_SETS.index(best) :][: None if best == "generic" else -1]
 
 
 NAMES = _names()
-"""Best first; none where the library was not compiled."""
+"""Best first, whichever is chosen; none where the library was not compiled, or is off."""
 
 
 @cache
