@@ -36,11 +36,15 @@ bool near(float got, float want, float tolerance) {
 
 float plain_silu(float x) { return x / (1.f + std::exp(-x)); }
 
+void repack(const uint32_t* words, int64_t columns, int64_t depth, uint32_t* panels) {
+    pack_generic(&words, &columns, 1, depth, panels, nullptr);
+}
+
 void check_linear(int64_t rows, int64_t columns, int64_t inputs) {
     const auto x = drawn(rows * inputs), w = drawn(columns * inputs);
     const int64_t padded = ceil_div(columns, PANEL) * PANEL;
     std::vector<uint32_t> panels(padded * inputs / 2);
-    pack_generic((const uint32_t*)w.data(), columns, inputs / 2, panels.data());
+    repack((const uint32_t*)w.data(), columns, inputs / 2, panels.data());
     std::vector<float> bias(padded);
     for (int64_t c = 0; c < columns; c++) bias[c] = draw();
     std::vector<bf16> out(rows * columns), gated(rows * columns / 2);
@@ -89,7 +93,7 @@ void check_int8(int64_t rows, int64_t columns, int64_t inputs) {
         }
     }
     std::vector<uint32_t> panels(padded * bytes / 4);
-    pack_generic((const uint32_t*)w.data(), columns, bytes / 4, panels.data());
+    repack((const uint32_t*)w.data(), columns, bytes / 4, panels.data());
     std::vector<uint8_t> codes(rows * bytes);
     quantize_generic(x.data(), 0, inputs, rows, inputs, codes.data(), steps.data(), nullptr);
     const Quantized at{codes.data(), steps.data(), nullptr};
@@ -119,8 +123,8 @@ void check_int4(int64_t rows, int64_t columns, int64_t inputs) {
         for (int64_t i = 0; i < 4; i++)
             packed[word * 4 + i] = uint8_t((w[word * 8 + i] + 8) | (w[word * 8 + 4 + i] + 8) << 4);
     std::vector<uint32_t> panels(padded * inputs / 8), scale_panels(padded * groups);
-    pack_generic((const uint32_t*)packed.data(), columns, inputs / 8, panels.data());
-    pack_generic((const uint32_t*)scales.data(), columns, groups, scale_panels.data());
+    repack((const uint32_t*)packed.data(), columns, inputs / 8, panels.data());
+    repack((const uint32_t*)scales.data(), columns, groups, scale_panels.data());
     std::vector<uint8_t> codes(rows * inputs);
     std::vector<int32_t> sums(rows * groups);
     quantize_generic(x.data(), 0, inputs, rows, inputs, codes.data(), steps.data(), sums.data());

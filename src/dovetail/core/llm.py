@@ -6,11 +6,12 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias, cast
 
 from tqdm import tqdm
 
-from dovetail.core.config.checkpoint import read_facts
+from dovetail.core.config.checkpoint import ModelFacts, read_facts
 from dovetail.core.config.env import read_environment, with_environment
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.engine.api import EngineStats
@@ -56,17 +57,13 @@ class LLM:
         arm()
         config = EngineConfig.from_kwargs(model=model, **settings)
         config = with_environment(config, read_environment(os.environ))
-        selection = select_platform(config.device, os.environ)
+        with ThreadPoolExecutor(1) as pool:  # Child processes are waited for meanwhile.
+            selecting = pool.submit(select_platform, config.device, os.environ)
+            facts = read_facts(config)
+            self._tokenizer = _tokenizer_of(config, facts)
+            selection = selecting.result()
         for name, value in environment(selection.name, os.environ).items():
             os.environ.setdefault(name, value)
-        facts = read_facts(config)
-        self._tokenizer: Tokenizer | None = None
-        if not config.skip_tokenizer_init:
-            self._tokenizer = load_tokenizer(
-                facts.tokenizer_path,
-                mode=config.tokenizer_mode,
-                trust_remote_code=config.trust_remote_code,
-            )
         built = build_engine(config, selection.name, _log_progress())
         self.config = built.config
         self.platform = built.platform
@@ -301,6 +298,17 @@ class LLM:
                 bar.update(1)
         if result.aborts:
             self._core.abort(result.aborts)
+
+
+def _tokenizer_of(config: EngineConfig, facts: ModelFacts) -> Tokenizer | None:
+    """None if ``skip_tokenizer_init`` is set."""
+    if config.skip_tokenizer_init:
+        return None
+    return load_tokenizer(
+        facts.tokenizer_path,
+        mode=config.tokenizer_mode,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -16,12 +16,11 @@ from dovetail.core.contracts.model import Linear
 from dovetail.core.contracts.ops import INT4_GROUP, Ops
 from dovetail.core.contracts.quant import QuantParams, QuantScheme
 from dovetail.core.types import Array
-from dovetail.quant.blocks import SMALLEST, row_blocks
+from dovetail.quant.blocks import SMALLEST, Floats, for_row_blocks
 from dovetail.quant.int8 import Int8
 
 __all__ = ["Int4"]
 
-_Floats = np.ndarray[Any, np.dtype[np.float32]]
 _LEAST, _ABOVE = np.float32(-8), np.float32(15)
 
 
@@ -49,13 +48,16 @@ class Int4(QuantScheme):
         num_rows, width = weight.shape
         codes = np.empty((num_rows, width // 2), np.uint8)
         scales = np.empty((num_rows, width // INT4_GROUP), np.float32)
-        for rows, wide in row_blocks(weight):
+
+        def fill(rows: slice, wide: Floats) -> None:
             groups = wide.reshape(-1, INT4_GROUP)
             steps = _furthest(groups) / _LEAST
             steps[np.abs(steps) < SMALLEST] = 1
             scales[rows] = steps.reshape(len(wide), -1)
             np.divide(groups, steps[:, None], out=groups)
             codes[rows] = _packed(np.rint(groups, out=groups)).reshape(len(wide), -1)
+
+        for_row_blocks(weight, fill)
         return {"codes": codes, "scales": scales}
 
     def num_bytes(self, layer: Linear) -> int:
@@ -79,15 +81,15 @@ class Int4(QuantScheme):
         return groups.reshape(len(groups), -1)
 
 
-def _furthest(groups: _Floats) -> _Floats:
+def _furthest(groups: Floats) -> Floats:
     """Of each row the entry that is furthest from zero. Numpy is slow along a short last axis."""
     columns = np.ascontiguousarray(groups.T)
     highest, lowest = columns.max(axis=0), columns.min(axis=0)
-    furthest: _Floats = np.where(highest > -lowest, highest, lowest)
+    furthest: Floats = np.where(highest > -lowest, highest, lowest)
     return furthest
 
 
-def _packed(values: _Floats) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _packed(values: Floats) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Two neighbours to a byte, the first one low, from whole numbers of -8 to 8; 8 becomes 7."""
     values -= _LEAST
     np.minimum(values, _ABOVE, out=values)

@@ -16,7 +16,7 @@ from dovetail.core.contracts.model import Linear
 from dovetail.core.contracts.ops import Ops
 from dovetail.core.contracts.quant import QuantParams, QuantScheme
 from dovetail.core.types import Array
-from dovetail.quant.blocks import SMALLEST, row_blocks
+from dovetail.quant.blocks import SMALLEST, Floats, for_row_blocks
 
 __all__ = ["Int8"]
 
@@ -32,12 +32,15 @@ class Int8(QuantScheme):
         """A row of zeros gets the scale 1."""
         codes = np.empty(weight.shape, np.int8)
         scales = np.empty(len(weight), np.float32)
-        for rows, wide in row_blocks(weight):
+
+        def fill(rows: slice, wide: Floats) -> None:
             steps = np.abs(wide).max(axis=1) / _LARGEST
             steps[steps < SMALLEST] = 1
             scales[rows] = steps
             np.divide(wide, steps[:, None], out=wide)
             codes[rows] = np.rint(wide, out=wide)
+
+        for_row_blocks(weight, fill)
         return {"codes": codes, "scales": scales}
 
     def num_bytes(self, layer: Linear) -> int:

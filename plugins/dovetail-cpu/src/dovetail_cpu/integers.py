@@ -113,13 +113,12 @@ class Int8Panels(IntegerPanels):
     ) -> None:
         num_columns, num_inputs = codes.shape
         super().__init__(kernels, num_columns, num_inputs, bias)
-        offsets = padded(codes.sum(1, dtype=torch.int32) * _HIGHER)
-        whole = torch.nn.functional.pad(codes, (0, -codes.shape[1] % _WORD))
-        self._held = (
-            panels(kernels, memory, whole.contiguous().view(torch.int32)),
-            padded(scales.float()),
-            offsets,
-        )
+        missing = -codes.shape[1] % _WORD
+        whole = torch.nn.functional.pad(codes, (0, missing)) if missing else codes
+        wide = padded(scales.float())
+        sums = torch.empty(len(wide), dtype=torch.int32)
+        words = panels(kernels, memory, [whole.contiguous().view(torch.int32)], sums)
+        self._held = (words, wide, sums * _HIGHER)
         addresses = (tensor.data_ptr() for tensor in self._held)
         self.weight = Int8Struct(*addresses, self.num_inputs)
 
@@ -149,8 +148,8 @@ class Int4Panels(IntegerPanels):
     ) -> None:
         super().__init__(kernels, len(codes), 2 * codes.shape[1], bias)
         self._held = (
-            panels(kernels, memory, _words_of_eight(codes)),
-            panels(kernels, memory, scales.float().contiguous().view(torch.int32)),
+            panels(kernels, memory, [_words_of_eight(codes)]),
+            panels(kernels, memory, [scales.float().contiguous().view(torch.int32)]),
         )
         addresses = (tensor.data_ptr() for tensor in self._held)
         self.weight = Int4Struct(*addresses, self.num_inputs)

@@ -137,7 +137,7 @@ class TargetStruct(ctypes.Structure):
 
 _P, _N = c_void_p, c_int64
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "pack": (_P, _N, _N, _P),
+    "pack": (_P, _P, _N, _N, _P, _P),
     "bf16_linear": (_P, _N, _N, _N, _P, _N, _P, _N, _P, _N),
     "quantize": (_P, _N, _N, _N, _N, _P, _P, _P),
     "int8_linear": (_P, _N, _P, _P),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -83,11 +85,23 @@ class PackedLinear:
         return out[:num_rows].view(*x.shape[:-1], -1)
 
 
-def panels(kernels: Kernels, memory: HugePages, words: Tensor) -> Tensor:
-    """Words (out, n) int32 repacked to panels (out / 32, n, 32), zeros behind the last column."""
-    num_columns, depth = words.shape
-    packed = memory.empty((-(-num_columns // _PANEL), depth, _PANEL), torch.int32)
-    kernels.pack(words.data_ptr(), num_columns, depth, packed.data_ptr())
+def panels(
+    kernels: Kernels, memory: HugePages, pieces: Sequence[Tensor], sums: Tensor | None = None
+) -> Tensor:
+    """Words (out, n) int32 repacked to panels (out / 32, n, 32), zeros behind the last column.
+
+    Args:
+        kernels: For this processor.
+        memory: For the panels.
+        pieces: Dense rows of words, those of one piece below those of the one before.
+        sums: (columns of all panels,) int32, set to the sums of the columns' signed bytes.
+    """
+    addresses = torch.tensor([piece.data_ptr() for piece in pieces])
+    counts = torch.tensor([len(piece) for piece in pieces])
+    depth = pieces[0].shape[1]
+    packed = memory.empty((-(-int(counts.sum()) // _PANEL), depth, _PANEL), torch.int32)
+    where = (addresses.data_ptr(), counts.data_ptr(), len(pieces))
+    kernels.pack(*where, depth, packed.data_ptr(), None if sums is None else sums.data_ptr())
     return packed
 
 
@@ -108,16 +122,24 @@ class PanelLinear:
     Args:
         kernels: For this processor.
         memory: For the panels.
-        weight: (out, in) bfloat16, with an even number of inputs. May be dropped.
+        weight: (out, in) bfloat16, with an even number of inputs, or pieces of it that lie one
+            below the other. May be dropped.
         bias: (out,) or None.
     """
 
     def __init__(
-        self, kernels: Kernels, memory: HugePages, weight: Tensor, bias: Tensor | None
+        self,
+        kernels: Kernels,
+        memory: HugePages,
+        weight: Tensor | Sequence[Tensor],
+        bias: Tensor | None,
     ) -> None:
-        self.num_columns, self.num_inputs = weight.shape
+        pieces = [weight] if isinstance(weight, Tensor) else weight
+        self.num_columns = sum(map(len, pieces))
+        self.num_inputs = pieces[0].shape[1]
         self._run = kernels.bf16_linear
-        self._panels = panels(kernels, memory, weight.contiguous().view(torch.int32))
+        words = [piece.contiguous().view(torch.int32) for piece in pieces]
+        self._panels = panels(kernels, memory, words)
         self._bias = None if bias is None else padded(bias.float())
         self._address = self._panels.data_ptr()
         self._bias_address = None if self._bias is None else self._bias.data_ptr()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 
@@ -100,9 +101,14 @@ class CpuPlatform(TorchPlatform):
 
     def bind_linear(self, weight: Tensor, bias: Tensor | None) -> BoundLinear:
         """Repack for the compiled kernels or for oneDNN; otherwise use the weight as it is."""
-        kernels = load_kernels()
-        if kernels is not None and weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0:
-            return PanelLinear(kernels, self._memory, weight, bias)
+        return self.bind_rows([weight], bias)
+
+    def bind_rows(self, weights: Sequence[Tensor], bias: Tensor | None) -> BoundLinear:
+        """As ``bind_linear``; the kernels' panels are packed from the pieces."""
+        kernels, first = load_kernels(), weights[0]
+        if kernels is not None and first.dtype == torch.bfloat16 and first.shape[1] % 2 == 0:
+            return PanelLinear(kernels, self._memory, weights, bias)
+        weight = first if len(weights) == 1 else torch.cat(list(weights))
         if can_pack(weight):
             return PackedLinear(weight, bias)
         return DenseLinear(weight, bias)

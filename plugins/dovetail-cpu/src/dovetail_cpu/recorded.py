@@ -159,6 +159,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.obstacle: str | None = None
         self._room = room
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise torch imports its compiler, which takes a second, to say what not to compile.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

@@ -10,13 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dovetail.core.contracts.attention import AttentionBackend
-from dovetail.core.contracts.communicator import Communicator
-from dovetail.core.contracts.runner import Runner, RunnerConfig
-from dovetail.core.contracts.workbench import Activity, Workbench
 from dovetail.core.errors import UnsupportedError
+
+if TYPE_CHECKING:  # Not even numpy is loaded for a probe.
+    from dovetail.core.contracts.attention import AttentionBackend
+    from dovetail.core.contracts.communicator import Communicator
+    from dovetail.core.contracts.runner import Runner, RunnerConfig
+    from dovetail.core.contracts.workbench import Activity, Workbench
 
 __all__ = [
     "API_VERSION",

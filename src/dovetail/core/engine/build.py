@@ -14,6 +14,7 @@ from dovetail.core.config.installed import resolve_installed
 from dovetail.core.config.resolved import ResolvedConfig
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.contracts.platform import Platform
+from dovetail.core.engine.collector import paused
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.plugins.selection import load_platform, platform_registry
 from dovetail.core.scheduler.scheduler import Scheduler, SchedulerConfig
@@ -66,7 +67,8 @@ def build_engine(config: EngineConfig, platform_name: str, progress: Progress) -
     facts = read_facts(config)
     origin = platform_registry(os.environ).entry(platform_name).origin
     progress(f"starting platform {platform_name} ({origin})", 0, 0)
-    platform = load_platform(platform_name, os.environ)
+    with paused():
+        platform = load_platform(platform_name, os.environ)
     allow_long = environment.allow_long_max_model_len
     resolved = resolve_installed(config, facts, platform, allow_long=allow_long)
     return _load(config, resolved, facts, platform, progress)

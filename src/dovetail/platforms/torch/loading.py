@@ -207,13 +207,12 @@ class _Binder:
     def __call__(self, leaf: Leaf, parts: Parts) -> Any:
         """What the model will be given for a leaf."""
         if isinstance(leaf, Linear):
-            weight = self._tables.get(leaf.sources[0]) if leaf.tied_to else None
-            bias = self._rows(parts.biases) if parts.biases else None
+            table = self._tables.get(leaf.sources[0]) if leaf.tied_to else None
+            bias = torch.cat(self._tensors(parts.biases)) if parts.biases else None
             if parts.quantized is not None:
                 return self._quantized(parts.quantized, bias)
-            if weight is None:
-                weight = self._rows(parts.weights)
-            return self._platform.bind_linear(weight, bias)
+            weights = self._tensors(parts.weights) if table is None else [table]
+            return self._platform.bind_rows(weights, bias)
         tensor = self._tensor(parts.weights[0])
         if not isinstance(leaf, Tensor):
             return tensor
@@ -228,10 +227,9 @@ class _Binder:
             weight.scheme, self._ops, weight.scheme.bind(self._ops, params, bias)
         )
 
-    def _rows(self, arrays: Sequence[Any]) -> TorchTensor:
-        """The arrays one below the other; without a copy if there is one, of the right dtype."""
-        tensors = [self._tensor(array).to(self._dtype) for array in arrays]
-        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+    def _tensors(self, arrays: Sequence[Any]) -> list[TorchTensor]:
+        """In the dtype of the model."""
+        return [self._tensor(array).to(self._dtype) for array in arrays]
 
     def _tensor(self, array: Any) -> TorchTensor:
         return self._upload(array)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -99,6 +99,14 @@ class TorchPlatform(Platform):
     def bind_linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> BoundLinear:
         """Repack the weight (out, in) and bias (out,) of a linear layer once, after loading."""
         return DenseLinear(weight, bias)
+
+    def bind_rows(self, weights: Sequence[torch.Tensor], bias: torch.Tensor | None) -> BoundLinear:
+        """As ``bind_linear``, of a weight in pieces that lie one below the other: (out_i, in).
+
+        Default: puts them together, which takes memory for as long as the layer is bound.
+        """
+        whole = weights[0] if len(weights) == 1 else torch.cat(list(weights))
+        return self.bind_linear(whole, bias)
 
     def attention_backends(self) -> list[AttentionBackend]:
         """Every installed backend, in order of preference, made for this device."""

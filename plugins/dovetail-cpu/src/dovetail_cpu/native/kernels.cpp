@@ -21,8 +21,9 @@ struct Call {
 
 extern "C" {
 
-void EXPORT(pack)(const uint32_t* words, int64_t num_columns, int64_t depth, uint32_t* panels) {
-    pack(words, num_columns, depth, panels);
+void EXPORT(pack)(const uint32_t* const* pieces, const int64_t* counts, int64_t num_pieces,
+                  int64_t depth, uint32_t* panels, int32_t* sums) {
+    pack({pieces, counts, num_pieces, depth}, panels, sums);
 }
 
 void EXPORT(bf16_linear)(const bf16* x, int64_t x_stride, int64_t num_rows, int64_t num_inputs,

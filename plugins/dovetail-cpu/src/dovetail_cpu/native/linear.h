@@ -181,19 +181,76 @@ inline void bf16_linear(const bf16* x, int64_t x_stride, int64_t num_rows, int64
             });
 }
 
-// Words of a weight (num_columns, words of a row) into panels; columns beyond its own are zeros.
-inline void pack(const uint32_t* words, int64_t num_columns, int64_t depth, uint32_t* panels) {
-    const int64_t count = ceil_div(num_columns, PANEL);
+// Rows of weights that lie one below the other, in several pieces of memory.
+struct Rows {
+    const uint32_t* const* pieces;
+    const int64_t* counts;  // of rows, in each piece
+    int64_t num_pieces;
+    int64_t depth;  // words of a row
+
+    int64_t count() const {
+        int64_t sum = 0;
+        for (int64_t i = 0; i < num_pieces; i++) sum += counts[i];
+        return sum;
+    }
+
+    // Null: there is no such row.
+    const uint32_t* at(int64_t row) const {
+        for (int64_t i = 0; i < num_pieces; row -= counts[i++])
+            if (row < counts[i]) return pieces[i] + row * depth;
+        return nullptr;
+    }
+};
+
+#if defined(__AVX512F__)
+// LANES words of each of LANES rows, which may be null for zeros, to LANES words of each column.
+// Interleaving the halves of a list of rows four times transposes it.
+inline void transpose(const uint32_t* const* rows, int64_t k, uint32_t* to) {
+    const __m512i low =
+        _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    __m512i lines[LANES], next[LANES];
+    for (int i = 0; i < LANES; i++)
+        lines[i] = rows[i] ? _mm512_loadu_si512(rows[i] + k) : _mm512_setzero_si512();
+    for (int turn = 0; turn < 4; turn++) {
+        for (int i = 0; i < LANES / 2; i++) {
+            next[2 * i] = _mm512_permutex2var_epi32(lines[i], low, lines[i + LANES / 2]);
+            next[2 * i + 1] = _mm512_permutex2var_epi32(lines[i], high, lines[i + LANES / 2]);
+        }
+        for (int i = 0; i < LANES; i++) lines[i] = next[i];
+    }
+    for (int i = 0; i < LANES; i++) _mm512_storeu_si512(to + i * PANEL, lines[i]);
+}
+#else
+inline void transpose(const uint32_t* const* rows, int64_t k, uint32_t* to) {
+    for (int column = 0; column < LANES; column++)
+        for (int i = 0; i < LANES; i++)
+            to[i * PANEL + column] = rows[column] ? rows[column][k + i] : 0;
+}
+#endif
+
+// Rows of words, which are columns of the product, into panels; columns beyond them are zeros.
+// `sums`: what each column's bytes, with their signs, add up to; null: not wanted.
+inline void pack(const Rows& rows, uint32_t* panels, int32_t* sums) {
+    const int64_t count = ceil_div(rows.count(), PANEL), depth = rows.depth;
     share_out(count, 1, [&](int64_t panel) {
         uint32_t* to = panels + panel * depth * PANEL;
-        const int64_t size = std::min(PANEL, num_columns - panel * PANEL);
-        constexpr int64_t STRIP = 16;  // words of each column that are in the cache at a time
-        for (int64_t k0 = 0; k0 < depth; k0 += STRIP)
-            for (int64_t column = 0; column < PANEL; column++) {
-                const uint32_t* from = words + (panel * PANEL + column) * depth;
-                for (int64_t k = k0; k < std::min(k0 + STRIP, depth); k++)
-                    to[k * PANEL + column] = column < size ? from[k] : 0;
-            }
+        const uint32_t* from[PANEL];
+        for (int64_t column = 0; column < PANEL; column++)
+            from[column] = rows.at(panel * PANEL + column);
+        const int64_t whole = depth / LANES * LANES;
+        for (int64_t k = 0; k < whole; k += LANES)
+            for (int64_t column = 0; column < PANEL; column += LANES)
+                transpose(from + column, k, to + k * PANEL + column);
+        for (int64_t k = whole; k < depth; k++)
+            for (int64_t column = 0; column < PANEL; column++)
+                to[k * PANEL + column] = from[column] ? from[column][k] : 0;
+        for (int64_t column = 0; sums && column < PANEL; column += LANES) {
+            i32x16 sum{};
+            for (int64_t k = 0; k < depth; k++)
+                sum = dot_fours(sum, u32x16{} + 0x01010101u, load<i32x16>(to + k * PANEL + column));
+            store(sums + panel * PANEL + column, sum);
+        }
     });
 }
 
