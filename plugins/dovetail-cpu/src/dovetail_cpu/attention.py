@@ -76,8 +76,9 @@ class NativeAttention:
                     f"its heads have a multiple of {_LANES} entries up to {_MOST_HEAD},"
                     f" not {spec.head_size}"
                 )
-            if spec.num_heads // spec.num_kv_heads > _MOST_ROWS:
-                return f"up to {_MOST_ROWS} query heads share a KV head, not {spec.num_heads}"
+            group = spec.num_heads // spec.num_kv_heads
+            if group > _MOST_ROWS:
+                return f"up to {_MOST_ROWS} query heads share a KV head, not {group}"
         return None
 
     def bytes_per_block(self, spec: AttentionSpec, need: AttentionNeed) -> int:

@@ -156,7 +156,9 @@ class PanelLinear:
         return self._product(x, self.num_columns // 2, GATES[activation])
 
     def _product(self, x: Tensor, width: int, gate: int) -> Tensor:
-        rows = x if x.dim() == 2 and x.stride(1) == 1 else x.reshape(-1, self.num_inputs)
+        rows = x if x.dim() == 2 else x.reshape(-1, self.num_inputs)
+        if rows.stride(1) != 1:
+            rows = rows.contiguous()
         num_rows = len(rows)
         out = x.new_empty(num_rows, width)
         self._run(

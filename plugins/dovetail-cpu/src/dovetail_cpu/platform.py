@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 
 import torch
@@ -19,7 +20,7 @@ from dovetail.platforms.torch.loading import LoadedModel, RunnableModel
 from dovetail.platforms.torch.ops import DenseLinear
 from dovetail.platforms.torch.platform import BoundLinear, TorchPlatform
 from dovetail_cpu.attention import NativeAttention
-from dovetail_cpu.kernels import load_kernels
+from dovetail_cpu.kernels import load_kernels, why_absent
 from dovetail_cpu.linear import PackedLinear, PanelLinear, can_pack
 from dovetail_cpu.matrices import has_matrix_units, use_matrix_units
 from dovetail_cpu.memory import HugePages, keep_freed_memory
@@ -75,9 +76,11 @@ class CpuPlatform(TorchPlatform):
         return Memory(free=max(0, machine.memory_free - int(_KEPT_FREE * total)), total=total)
 
     def override_ops(self, table: OpTable) -> None:
-        """The compiled kernels, where there are any."""
+        """The compiled kernels, where there are any; else a warning, once, that says why not."""
         kernels = load_kernels()
-        if kernels is not None:
+        if kernels is None:
+            _warn(f"no compiled kernels, torch's slower ops are used: {why_absent()}")
+        else:
             origin = f"dovetail-cpu {version('dovetail-cpu')}, {kernels.instruction_set}"
             override_ops(table, kernels, self._memory, origin)
 
@@ -122,6 +125,11 @@ class CpuPlatform(TorchPlatform):
         if kernels is not None and has_matrix_units():
             _log.info("%s", use_matrix_units(kernels))
         return super().runner(config)
+
+
+@cache
+def _warn(message: str) -> None:
+    _log.warning(message)
 
 
 def _default_threads() -> int:

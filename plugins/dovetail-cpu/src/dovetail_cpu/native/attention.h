@@ -196,8 +196,10 @@ struct Attended {
         f32x16 most = all(NEVER);
         for (int64_t v = 0; v < vectors; v++) most = larger(load<f32x16>(s + v * LANES), most);
         const float peak = std::max(peaks[i], largest(most) * factor);
-        if (peak == NEVER) {  // it sees none of these
+        if (peak == NEVER) {  // it sees none of these, or nothing that is a number
             std::fill_n(weights + i * KEYS, vectors * LANES, 0);
+            if (std::any_of(s, s + vectors * LANES, [](float x) { return x != x; }))
+                totals[i] = NAN;
             return;
         }
         f32x16 total = all(0.f);
@@ -290,7 +292,10 @@ struct Attended {
         for (int64_t i = 0; i < num_rows; i++) {
             const float* other = waiting(part, i);
             const float peak = std::max(peaks[i], other[size]);
-            if (peak == -std::numeric_limits<float>::infinity()) continue;
+            if (peak == -std::numeric_limits<float>::infinity()) {
+                totals[i] += other[size + 1];
+                continue;
+            }
             const float mine = std::exp2(peaks[i] - peak), theirs = std::exp2(other[size] - peak);
             for (int64_t e = 0; e < size; e += LANES) {
                 float* to = result + i * size + e;

@@ -136,14 +136,18 @@ inline void put(const Target& target, int64_t row, int64_t num_rows, int64_t vec
 // and puts it into the target. With a gate, half the columns are a whole number of vectors.
 template <class Sums>
 void product(int64_t num_rows, const Target& target, Sums sums) {
+    if (num_rows == 0) return;
     const int64_t width = target.gate ? target.num_columns / 2 : target.num_columns;
     const int64_t num_vectors = ceil_div(width, LANES);
     const int64_t threads = omp_get_max_threads();
     const int64_t row_blocks = ceil_div(num_rows, ROW_BLOCK);
     const int64_t row_parts = std::min(row_blocks, ceil_div(16 * threads * STEP, num_vectors));
     const int64_t part_rows = ceil_div(row_blocks, row_parts) * ROW_BLOCK;
-    // Few columns and many threads: a thread takes less than a step.
-    const int64_t step = num_vectors * row_parts >= 2 * threads * STEP ? STEP : 1;
+    // Few columns and many threads: a thread takes less than a step. So it does where the half that
+    // is multiplied with the gate begins within a panel: vectors of a strip lie in one.
+    const bool is_aligned = !target.gate || num_vectors % PANEL_VECTORS == 0;
+    const bool is_long = num_vectors * row_parts >= 2 * threads * STEP;
+    const int64_t step = is_aligned && is_long ? STEP : 1;
     const int64_t steps = ceil_div(num_vectors, step);
     const int64_t together = std::clamp<int64_t>(steps * row_parts / (32 * threads), 1, GROUP);
     const int64_t group = num_rows > ROW_BLOCK ? together * step : step;

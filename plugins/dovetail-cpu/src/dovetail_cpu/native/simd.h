@@ -167,7 +167,7 @@ inline i32x16 dot_fours(i32x16 c, u32x16 a, i32x16 b) {
         _mm512_dpbusd_epi32(bits<__m512i>(c), bits<__m512i>(a), bits<__m512i>(b)));
 #else
     for (int shift = 24; shift >= 0; shift -= 8)
-        c += bits<i32x16>((a << (24 - shift)) >> 24) * ((b << shift) >> 24);
+        c += bits<i32x16>((a << (24 - shift)) >> 24) * ((b << (24 - shift)) >> 24);
     return c;
 #endif
 }

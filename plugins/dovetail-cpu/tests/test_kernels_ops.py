@@ -1,0 +1,176 @@
+"""Norms, gates, the embedding and the choice of the likeliest, against the plain ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cpu_kernels import random_tensor, threads
+from dovetail_cpu.kernels import Kernels
+from dovetail_cpu.memory import HugePages
+from dovetail_cpu.ops import likeliest, override_ops
+from torch import Tensor
+
+from dovetail.core.contracts.ops import OpTable
+from dovetail.platforms.torch.ops import references
+from dovetail.platforms.torch.sampling.order import greedy
+
+WIDTHS = (1, 15, 16, 17, 31, 896)
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.fixture
+def ops(kernels: Kernels, memory: HugePages) -> Any:
+    table = OpTable(references())
+    override_ops(table, kernels, memory, "these tests")
+    return table.bind()
+
+
+@pytest.fixture
+def plain() -> Any:
+    return OpTable(references()).bind()
+
+
+def expect_near(got: Tensor, want: Tensor, steps: float = 1) -> None:
+    """Within so many steps of the dtype."""
+    assert (got.dtype, got.shape) == (want.dtype, want.shape)
+    rtol = steps * torch.finfo(want.dtype).eps
+    near = torch.allclose(got.float(), want.float(), rtol=rtol, atol=1e-30, equal_nan=True)
+    assert near, (got, want)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_norms(width: int, kind: torch.dtype, ops: Any, plain: Any) -> None:
+    weight = random_tensor(width, dtype=kind)
+    for count in (1, 7, 100):
+        x, residual = random_tensor(count, width, seed=1), random_tensor(count, width, seed=2)
+        x[0] *= 1e-4
+        normed = plain.rms_norm(x, weight, 1e-6)
+        want, same = plain.add_rms_norm(x, residual, weight, 1e-5)
+        for num in (1, 2):
+            with threads(num):
+                own = ops.rms_norm(x, weight, 1e-6)
+                got, total = ops.add_rms_norm(x, residual, weight, 1e-5)
+            expect_near(own, normed, 2)
+            assert torch.equal(total, same)
+            expect_near(got, want, 2)
+
+
+def test_norms_of_other_layouts_and_dtypes(ops: Any, plain: Any) -> None:
+    weight = random_tensor(24)
+    apart = random_tensor(5, 30)[:, 3:27]
+    expect_near(ops.rms_norm(apart, weight, 1e-6), plain.rms_norm(apart, weight, 1e-6), 2)
+    deep = random_tensor(5, 4, 24)
+    expect_near(ops.rms_norm(deep, weight, 1e-6), plain.rms_norm(deep, weight, 1e-6), 2)
+    for dtype in (torch.float32, torch.float16):
+        other, own = deep.to(dtype), weight.to(dtype)
+        assert torch.equal(ops.rms_norm(other, own, 1e-6), plain.rms_norm(other, own, 1e-6))
+    assert ops.rms_norm(deep[:0], weight, 1e-6).shape == (0, 4, 24)
+
+
+def test_rows_do_not_meet(ops: Any) -> None:
+    x, weight = random_tensor(6, 48), random_tensor(48)
+    before, gated = ops.rms_norm(x, weight, 1e-6), ops.silu_and_mul(x)
+    x[2, 5] = NAN
+    after = ops.rms_norm(x, weight, 1e-6)
+    assert after[2].isnan().all()
+    others = torch.arange(6) != 2
+    assert torch.equal(after[others], before[others])
+    again = ops.silu_and_mul(x)
+    assert again[2, 5].isnan()
+    assert torch.equal(again[others], gated[others])
+    assert again[2].isnan().sum() == 1
+
+
+@pytest.mark.parametrize("name", ["silu_and_mul", "gelu_tanh_and_mul"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_gates(width: int, name: str, ops: Any, plain: Any) -> None:
+    for spread in (1.0, 20.0):
+        x = (spread * random_tensor(50, 2 * width).float()).bfloat16()
+        for count in (1, 3, 50):
+            for num in (1, 2):
+                with threads(num):
+                    got = getattr(ops, name)(x[:count])
+                want = getattr(plain, name)(x[:count])
+                assert got.dtype is torch.bfloat16
+                assert torch.allclose(got.float(), want.float(), rtol=2**-6, atol=1e-5 * spread)
+
+
+@pytest.mark.parametrize("name", ["silu_and_mul", "gelu_tanh_and_mul"])
+def test_gates_of_every_number(name: str, ops: Any, plain: Any) -> None:
+    """Up to where silu, which takes 2**-126 for what is less, is off by 1e-4."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    finite = every[every.abs() < 1e33].reshape(-1, 1)
+    x = torch.cat([finite, torch.ones_like(finite)], 1)
+    got, want = getattr(ops, name)(x).float(), getattr(plain, name)(x).float()
+    assert torch.allclose(got, want, rtol=2**-6, atol=1e-4)
+    assert not got.isnan().any()
+    wrong = every[every.isnan()].reshape(-1, 1)
+    assert getattr(ops, name)(torch.cat([wrong, torch.ones_like(wrong)], 1)).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
+def test_embedding(dtype: torch.dtype, ops: Any) -> None:
+    table = random_tensor(10, 17, dtype=dtype)
+    ids = torch.tensor([3, 9, 0, 3])
+    assert torch.equal(ops.embedding(ids, table), table[ids])
+    outside = torch.tensor([1, -1, 10, 2**40, -(2**40), 2])
+    got = ops.embedding(outside, table)
+    assert got[1:5].isnan().all()
+    assert torch.equal(got[[0, 5]], table[[1, 2]])
+    many = torch.arange(1000) % 10
+    with threads(2):
+        assert torch.equal(ops.embedding(many, table), table[many])
+    assert torch.equal(ops.embedding(ids, table[:, ::2]), table[ids][:, ::2])
+    assert ops.embedding(ids[:0], table).shape == (0, 17)
+
+
+SIZES = (1, 2, 15, 16, 17, 8191, 8192, 8193, 16384, 16385, 50000)
+
+
+def expect_same(kernels: Kernels, logits: Tensor) -> None:
+    for num in (1, 2):
+        with threads(num):
+            ids, values = likeliest(kernels, logits)
+        want_ids, want = greedy(logits)
+        assert torch.equal(values.nan_to_num(7.5e37), want.nan_to_num(7.5e37))
+        assert torch.equal(values.isnan(), want.isnan())
+        known = ~want.isnan()
+        assert torch.equal(ids[known], want_ids[known])
+        assert ((ids >= 0) & (ids < logits.shape[1])).all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_likeliest_is_what_greedy_is(size: int, kernels: Kernels) -> None:
+    logits = random_tensor(9, size, seed=size)  # of so many numbers in bfloat16, some are equal
+    logits[1] = 1.0
+    logits[2] = -INFINITY
+    logits[3, size // 2] = INFINITY
+    logits[3, -1] = INFINITY
+    logits[4, -1] = NAN
+    logits[5, 0] = NAN
+    logits[6] = -INFINITY
+    logits[6, -1] = -3e38
+    logits[7] = NAN
+    logits[8] = -0.0
+    logits[8, size // 3] = 0.0
+    expect_same(kernels, logits)
+    expect_same(kernels, logits[:1])
+    expect_same(kernels, logits[:, ::2] if size > 1 else logits)
+
+
+def test_of_equal_ones_the_lowest(kernels: Kernels) -> None:
+    logits = torch.zeros(6, 20000, dtype=torch.bfloat16)
+    for row, places in enumerate([(5, 19999), (8191, 8192), (8192, 16384), (16, 17), (0, 1), ()]):
+        logits[row, list(places)] = 1
+    ids, values = likeliest(kernels, logits)
+    assert ids.tolist() == [5, 8191, 8192, 16, 0, 0]
+    assert values.tolist() == [1, 1, 1, 1, 1, 0]
+
+
+def test_likeliest_of_other_dtypes_and_of_none(kernels: Kernels) -> None:
+    expect_same(kernels, random_tensor(3, 100, dtype=torch.float32))
+    ids, values = likeliest(kernels, torch.empty(0, 100, dtype=torch.bfloat16))
+    assert len(ids) == len(values) == 0
