@@ -17,7 +17,7 @@ KIT     := $(PYTEST) --pyargs dovetail.core.conformance --platform
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: help setup serve test test-core test-triton test-reference determinism aot lint format
-.PHONY: bench bench-cpu bench-cuda certify simulate clean
+.PHONY: cross bench bench-cpu bench-cuda certify simulate clean
 .PHONY: $(PLATFORMS:%=test-%)
 
 help: ## Show this list
@@ -86,6 +86,9 @@ aot: $(VENV)/.dev ## Compile kernels for six GPUs, and kernels and a model for f
 	$(INSTALL) --no-deps --quiet --target $(VENV)/libtpu 'libtpu==0.0.42.*'
 	TPU_LIBRARY_PATH=$(abspath $(VENV))/libtpu/libtpu/libtpu.so \
 	    $(PYTEST) plugins/dovetail-tpu/tests/test_aot.py -s $(ARGS)
+
+cross: ## Check the cpu kernels for other processors, emulated (needs cross compilers and qemu-user)
+	plugins/dovetail-cpu/cross/check.sh
 
 lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check .

@@ -156,6 +156,11 @@ class PanelLinear:
         return self._product(x, self.num_columns // 2, GATES[activation])
 
     def _product(self, x: Tensor, width: int, gate: int) -> Tensor:
+        if x.dtype is not torch.bfloat16 or x.shape[-1] != self.num_inputs:
+            raise ValueError(
+                f"a layer of {self.num_inputs} inputs in bfloat16 was given {tuple(x.shape)} in"
+                f" {x.dtype}"
+            )
         rows = x if x.dim() == 2 else x.reshape(-1, self.num_inputs)
         if rows.stride(1) != 1:
             rows = rows.contiguous()
