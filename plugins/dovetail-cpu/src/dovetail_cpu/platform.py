@@ -20,7 +20,7 @@ from dovetail.platforms.torch.loading import LoadedModel, RunnableModel
 from dovetail.platforms.torch.ops import DenseLinear
 from dovetail.platforms.torch.platform import BoundLinear, TorchPlatform
 from dovetail_cpu.attention import NativeAttention
-from dovetail_cpu.kernels import load_kernels, why_absent
+from dovetail_cpu.kernels import Kernels, load_kernels, why_absent
 from dovetail_cpu.linear import PackedLinear, PanelLinear, can_pack
 from dovetail_cpu.matrices import has_matrix_units, use_matrix_units
 from dovetail_cpu.memory import HugePages, keep_freed_memory
@@ -108,7 +108,7 @@ class CpuPlatform(TorchPlatform):
     def bind_rows(self, weights: Sequence[Tensor], bias: Tensor | None) -> BoundLinear:
         """As ``bind_linear``; the kernels' panels are packed from the pieces."""
         kernels, first = load_kernels(), weights[0]
-        if kernels is not None and first.dtype == torch.bfloat16 and first.shape[1] % 2 == 0:
+        if kernels is not None and _suits_panels(kernels, first):
             return PanelLinear(kernels, self._memory, weights, bias)
         weight = first if len(weights) == 1 else torch.cat(list(weights))
         if can_pack(weight):
@@ -125,6 +125,12 @@ class CpuPlatform(TorchPlatform):
         if kernels is not None and has_matrix_units():
             _log.info("%s", use_matrix_units(kernels))
         return super().runner(config)
+
+
+def _suits_panels(kernels: Kernels, weight: Tensor) -> bool:
+    """Processors other than x86 may multiply bf16 in ways that only torch's libraries know."""
+    is_known = kernels.instruction_set != "generic" or not can_pack(weight)
+    return is_known and weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0
 
 
 @cache

@@ -94,9 +94,10 @@ struct Factors {
                 constexpr int R = decltype(r)::value;
                 const char* a = rows + (row + first) * row_bytes + 4 * done;
                 const bool second = first && first <= ROWS;
-                tile<Words, R, V, std::min<int>(V, PANEL_VECTORS)>(a, row_bytes, 1, size, part, PANEL, sums + first * STRIDE,
-                                  STRIDE, done > 0,
-                                  fetches && second ? (const char*)behind : nullptr);
+                const char* next = fetches && second ? (const char*)behind : nullptr;
+                tile<Words, R, V, std::min<int>(V, PANEL_VECTORS)>(
+                    a, row_bytes, 1, size, part, PANEL, sums + first * STRIDE, STRIDE, done > 0,
+                    next);
             });
         }
     }
