@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from dovetail.core.contracts.ops import INT4_GROUP
-from dovetail.platforms.torch.ops import references
 from dovetail_cpu.kernels import Int4Struct, Int8Struct, Kernels, QuantizedStruct, TargetStruct
-from dovetail_cpu.linear import GATES, can_gate, padded, panels
+from dovetail_cpu.linear import PanelLayer, padded, panels
 from dovetail_cpu.memory import HugePages
 
 __all__ = ["Int4Panels", "Int8Panels", "IntegerPanels"]
@@ -21,7 +20,7 @@ _HIGHER = 128
 """What is added to activations, so that they are bytes without a sign."""
 
 
-class IntegerPanels:
+class IntegerPanels(PanelLayer):
     """``x @ W.T + b`` as ``Ops.int8_linear`` and ``int4_linear`` say.
 
     Args:
@@ -48,17 +47,6 @@ class IntegerPanels:
     def num_groups(self) -> int:
         """Groups of inputs whose codes are to be added up; 0: none are."""
         return 0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
-        return self._product(x, self.num_columns, 0)
-
-    def gated(self, x: Tensor, activation: str) -> Tensor:
-        """The gate of ``GATES`` over the result: (..., in) to (..., out / 2)."""
-        if not can_gate(self.num_columns):
-            gated: Tensor = references()[activation](self(x))
-            return gated
-        return self._product(x, self.num_columns // 2, GATES[activation])
 
     def _product(self, x: Tensor, width: int, gate: int) -> Tensor:
         if x.dtype not in (torch.bfloat16, torch.float32):

@@ -15,6 +15,7 @@ from dovetail_cpu.memory import HugePages
 __all__ = [
     "GATES",
     "PackedLinear",
+    "PanelLayer",
     "PanelLinear",
     "can_gate",
     "can_pack",
@@ -116,7 +117,30 @@ def can_gate(num_columns: int) -> bool:
     return num_columns % (2 * _LANES) == 0
 
 
-class PanelLinear:
+class PanelLayer:
+    """A layer over W in panels, whose kernel may gate its result on the way."""
+
+    num_columns: int
+    """Outputs."""
+    num_inputs: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        return self._product(x, self.num_columns, 0)
+
+    def gated(self, x: Tensor, activation: str) -> Tensor:
+        """The gate of ``GATES`` over the result: (..., in) to (..., out / 2)."""
+        if not can_gate(self.num_columns):
+            gated: Tensor = references()[activation](self(x))
+            return gated
+        return self._product(x, self.num_columns // 2, GATES[activation])
+
+    def _product(self, x: Tensor, width: int, gate: int) -> Tensor:
+        """(..., width): all outputs, or half as many that are gated."""
+        raise NotImplementedError
+
+
+class PanelLinear(PanelLayer):
     """``x @ W.T + b`` in bfloat16 by the compiled kernels, over W in panels.
 
     Args:
@@ -143,17 +167,6 @@ class PanelLinear:
         self._bias = None if bias is None else padded(bias.float())
         self._address = self._panels.data_ptr()
         self._bias_address = None if self._bias is None else self._bias.data_ptr()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
-        return self._product(x, self.num_columns, 0)
-
-    def gated(self, x: Tensor, activation: str) -> Tensor:
-        """The gate of ``GATES`` over the result: (..., in) to (..., out / 2)."""
-        if not can_gate(self.num_columns):
-            gated: Tensor = references()[activation](self(x))
-            return gated
-        return self._product(x, self.num_columns // 2, GATES[activation])
 
     def _product(self, x: Tensor, width: int, gate: int) -> Tensor:
         if x.dtype is not torch.bfloat16 or x.shape[-1] != self.num_inputs:

@@ -16,7 +16,7 @@ from dovetail.quant.int4 import Int4
 from dovetail.quant.int8 import Int8
 from dovetail_cpu.integers import Int4Panels, Int8Panels, IntegerPanels
 from dovetail_cpu.kernels import Kernels
-from dovetail_cpu.linear import GATES, PanelLinear
+from dovetail_cpu.linear import GATES, PanelLayer
 from dovetail_cpu.memory import HugePages
 
 __all__ = ["likeliest", "override_ops"]
@@ -122,7 +122,7 @@ def _gated_linear(
     layer: Any = weight
     if isinstance(weight, QuantizedLinear) and isinstance(weight.scheme, Int8 | Int4):
         layer = weight.bound  # which is all that these schemes apply
-    if isinstance(layer, PanelLinear | IntegerPanels):
+    if isinstance(layer, PanelLayer):
         return layer.gated(x, activation)
     return gates[activation](weight(x))
 
