@@ -22,7 +22,13 @@ _ALL = (
 )
 UNSUPPORTED = {
     "reference": (*_ALL, "attention.*.deterministic.*", "features.deterministic"),
-    "cpu": (*_ALL, "attention.sdpa.deterministic.*", "attention.reference.deterministic.*"),
+    "cpu": (
+        *_ALL,
+        *(f"attention.{name}.deterministic.*" for name in ("native", "sdpa", "reference")),
+        *(f"attention.native.*.{dtype}" for dtype in ("float32", "float16")),
+        *(f"attention.native.head_{size}.*" for size in (20, 33)),
+        *(f"attention.native.kv_{kind}*" for kind in ("float", "fp8", "int8")),
+    ),
 }
 """Names of checks by platform, as ``fnmatch`` has them."""
 
