@@ -35,6 +35,30 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     platform._warn.cache_clear()
 
 
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+def test_they_are_compiled_where_there_is_a_compiler() -> None:
+    """Else every test of the kernels would be skipped, unseen."""
+    assert kernels.LIBRARY.exists()
+
+
+def test_the_openmp_of_torch_comes_before_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "torch" / "lib").mkdir(parents=True)
+    for name in ("libbackend_with_compiler.so", "libtorch_cpu.so"):
+        (tmp_path / "torch" / "lib" / name).touch()
+    monkeypatch.setattr(kernels.torch, "__file__", str(tmp_path / "torch" / "__init__.py"))
+    monkeypatch.setattr(kernels, "_mapped", lambda: iter(["/usr/lib/libm.so", "/x/libgomp.so.1"]))
+    assert kernels._loaded_openmp() == "/x/libgomp.so.1"
+    (tmp_path / "torch.libs").mkdir()
+    own = tmp_path / "torch.libs" / "libgomp-a34b3233.so.1"
+    own.touch()
+    assert kernels._loaded_openmp() == str(own)
+    own.unlink()
+    monkeypatch.setattr(kernels, "_mapped", lambda: iter(["/usr/lib/libm.so"]))
+    assert kernels._loaded_openmp() is None
+
+
 def test_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kernels.VARIABLE, "off")
     assert kernels.load_kernels() is None

@@ -67,6 +67,22 @@ def core(kernels: Kernels, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPat
     return make_cpu_core(checkpoint("qwen3"), kernels, monkeypatch)
 
 
+def test_what_a_step_was_given_stays_its_callers(core: EngineCore) -> None:
+    machine, _ = machines(core)
+    forward, given = machine.model.forward, []
+
+    def noted(inputs: Any, caches: Any) -> Any:
+        given.append((inputs, inputs.token_ids_T.clone(), inputs.positions_T.clone()))
+        return forward(inputs, caches)
+
+    machine.model.forward = noted
+    for _ in range(3):
+        machine.step(decoding(5))
+    for inputs, token_ids, positions in given:
+        assert torch.equal(inputs.token_ids_T, token_ids)
+        assert torch.equal(inputs.positions_T, positions)
+
+
 @pytest.mark.parametrize("num", [1, 2])
 def test_bits_are_the_same_over_steps_of_every_size(num: int, core: EngineCore) -> None:
     both = machines(core)

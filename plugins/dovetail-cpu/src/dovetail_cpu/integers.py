@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
@@ -40,9 +41,9 @@ class IntegerPanels(PanelLayer):
         self._bias = None if bias is None else padded(bias.float())
         self.num_columns, self.num_inputs = num_columns, num_inputs
 
+    @abstractmethod
     def multiply(self, quantized: int, num_rows: int, target: int) -> None:
         """Call the kernel, with the addresses of its structures."""
-        raise NotImplementedError
 
     def num_groups(self) -> int:
         """Groups of inputs whose codes are to be added up; 0: none are."""

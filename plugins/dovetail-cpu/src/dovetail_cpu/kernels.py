@@ -135,6 +135,7 @@ class TargetStruct(ctypes.Structure):
     ]
 
 
+_OPENMP = re.compile(r"/lib(gomp|iomp5|omp)[-.][^/]*$")
 _P, _N = c_void_p, c_int64
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "pack": (_P, _P, _N, _N, _P, _P),
@@ -301,19 +302,16 @@ def _functions(library: ctypes.CDLL, suffix: str) -> Kernels:
 
 
 def _loaded_openmp() -> str | None:
-    """Path of the OpenMP that torch's threads are those of."""
-    return next(iter(_mapped()), None) or next(iter(_shipped()), None)
+    """Path of the OpenMP that torch's threads are those of: its own, if it has one."""
+    folder = Path(torch.__file__).parent
+    own = [folder / "lib", folder.with_name("torch.libs")]
+    shipped = (str(path) for place in own if place.is_dir() for path in sorted(place.iterdir()))
+    return next(filter(_OPENMP.search, (*shipped, *_mapped())), None)
 
 
 def _mapped() -> Iterator[str]:
+    """Files in this process's memory, where the system tells."""
     maps = Path("/proc/self/maps")
     if maps.exists():
         for line in maps.read_text().splitlines():
-            path = line.split(maxsplit=5)[5:]
-            if path and re.search(r"/lib(gomp|iomp5|omp)[-.][^/]*$", path[0]):
-                yield path[0]
-
-
-def _shipped() -> Iterator[str]:
-    folder = Path(torch.__file__).parent / "lib"
-    yield from (str(path) for path in sorted(folder.glob("lib*omp*")))
+            yield from line.split(maxsplit=5)[5:]

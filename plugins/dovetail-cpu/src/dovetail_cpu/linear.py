@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -117,7 +118,7 @@ def can_gate(num_columns: int) -> bool:
     return num_columns % (2 * _LANES) == 0
 
 
-class PanelLayer:
+class PanelLayer(ABC):
     """A layer over W in panels, whose kernel may gate its result on the way."""
 
     num_columns: int
@@ -135,9 +136,9 @@ class PanelLayer:
             return gated
         return self._product(x, self.num_columns // 2, GATES[activation])
 
+    @abstractmethod
     def _product(self, x: Tensor, width: int, gate: int) -> Tensor:
         """(..., width): all outputs, or half as many that are gated."""
-        raise NotImplementedError
 
 
 class PanelLinear(PanelLayer):

@@ -22,6 +22,8 @@ from dovetail_cpu.memory import HugePages
 __all__ = ["likeliest", "override_ops"]
 
 _NORM_WEIGHTS = (torch.bfloat16, torch.float32)
+_BOUND_ALONE = (Int8, Int4)
+"""Schemes that do nothing but apply what a layer is bound to; one derived from them may."""
 
 
 def override_ops(table: OpTable, kernels: Kernels, memory: HugePages, origin: str) -> None:
@@ -120,8 +122,8 @@ def _gated_linear(
 ) -> Tensor:
     """See ``Ops``: in one pass where the layer can."""
     layer: Any = weight
-    if isinstance(weight, QuantizedLinear) and isinstance(weight.scheme, Int8 | Int4):
-        layer = weight.bound  # which is all that these schemes apply
+    if isinstance(weight, QuantizedLinear) and type(weight.scheme) in _BOUND_ALONE:
+        layer = weight.bound
     if isinstance(layer, PanelLayer):
         return layer.gated(x, activation)
     return gates[activation](weight(x))

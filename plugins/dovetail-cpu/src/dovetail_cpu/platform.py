@@ -120,6 +120,7 @@ class CpuPlatform(TorchPlatform):
         config.check_options(self.name, "threads")
         threads = config.options.get("threads") or _default_threads()
         torch.set_num_threads(int(threads))
+        self._memory = HugePages()  # what another model reserved goes with it
         keep_freed_memory()
         kernels = load_kernels()
         if kernels is not None and has_matrix_units():

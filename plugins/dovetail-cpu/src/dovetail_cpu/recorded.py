@@ -14,7 +14,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -101,10 +101,13 @@ class RecordedModel:
         return record.repeat(inputs), list(caches)
 
     def _record(self, inputs: StepInputs, caches: Sequence[Any]) -> tuple[Tensor, list[Any]]:
-        """Run a step and note its calls. Its inputs become the record's own."""
+        """Run a step and note its calls."""
         tape, watch = self._kernels.tape, _Watch(self._room)
         if not tape.begin():
             return self._model.forward(inputs, caches)
+        # What the calls will look at is written to later, and may be nobody else's.
+        tokens, positions = inputs.token_ids_T.clone(), inputs.positions_T.clone()
+        inputs = replace(inputs, token_ids_T=tokens, positions_T=positions)
         try:
             with watch:
                 hidden, written = self._model.forward(inputs, caches)
