@@ -81,7 +81,7 @@ class CpuPlatform(TorchPlatform):
         if kernels is None:
             _warn(f"no compiled kernels, torch's slower ops are used: {why_absent()}")
         else:
-            origin = f"dovetail-cpu {version('dovetail-cpu')}, {kernels.instruction_set}"
+            origin = f"dovetail-cpu {version('dovetail-cpu')} ({kernels.instruction_set})"
             override_ops(table, kernels, self._memory, origin)
 
     def attention_backends(self) -> list[AttentionBackend]:

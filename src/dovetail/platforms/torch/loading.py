@@ -147,7 +147,11 @@ def chosen_kernels(
 ) -> dict[str, str]:
     """Which ops are the platform's own, and whose a scheme's are, for the start-up banner."""
     own = {name: op.origin for name, op in table.overrides.items()}
-    lines = {"ops": ", ".join(f"{name}: {origin}" for name, origin in own.items())} if own else {}
+    by_origin: dict[str, list[str]] = {}
+    for name, origin in own.items():
+        by_origin.setdefault(origin, []).append(name)
+    said = "; ".join(f"{origin}: {', '.join(names)}" for origin, names in by_origin.items())
+    lines = {"ops": said} if own else {}
     if scheme is not None:
         used = (f"{name}: {own.get(name, _REFERENCE)}" for name in scheme.ops)
         lines["quantization"] = f"{config.quantization} ({', '.join(used)})"
