@@ -79,6 +79,7 @@ def measure(work: Workload, device: torch.device, target: Target) -> float:
     shape = (batch.num_tokens, sum(heads), work.spec.head_size)
     q, k, v = torch.randn(shape, device=device, dtype=dtype).split(heads, 1)
     plan = backend.plan(batch, work.need)
+    torch.cuda.synchronize()  # What follows runs on another stream.
 
     def layers() -> None:
         for cache in caches:

@@ -80,7 +80,7 @@ def cases(target: str) -> dict[str, Case]:
 
 def _chosen(target: str, name: str, kind: str) -> bool:
     """Worth being compiled each time: of every GPU the usual, of one of each vendor more."""
-    if kind == "write":
+    if kind.startswith("write"):
         return name in ("128", "128 e4m3")
     attends = kind in ("prefill", "decode alone")
     return (attends or name == "128") if target in VENDORS else (attends and name != "64")
@@ -99,32 +99,37 @@ def _launches(target: str, **layer: Any) -> Iterator[tuple[str, Launch]]:
     )
     assert backend.refuses(need) is None
     work = Sequences(spec, need, (40, 40))
-    for kind, pieces in (
-        ("alone", [(0, 20, 1), (1, 9, 1)]),
-        ("mixed", [(0, 0, 30), (1, 9, 2)]),
+    alone, mixed = work.batch([(0, 20, 1), (1, 9, 1)]), work.batch([(0, 0, 30), (1, 9, 2)])
+    for kind, batch, rotates in (
+        ("alone", alone, True),
+        ("mixed", mixed, True),
+        ("as it is", alone, False),
     ):
         seen.clear()
-        _step(backend, work, work.batch(pieces))
+        _step(backend, work, batch, rotates=rotates)
         for launch in seen:
-            if kind == "mixed" or launch.kernel in ("decode", "reduce"):
-                few = launch.kernel in ("decode", "reduce")
+            few = launch.kernel in ("decode", "reduce")
+            if launch.kernel == "write" and kind != "alone":
+                yield "write" if rotates else f"write {kind}", launch
+            elif rotates and (few or kind == "mixed"):
                 yield f"{launch.kernel} {kind}" if few else launch.kernel, launch
 
 
-def _step(backend: TritonAttention, work: Sequences, batch: Any) -> None:
-    """Of a model with norms, its queries, keys and values cut out of one array."""
+def _step(backend: TritonAttention, work: Sequences, batch: Any, *, rotates: bool) -> None:
+    """Of a model, with norms if it rotates, its queries, keys and values cut out of one array."""
     spec, dtype = work.spec, getattr(torch, work.need.dtype)
     heads = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
     qkv = torch.empty(batch.num_tokens, sum(heads), spec.head_size, dtype=dtype, device=META)
     arrays = backend.host_plan(batch, work.need)
     there = [torch.empty(array.size, dtype=torch.int32, device=META) for array in arrays]
     plan = backend.device_plan(there, batch, work.need)
+    sides, cache = qkv.split(heads, 1), backend.allocate(spec, work.need, 8)
+    if not rotates:
+        backend.attend(*sides, cache, plan, spec)
+        return
     angle = torch.empty(batch.num_tokens, spec.head_size // 2, device=META)
     norm = torch.empty(spec.head_size, dtype=dtype, device=META)
-    cache = backend.allocate(spec, work.need, 8)
-    backend.rotary_attend(
-        *qkv.split(heads, 1), (angle, angle), (norm, norm, 1e-6), cache, plan, spec
-    )
+    backend.rotary_attend(*sides, (angle, angle), (norm, norm, 1e-6), cache, plan, spec)
 
 
 def _case(launch: Launch) -> Case:

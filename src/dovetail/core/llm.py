@@ -21,6 +21,7 @@ from dovetail.core.engine.beam_search import (
     beam_search_output,
 )
 from dovetail.core.engine.build import Progress, build_engine
+from dovetail.core.engine.collector import calm
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.engine.intake import CacheRoom, Intake, model_info
 from dovetail.core.engine.listeners import Listeners
@@ -261,7 +262,8 @@ class LLM:
             for request in group:
                 self._core.add(request)
         try:
-            with tqdm(total=len(prompts), desc="Processed prompts", disable=not use_tqdm) as bar:
+            bar = tqdm(total=len(prompts), desc="Processed prompts", disable=not use_tqdm)
+            with calm(), bar:
                 while self._core.has_work():
                     if end is not None and time.monotonic() >= end:
                         self._time_out(accumulators)

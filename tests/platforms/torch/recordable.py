@@ -41,6 +41,7 @@ class PlainAttention:
     """Every token gathers the keys of its row, up to the longest length that there is."""
 
     name = "plain"
+    records_mixed = True
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -10,12 +10,14 @@ import pytest
 
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.request import SamplingParams
-from dovetail.platforms.torch.staged import StagedSteps, recorded_sizes
+from dovetail.platforms.torch import staged
+from dovetail.platforms.torch.staged import StagedSteps, recorded_shapes, recorded_sizes
 from tests.checkpoints import FAMILIES, make_checkpoint
 from tests.engines import GREEDY, answer, make_core
-from tests.platforms.torch.recordable import make_staged
+from tests.platforms.torch.recordable import PlainAttention, make_staged
 
 SMALL: dict[str, Any] = {"max_num_seqs": 12, "max_num_batched_tokens": 64, "max_model_len": 160}
+SIMPLE = SamplingParams(temperature=0.0, max_tokens=20)
 RNG = random.Random(0)
 PROMPTS = [[RNG.randrange(3, 250) for _ in range(RNG.randrange(1, 60))] for _ in range(14)]
 PLAIN = [name for name in FAMILIES if name != "gemma2"]
@@ -41,24 +43,73 @@ def test_sizes_end_at_the_most_rows_and_waste_little() -> None:
 @pytest.mark.parametrize("family", PLAIN)
 def test_tokens_are_those_of_the_reference(family: str, tmp_path: Path) -> None:
     model = make_checkpoint(family, tmp_path)
-    simple = SamplingParams(temperature=0.0, max_tokens=20)
-    got = tokens(make_staged(model, **SMALL), simple)
-    assert got == tokens(make_core(model, "reference", **SMALL), simple)
+    got = tokens(make_staged(model, **SMALL), SIMPLE)
+    assert got == tokens(make_core(model, "reference", **SMALL), SIMPLE)
+
+
+def test_shapes_of_other_steps_have_more_tokens_than_rows() -> None:
+    for tokens, rows in ((1, 1), (2, 1), (64, 12), (8192, 256), (1024, 1000), (700, 7)):
+        shapes = recorded_shapes(tokens, rows)
+        assert list(shapes) == sorted(set(shapes))
+        assert all(count < size <= tokens and count <= rows for size, count in shapes)
+        sizes = recorded_sizes(rows)
+        assert all(count in sizes for _, count in shapes), "the choice is recorded by rows"
+    assert recorded_shapes(1, 1) == ()
+    assert recorded_shapes(700, 7)[-1] == (700, 7) and recorded_shapes(8192, 256)[-1][0] == 1024
+
+
+def watched(core: EngineCore) -> tuple[list[tuple[int, int]], list[int]]:
+    """Takes down what is replayed from now on: tokens and rows of steps, rows of choices."""
+    steps: Any = core.runner._steps  # type: ignore[attr-defined]
+    assert isinstance(steps, StagedSteps)
+    forwards: list[tuple[int, int]] = []
+    choices: list[int] = []
+
+    def noted(log: list[Any], key: Any, replay: Any) -> Any:
+        return lambda: (log.append(key), replay())
+
+    steps._forwards = {k: noted(forwards, k, v) for k, v in steps._forwards.items()}
+    steps._choices = {
+        rows: {kind: noted(choices, rows, replay) for kind, replay in kinds.items()}
+        for rows, kinds in steps._choices.items()
+    }
+    return forwards, choices
 
 
 def test_steps_are_really_replayed(llama: Path) -> None:
     core = make_staged(llama, **SMALL)
-    steps: Any = core.runner._steps  # type: ignore[attr-defined]
-    assert isinstance(steps, StagedSteps)
-    assert "up to 12 rows" in core.runner.describe()["recorded"]
-    replayed = []
-    for size, record in list(steps._records.items()):
-        forward = record.forward
-        steps._records[size] = record._replace(
-            forward=lambda size=size, forward=forward: (replayed.append(size), forward())
-        )
-    tokens(core, SamplingParams(temperature=0.0, max_tokens=20))
-    assert len(replayed) > 20 and len(set(replayed)) > 1
+    said = core.runner.describe()["recorded"]
+    assert "up to 12 rows" in said and "others of up to 64 tokens" in said
+    forwards, choices = watched(core)
+    tokens(core, SIMPLE)
+    decoded = {shape for shape in forwards if shape[0] == shape[1]}
+    assert len(forwards) > 20 and len(decoded) > 1
+    assert len(set(forwards) - decoded) > 1
+    assert choices == [rows for _, rows in forwards]
+
+
+def test_steps_longer_than_any_record_choose_by_one(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staged, "_FEW_TOKENS", (16, 32))
+    core = make_staged(llama, **SMALL)
+    forwards, choices = watched(core)
+    got = tokens(core, SIMPLE)
+    assert got == tokens(make_core(llama, "reference", **SMALL), SIMPLE)
+    assert len(choices) > len(forwards) > 0
+
+
+def test_a_backend_may_record_decode_steps_only(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PlainAttention, "records_mixed", False)
+    core = make_staged(llama, **SMALL)
+    assert "attention backend plain cannot record them" in core.runner.describe()["recorded"]
+    forwards, choices = watched(core)
+    got = tokens(core, SIMPLE)
+    assert got == tokens(make_core(llama, "reference", **SMALL), SIMPLE)
+    assert forwards and all(tokens == rows for tokens, rows in forwards)
+    assert len(choices) > len(forwards)
 
 
 MIXED = [

@@ -89,6 +89,7 @@ class _FlashAttention(PagedCache, ABC):
 
     name: str
     library: Library
+    records_mixed = False
 
     def __init__(self, device: torch.device, capability: Capability | None) -> None:
         super().__init__(device)

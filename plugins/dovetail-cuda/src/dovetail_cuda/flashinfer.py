@@ -162,6 +162,7 @@ class FlashInferAttention(PagedCache):
     """
 
     name = "flashinfer"
+    records_mixed = False
     library = Library(module="flashinfer", install="pip install flashinfer-python")
 
     def __init__(self, device: torch.device, capability: Capability | None) -> None:

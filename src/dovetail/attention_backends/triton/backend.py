@@ -33,6 +33,7 @@ class TritonAttention:
     """
 
     name = "triton"
+    records_mixed = True
 
     def __init__(
         self,
@@ -79,7 +80,10 @@ class TritonAttention:
         return host_arrays(batch, need.block_size)
 
     def device_plan(self, arrays: Sequence[Any], batch: Batch, need: AttentionNeed) -> Plan:
-        """For every step of so many rows, if all decode; else without launches in vain."""
+        """For every step of as many rows and tokens, if all decode, or some tokens are padding.
+
+        Otherwise without launches in vain.
+        """
         starts, lens, slots, meta, tables = arrays
         counts = batch.query_lens
         return Plan(
@@ -90,8 +94,8 @@ class TritonAttention:
             tables=tables,
             num_tokens=batch.num_tokens,
             num_rows=batch.num_rows,
-            few=bool(((counts > 0) & (counts <= MOST_FEW)).any()),
-            many=int(counts.max()) > 1 or batch.num_padding > 0,
+            few=batch.num_padding > 0 or bool(((counts > 0) & (counts <= MOST_FEW)).any()),
+            many=batch.num_padding > 0 or int(counts.max()) > 1,
         )
 
     def plan(self, batch: Batch, need: AttentionNeed) -> Plan:

@@ -34,7 +34,7 @@ class Plan:
     few: bool
     """There may be rows with few query tokens."""
     many: bool
-    """There may be rows with many, or tokens of no row beside such rows."""
+    """There may be rows with many, or tokens of no row."""
 
     @property
     def alone(self) -> bool:

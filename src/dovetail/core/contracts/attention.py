@@ -157,6 +157,9 @@ class RecordableAttention(Protocol):
     launches, over the same addresses.
     """
 
+    records_mixed: bool
+    """Whether steps in which rows have several tokens can be recorded as well, once padded."""
+
     def host_plan(self, batch: Batch, need: AttentionNeed) -> tuple[IntArray, ...]:
         """Everything about a step that the backend reads on the device.
 
@@ -172,7 +175,9 @@ class RecordableAttention(Protocol):
         """The plan over those arrays, int32 on the device.
 
         If the batch has as many tokens as rows, every row decodes: the step may be recorded, and
-        others of so many rows be attended with its plan. Else the plan is for this step alone.
+        others of so many rows be attended with its plan. Where ``records_mixed``, a step of more
+        tokens, some of them padding, may be too, for others of so many tokens and rows. Else the
+        plan is for this step alone.
 
         The last array is flat and as long as it can ever be; what the step has is its beginning.
         """

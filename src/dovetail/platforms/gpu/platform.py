@@ -13,7 +13,7 @@ from dovetail.core.contracts.communicator import Communicator
 from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.platform import Memory
 from dovetail.core.contracts.runner import Runner, RunnerConfig
-from dovetail.core.errors import ConfigError, PluginError
+from dovetail.core.errors import ConfigError, PluginError, UnsupportedError
 from dovetail.platforms.gpu.communicator import DeviceCommunicator
 from dovetail.platforms.gpu.queue import GpuQueue
 from dovetail.platforms.torch.platform import TorchPlatform
@@ -130,10 +130,14 @@ class GpuPlatform(TorchPlatform):
         return choose(logits_GV, controls, restricts=restricts)
 
     def communicator(self, rank: int, size: int, address: str) -> Communicator:
-        """From device to device; simulated, through the host."""
+        """From device to device, member i on device i; simulated, through the host."""
         if self.simulated:
             return super().communicator(rank, size, address)
-        return DeviceCommunicator(rank, size, address, self.device)
+        if size > (count := torch.cuda.device_count()):
+            raise UnsupportedError(
+                f"{size} members need a GPU each; platform {self.name} has {count}"
+            )
+        return DeviceCommunicator(rank, size, address, torch.device("cuda", rank))
 
     def runner(self, config: RunnerConfig) -> Runner:
         """The shared runner. Option ``graphs``: "on" or "off", whether steps are recorded."""

@@ -1,21 +1,22 @@
 """Steps for a device with a queue: fed in one copy, ahead of its work, recorded where they recur.
 
-All that a step brings lies in one piece of the device's memory (``Uploads``). A step in which
-every row decodes is padded to one of a few numbers of rows and replayed: from token numbers to
-token numbers, nothing of it passes through Python again. The choice of tokens is a record of its
-own, in three kinds, for greedy rows need less. Any other step runs the same functions op by op.
-Neither waits for the device, which takes the tokens of the step before from its own memory; what
-comes back is a table of token numbers, copied behind the step.
+All that a step brings lies in one piece of the device's memory (``Uploads``). Steps are padded to
+one of a few sizes and replayed: from token numbers to token numbers, nothing of them passes through
+Python again. Where every row decodes, sizes are numbers of rows; other steps have so many tokens in
+so many rows, and where they have more than any record they run the same functions op by op: then
+the device is busy for longer than the host. The choice of tokens is a record of its own, in three
+kinds, for greedy rows need less. Nothing waits for the device, which takes the tokens of the step
+before from its own memory; what comes back is a table of token numbers, copied behind the step.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -30,12 +31,17 @@ from dovetail.core.contracts.runner import Pending
 from dovetail.core.shapes import rehearsal
 from dovetail.platforms.torch.queue import DeviceQueue
 from dovetail.platforms.torch.result import ChosenStep, SampledStep, packed
-from dovetail.platforms.torch.sampler import SampleResult
 from dovetail.platforms.torch.sampling.weights import Controls
 from dovetail.platforms.torch.steps import Loaded, StepBase
 from dovetail.platforms.torch.transfers import Uploads, fetcher
 
-__all__ = ["StagedSteps", "recorded_sizes"]
+__all__ = ["StagedSteps", "recorded_shapes", "recorded_sizes"]
+
+_FEW_TOKENS = (16, 32, 64, 128, 256, 384, 512, 640, 768, 896, 1024)
+"""Of recorded steps that do not only decode. From some size on padding costs time, so they come
+closer; beyond the last one the device takes longer over a step than the host over its launches."""
+_FEW_ROWS = (8, 64)
+"""Of those: how many programs attend depends on the number of rows, used or not."""
 
 
 def recorded_sizes(most: int) -> tuple[int, ...]:
@@ -45,22 +51,34 @@ def recorded_sizes(most: int) -> tuple[int, ...]:
     return (*few, *(size for size in steps if size < most), most)
 
 
-@dataclass(frozen=True)
+def recorded_shapes(most_tokens: int, most_rows: int) -> tuple[tuple[int, int], ...]:
+    """Numbers of tokens and rows of steps that do not only decode, ascending.
+
+    Numbers of rows are ``recorded_sizes``, and smaller than that of tokens.
+    """
+    tokens = [*(size for size in _FEW_TOKENS if size < most_tokens)]
+    if len(tokens) < len(_FEW_TOKENS):
+        tokens.append(most_tokens)
+    rows = sorted({most_rows, *(size for size in _FEW_ROWS if size < most_rows)})
+    return tuple((size, count) for size in tokens for count in rows if count < size)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Staged:
     """What a step brings, on the device; C tokens are chosen."""
 
+    rows: Tensor
+    """(C,) int32: where the successor is kept."""
+    controls: Controls
+    """How it is chosen."""
     token_ids: Tensor
     """(T,) int32"""
     carried: Tensor
     """(T,) int32: the row whose last token stands here in place of ``token_ids``; -1: none."""
     positions: Tensor
     """(T,) int32, as the model counts them."""
-    index: Tensor | None
-    """(C,) int32: the tokens that get a successor; None: all, in order."""
-    rows: Tensor
-    """(C,) int32: where the successor is kept."""
-    controls: Controls
-    """How it is chosen."""
+    index: Tensor
+    """(C,) int32: the tokens that get a successor."""
     plan: object
     """The attention backend's."""
 
@@ -87,7 +105,16 @@ class StagedSteps(StepBase):
         self._nobody = config.max_num_seqs
         """The place behind all rows in ``last_token``."""
         self._sizes = recorded_sizes(config.max_num_seqs) if records else ()
-        self._records: dict[int, _Record] = {}
+        self._shapes: tuple[tuple[int, int], ...] = ()
+        if records and self._attention.records_mixed:
+            self._shapes = recorded_shapes(config.max_num_batched_tokens, config.max_num_seqs)
+        self._forwards: dict[tuple[int, int], Callable[[], None]] = {}
+        """By numbers of tokens and rows, up to the hidden states."""
+        self._choices: dict[int, Mapping[_Kind, Callable[[], None]]] = {}
+        """By number of rows, from there to the tokens."""
+        self._hidden, self._last = torch.empty(0), torch.empty(0)
+        """(tokens, D) and (rows, D) after the last norm, of the last replay: of all tokens, unless
+        it was of rows that decode, and of those that get a successor."""
         self._largest = pad_to(
             rehearsal(0, 2, 1),
             StepShape(
@@ -108,102 +135,123 @@ class StagedSteps(StepBase):
         return Uploads.size(brought)
 
     def rehearsals(self, *, record: bool) -> Iterator[tuple[str, Callable[[], object]]]:
-        """Short steps and the largest one, then every number of rows that is recorded."""
+        """Short steps and the largest one, then everything that is recorded."""
         for name, batch in (*self.loaded.shapes.rehearsals(), ("largest step", self._largest)):
             yield name, partial(self._rehearse, batch)
+        keep = self._queue.record if record else _once
         # Largest first, so that the smaller ones find memory that was taken for it.
+        for tokens, rows in reversed(self._shapes):
+            yield f"{tokens} tokens, {rows} rows", partial(self._record, tokens, rows, keep)
         for size in reversed(self._sizes):
-            step = pad_to(rehearsal(0, 1, 1), StepShape(size, size, 1))
-            work = self._record if record else self._decode
-            yield f"{size} rows", partial(work, step)
+            yield f"{size} rows", partial(self._record, size, size, keep)
 
     def _rehearse(self, batch: Batch) -> None:
         self.start(batch).result()
 
-    def _decode(self, step: Batch) -> tuple[_Staged, Tensor]:
-        """A padded step in which every row gets a token; also the hidden states (R, D)."""
-        staged = replace(self._send(step, step.num_rows), index=None)
+    def _record(self, tokens: int, rows: int, keep: _Keep) -> None:
+        """Of one token in one row, all others padding: what is launched serves any step."""
+        step = pad_to(rehearsal(0, 1, 1), StepShape(tokens, rows, 1))
+        staged = self._send(step, rows)
+        if not self._last.numel():
+            self._make_room(self._hidden_of(staged))
+        self._forwards[tokens, rows] = keep(partial(self._run, staged))
+        if tokens == rows:
+            self._choices[rows] = {
+                kind: keep(partial(self._choose_last, staged, kind)) for kind in _KINDS
+            }
+
+    def _make_room(self, hidden_TD: Tensor) -> None:
+        most = max((tokens for tokens, _ in self._shapes), default=0)
+        self._hidden = hidden_TD.new_zeros(most, hidden_TD.shape[1])
+        self._last = hidden_TD.new_zeros(self._sizes[-1], hidden_TD.shape[1])
+
+    def _run(self, staged: _Staged) -> None:
+        """Up to the hidden states, which are kept."""
+        tokens, rows = len(staged.token_ids), len(staged.rows)
         hidden = self._hidden_of(staged)
-        for kind in _KINDS:
-            self._choose(staged, hidden, kind)
-        return staged, hidden
+        if tokens == rows:
+            self._last[:rows] = hidden
+            return
+        self._hidden[:tokens] = hidden
+        torch.index_select(hidden, 0, staged.index, out=self._last[:rows])
 
-    def _record(self, step: Batch) -> None:
-        staged, hidden = self._decode(step)
-        size = step.num_rows
-        largest = self._records.get(self._sizes[-1])
-        kept = hidden if largest is None else largest.hidden[:size]
-
-        def forward() -> None:
-            kept.copy_(self._hidden_of(staged))
-
-        def choose(kind: _Kind) -> None:
-            self._chosen[:size] = packed(*self._choose(staged, kept, kind))
-
-        self._records[size] = _Record(
-            forward=self._queue.record(forward),
-            choose={kind: self._queue.record(partial(choose, kind)) for kind in _KINDS},
-            hidden=kept,
-            staged=staged,
-        )
+    def _choose_last(self, staged: _Staged, kind: _Kind) -> None:
+        """From the hidden states that were kept to ``_chosen``."""
+        rows = len(staged.rows)
+        self._chosen[:rows] = packed(*self._choose(staged, self._last[:rows], kind))
 
     @contextmanager
     def wrap_sampling(self, wrap: Wrap) -> Iterator[None]:
         """See ``Steps``."""
-        records, self._records = self._records, {}
+        kept = self._forwards, self._choices
+        self._forwards, self._choices = {}, {}
         try:
             with super().wrap_sampling(wrap):
                 yield
         finally:
-            self._records = records
+            self._forwards, self._choices = kept
 
     def start(self, batch: Batch) -> Pending:
         """See ``Steps``."""
         self.begin(batch)
-        record = self._record_for(batch)
-        if record is None:
+        simple = self.loaded.draft is None and batch.prompt_logprobs is None and _is_simple(batch)
+        shape = self._shape_of(batch)
+        if shape is not None:
+            return self._replay(batch, *shape, simple=simple)
+        if not simple or not self._choices:
             staged = self._send(batch, len(batch.logit_index))
             hidden = self._hidden_of(staged)
-            of_places = hidden if staged.index is None else hidden[staged.index]
-            return self._finish(batch, of_places, staged, hidden)
-        size = len(record.hidden)
-        padded = pad_to(batch, StepShape(size, size, batch.block_tables.shape[1]))
-        self._uploads.send(self._brought(padded, size))
-        record.forward()
-        if _is_simple(batch) and self.loaded.draft is None:
-            record.choose[_kind(batch.sampling)]()
-            return ChosenStep(self._fetch(self._chosen[:size]), batch.num_rows)
-        return self._finish(batch, record.hidden[: batch.num_rows])
+            of_places = hidden.index_select(0, staged.index)
+            return self._finish(batch, of_places, hidden, staged if simple else None)
+        rows = _fitting(self._sizes, len(batch.sampled))
+        staged = self._send(batch, rows)
+        torch.index_select(self._hidden_of(staged), 0, staged.index, out=self._last[:rows])
+        return self._replay_choice(batch, rows)
 
-    def _record_for(self, batch: Batch) -> _Record | None:
-        """The record that serves a step, if one does: every row decodes and gets a token."""
+    def _shape_of(self, batch: Batch) -> tuple[int, int] | None:
+        """Tokens and rows of the record that serves a step, if one does."""
         count = batch.num_rows
-        if not self._records or not count == batch.num_tokens == len(batch.sampled):
+        if not self._forwards:
             return None
-        return self._records[self._sizes[bisect_left(self._sizes, count)]]
+        if count == batch.num_tokens == len(batch.sampled):
+            rows = _fitting(self._sizes, count)
+            return rows, rows
+        for tokens, rows in self._shapes:
+            if tokens >= batch.num_tokens and rows >= count:
+                return tokens, rows
+        return None
+
+    def _replay(self, batch: Batch, tokens: int, rows: int, *, simple: bool) -> Pending:
+        step = pad_to(batch, StepShape(tokens, rows, batch.block_tables.shape[1]))
+        self._uploads.send(self._brought(step if simple else _without_choice(step), rows))
+        self._forwards[tokens, rows]()
+        if simple:
+            return self._replay_choice(batch, rows)
+        if tokens == rows:
+            hidden = self._last[: batch.num_rows]
+            return self._finish(batch, hidden, hidden)
+        hidden = self._hidden[: batch.num_tokens]
+        return self._finish(batch, hidden[self.on_device(batch.logit_index)], hidden)
+
+    def _replay_choice(self, batch: Batch, rows: int) -> Pending:
+        self._choices[rows][_kind(batch.sampling)]()
+        return ChosenStep(self._fetch(self._chosen[:rows]), len(batch.sampled))
 
     def _finish(
-        self,
-        batch: Batch,
-        hidden_CD: Tensor,
-        staged: _Staged | None = None,
-        hidden_TD: Tensor | None = None,
+        self, batch: Batch, hidden_CD: Tensor, hidden_TD: Tensor, staged: _Staged | None = None
     ) -> Pending:
-        """Choose tokens, op by op."""
+        """Choose tokens, op by op: by the controls that were ``staged``, else by all the rules."""
+        if staged is not None:
+            tokens, finite = self._choose(staged, hidden_CD, _kind(batch.sampling))
+            return ChosenStep(self._fetch(packed(tokens, finite)), len(tokens))
         draft, need = self.loaded.draft, batch.prompt_logprobs
         result = drafts = prompt = None
-        if staged is not None and _is_simple(batch):
-            tokens, finite = self._choose(staged, hidden_CD, _kind(batch.sampling))
-            if draft is None and need is None:
-                return ChosenStep(self._fetch(packed(tokens, finite)), len(tokens))
-            ones = torch.ones_like(tokens)
-            result = SampleResult(chosen=tokens[:, None], num_tokens=ones, finite=finite)
-        elif len(batch.sampled):
+        if len(batch.sampled):
             result = self.sample(self.loaded.model.logits(hidden_CD), batch)
             self.last_token[self.on_device(batch.rows[batch.sampled])] = result.token_ids
         if draft is not None:
             drafts = draft.step(batch, result)
-        if need is not None and hidden_TD is not None:
+        if need is not None:
             prompt = self.prompt_logprobs(hidden_TD, batch, need)
         return SampledStep(self._fetch, result, prompt, drafts)
 
@@ -230,31 +278,34 @@ class StagedSteps(StepBase):
         """Give the device what a step brings."""
         brought = self._brought(step, num_places)
         self._uploads.send(brought)
-        tokens, carried, positions, index, rows, controls, *plan = self._uploads.views(brought)
+        rows, controls, tokens, carried, positions, index, *plan = self._uploads.views(brought)
         return _Staged(
+            rows=rows,
+            controls=Controls.unpack(controls),
             token_ids=tokens,
             carried=carried,
             positions=positions,
             index=index,
-            rows=rows,
-            controls=Controls.unpack(controls),
             plan=self._attention.device_plan(plan, step, self.loaded.need),
         )
 
     def _brought(self, step: Batch, num_places: int) -> tuple[np.ndarray[Any, Any], ...]:
-        """What a step brings, in the order of ``_Staged``, for so many tokens to be chosen."""
+        """What a step brings, in the order of ``_Staged``, for so many tokens to be chosen.
+
+        Where what the choice reads lies depends on their number alone: it is recorded by that.
+        """
         carried = np.full(step.num_tokens, -1, np.int32)
         carried[step.carried] = step.carried_rows
         rows = np.full(num_places, self._nobody, np.int32)
         if step.num_drafts is None:
             rows[: len(step.sampled)] = step.rows[step.sampled]
         return (
+            rows,
+            Controls.pack(step.sampling, num_places),
             step.token_ids,
             carried,
             self.loaded.model.positions(step.positions),
             padded(step.logit_index, num_places),
-            rows,
-            Controls.pack(step.sampling, num_places),
             *self._attention.host_plan(step, self.loaded.need),
         )
 
@@ -262,7 +313,11 @@ class StagedSteps(StepBase):
         """What is recorded."""
         if not self._sizes:
             return "none: option graphs is off"
-        return f"decode steps of up to {self._sizes[-1]} rows, in {len(self._sizes)} sizes"
+        decode = f"decode steps of up to {self._sizes[-1]} rows, in {len(self._sizes)} sizes"
+        if not self._shapes:
+            name = self.loaded.attention.name
+            return f"{decode}; no others: attention backend {name} cannot record them"
+        return f"{decode}; others of up to {self._shapes[-1][0]} tokens, in {len(self._shapes)}"
 
 
 class _Kind(NamedTuple):
@@ -281,17 +336,23 @@ def _kind(sampling: SamplingBatch) -> _Kind:
     return _Kind(sampling.all_greedy, sampling.restricts and not sampling.all_greedy)
 
 
-class _Record(NamedTuple):
-    """A decode step of some number of rows, ready to be repeated."""
+_Keep: TypeAlias = Callable[[Callable[[], None]], Callable[[], None]]
+"""Runs some work and returns what repeats it."""
 
-    forward: Callable[[], None]
-    """Up to the hidden states."""
-    choose: Mapping[_Kind, Callable[[], None]]
-    """From there to the tokens."""
-    hidden: Tensor
-    """(rows, D) after the last norm, of the last replay of any size."""
-    staged: _Staged
-    """Its plan holds memory that the replay reads."""
+
+def _once(work: Callable[[], None]) -> Callable[[], None]:
+    work()
+    return work
+
+
+def _fitting(sizes: Sequence[int], least: int) -> int:
+    return sizes[bisect_left(sizes, least)]
+
+
+def _without_choice(step: Batch) -> Batch:
+    """The step, of which no token gets a successor."""
+    none = SamplingBatch.greedy(0)
+    return replace(step, sampled=step.sampled[:0], num_drafts=None, sampling=none)
 
 
 def _is_simple(batch: Batch) -> bool:
