@@ -36,25 +36,35 @@ BLOCK = 16
 
 @dataclass(frozen=True)
 class Workload:
-    """Rows of one length, in a step in which they decode, or prefill from the beginning."""
+    """Rows of up to one length, in a step in which they decode, or prefill from the beginning."""
 
     kernel: str
     rows: int
     length: int
+    spread: float
+    """The shortest rows are shorter than the longest by this share."""
     spec: AttentionSpec
     need: AttentionNeed
 
+    def lengths(self) -> list[int]:
+        least = max(1, round(self.length * (1 - self.spread)))
+        return np.random.default_rng(0).integers(least, self.length + 1, self.rows).tolist()
+
     def batch_pieces(self) -> list[Piece]:
-        start = self.length - 1 if self.kernel == "decode" else 0
-        return [Piece(i, start, self.length - start) for i in range(self.rows)]
+        starts = [length - 1 if self.kernel == "decode" else 0 for length in self.lengths()]
+        ends = zip(starts, self.lengths(), strict=True)
+        return [Piece(row, start, end - start) for row, (start, end) in enumerate(ends)]
 
     def layer_bytes(self, backend: TritonAttention) -> int:
         per_position = backend.bytes_per_block(self.spec, self.need) / BLOCK
-        return int(self.rows * min(self.length, self.spec.window or self.length) * per_position)
+        seen = (min(length, self.spec.window or length) for length in self.lengths())
+        return int(sum(seen) * per_position)
 
     def layer_flops(self) -> float:
-        window = min(self.length, self.spec.window or self.length)
-        seen = self.rows * (window * (window + 1) / 2 + (self.length - window) * window)
+        seen = 0.0
+        for length in self.lengths():
+            window = min(length, self.spec.window or length)
+            seen += window * (window + 1) / 2 + (length - window) * window
         return 4.0 * seen * self.spec.num_heads * self.spec.head_size
 
     def rate(self, backend: TritonAttention, seconds: float) -> tuple[float, str]:
@@ -69,7 +79,7 @@ def measure(work: Workload, device: torch.device, target: Target) -> float:
     from triton.testing import do_bench_cudagraph
 
     backend = TritonAttention(device, target=target)
-    width = -(-work.length // BLOCK)
+    width = -(-max(work.lengths()) // BLOCK)
     order = np.random.default_rng(0).permutation(work.rows * width) + 1
     batch = batch_of(work.batch_pieces(), order.reshape(work.rows, width).astype(np.int32), BLOCK)
     count = max(1, math.ceil(READ / work.layer_bytes(backend))) if work.kernel == "decode" else 1
@@ -157,6 +167,7 @@ def main() -> None:
     parser.add_argument("--kv-dtype", default=None)
     parser.add_argument("--rows", type=numbers, default=[1, 16, 128])
     parser.add_argument("--lengths", type=numbers, default=[1024, 8192])
+    parser.add_argument("--spread", type=float, default=0.0, help="rows are shorter by up to this")
     parser.add_argument("--current", action="store_true")
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -177,7 +188,7 @@ def main() -> None:
     if refusal is not None:
         raise SystemExit(f"The backend does not serve this: {refusal}.")
     works = [
-        Workload(given.kernel, rows, length, spec, need)
+        Workload(given.kernel, rows, length, given.spread, spec, need)
         for rows, length in itertools.product(given.rows, given.lengths)
     ]
     kind = "float" if given.dtype == "float32" else "coded" if kv_dtype in CODECS else "half"

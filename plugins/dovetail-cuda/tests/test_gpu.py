@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,33 @@ def test_members_do_not_share_a_gpu(tmp_path: Path) -> None:
     count = torch.cuda.device_count()
     with pytest.raises(UnsupportedError, match=f"{count + 1} members need a GPU each"):
         load_platform("cuda").communicator(0, count + 1, str(tmp_path / "meeting"))
+
+
+def test_kernels_are_compiled_ahead_and_never_while_serving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton import knobs
+
+    from dovetail import LLM, SamplingParams
+    from tests.checkpoints import make_checkpoint
+
+    monkeypatch.setattr(knobs.cache, "dir", str(tmp_path / "triton"))
+    threads: list[str] = []
+
+    def compiled(**_: object) -> None:
+        threads.append(threading.current_thread().name)
+
+    monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", compiled)
+    model = make_checkpoint("qwen3", tmp_path, hidden_size=64, head_dim=32)
+    llm = LLM(str(model), device="cuda", dtype="bfloat16", max_num_seqs=32, max_model_len=200)
+    ahead = [name for name in threads if name.startswith("compiler")]
+    late = len(threads) - len(ahead)
+    assert len(ahead) > 20 and late == 0, f"{late} of {len(threads)} not ahead"
+    prompts = [[5 + i] * (1 + 3 * i) for i in range(40)]
+    for params in (
+        SamplingParams(temperature=0.0, max_tokens=20),
+        SamplingParams(temperature=0.9, max_tokens=20),
+        SamplingParams(temperature=0.9, top_p=0.8, max_tokens=20),
+    ):
+        llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
+    assert len(threads) == len(ahead) + late, "something was compiled while serving"

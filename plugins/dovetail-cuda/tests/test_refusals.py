@@ -119,7 +119,7 @@ def test_missing_and_broken_packages(
 
 
 def test_orders() -> None:
-    assert attention_order((9, 0))[:3] == ("flashinfer", "flash3", "triton")
+    assert attention_order((9, 0))[:3] == ("triton", "flashinfer", "flash3")
     assert attention_order((8, 9)) == attention_order((8, 0))
     assert attention_order((7, 5)) == attention_order((12, 1)) == attention_order(None)
     for capability in ((9, 0), (8, 0), (10, 3), None):
@@ -150,7 +150,7 @@ def test_simulated_they_refuse_and_come_in_order(platform: CudaPlatform) -> None
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize(
     ("capability", "size", "chosen"),
-    [((9, 0), 128, "flashinfer"), ((9, 0), 96, "flash3"), ((8, 0), 128, "flashinfer")],
+    [((9, 0), 128, "triton"), ((8, 0), 128, "flashinfer"), ((8, 0), 96, "triton")],
 )
 def test_the_first_that_serves_is_taken(
     capability: tuple[int, int],

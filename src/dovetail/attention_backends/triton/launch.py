@@ -8,6 +8,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from dovetail.core.contracts.launches import launcher
+
 __all__ = ["HOMES", "KERNELS", "Launch", "kernel_of", "run"]
 
 KERNELS = "dovetail.attention_backends.triton.kernels"
@@ -40,4 +42,4 @@ def kernel_of(name: str) -> Any:
 
 def run(launch: Launch) -> None:
     """Launch on the current stream."""
-    kernel_of(launch.kernel)[launch.grid](*launch.arguments, **launch.options)
+    launcher(kernel_of(launch.kernel), launch.grid)(*launch.arguments, **launch.options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
@@ -114,6 +115,12 @@ class GpuPlatform(TorchPlatform):
     def records_steps(self, config: RunnerConfig) -> bool:
         """Unless option ``graphs`` is "off"."""
         return bool(config.options.get("graphs", "on") == "on")
+
+    def only_compiling(self) -> AbstractContextManager[None]:
+        """Several kernels at a time."""
+        from dovetail.platforms.gpu.compiling import only_compiling
+
+        return only_compiling(self.device)
 
     def override_ops(self, table: OpTable) -> None:
         """Triton's."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -95,6 +95,13 @@ class TorchPlatform(Platform):
     def override_ops(self, table: OpTable) -> None:
         """Enter this platform's own ops. Default: the references serve."""
         return
+
+    def only_compiling(self) -> AbstractContextManager[None]:
+        """Until the context ends, this thread's steps compile kernels, and compute nothing.
+
+        Where ``compiles_kernels``. Default: they compute, and kernels are compiled one by one.
+        """
+        return nullcontext()
 
     def bind_linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> BoundLinear:
         """Repack the weight (out, in) and bias (out,) of a linear layer once, after loading."""

@@ -167,12 +167,15 @@ class TorchRunner:
 
 
 def _rehearse(platform: TorchPlatform, config: RunnerConfig) -> None:
-    """What the kernels of a model are compiled for, once each; nothing is kept."""
+    """What the kernels of a model are compiled for, once each; nothing is kept.
+
+    Tokens are not carried from one rehearsal to the next, so none of what it computes is looked at.
+    """
     runner = TorchRunner(platform, config, compiles_ahead=False)
     for _ in runner.load():
         pass
     runner.allocate(_REHEARSAL_BLOCKS)
-    with torch.inference_mode():
+    with torch.inference_mode(), platform.only_compiling():
         for _, work in runner._steps.rehearsals(record=False):
             work()
     runner.close()

@@ -47,6 +47,7 @@ import torch
 import triton
 from torch import Tensor
 
+from dovetail.core.contracts.launches import launcher
 from dovetail.core.errors import UnsupportedError
 from dovetail.platforms.gpu.ops import choice_kernels as kernels
 from dovetail.platforms.gpu.ops.lists import settle
@@ -57,6 +58,8 @@ __all__ = ["choose"]
 
 _CHUNK = 2048
 """Tokens of a program that shares a row with others."""
+_CHUNK_WARPS = 8
+"""Of such a program: measured, see ``docs/measurements/cuda.md``."""
 _BLOCK = 64
 """Tokens of which only the likeliest counts when a row is planned."""
 _FEW = 512
@@ -183,17 +186,18 @@ def _launch(x: Tensor, controls: Controls | None, state: _State, restricts: bool
     known = {**pointers, **constants, "x_ptr": x, "row_step": x.stride(0)}
     of_list = {"PIVOTS": 4, "TILE": _LIST_TILE, "num_warps": 8}
     of_row = {"PIVOTS": _PIVOTS, "TILE": _TILE, "num_warps": 8}
+    shared = {"num_warps": _CHUNK_WARPS}
 
     def launch(kernel: Any, grid: tuple[int, ...], **others: int) -> None:
         taken = {name: known[name] for name in kernel.arg_names if name in known}
-        kernel[grid](**taken, **others)
+        launcher(kernel, grid)(**taken, **others)
 
-    launch(kernels.peaks, of_chunks)
+    launch(kernels.peaks, of_chunks, **shared)
     if controls is None:
         launch(kernels.crown, (rows,), TILE=_TILE)
         return
     launch(kernels.plan, (rows,), **of_list)
-    launch(kernels.sift, of_chunks)
+    launch(kernels.sift, of_chunks, **shared)
     if restricts:
         launch(settle, (rows,), **of_list)
         for number in range(_ROUNDS):

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dovetail.core.contracts.launches import launcher
 from dovetail.platforms.gpu.ops.rows import Rows
 
 __all__ = ["gelu_tanh_and_mul", "silu_and_mul"]
@@ -31,7 +32,7 @@ def _gate(gate_up: Tensor, *, tanh: bool) -> Tensor:
     out = torch.empty(shape, dtype=gate_up.dtype, device=gate_up.device)
     if len(rows) and width:
         block = min(_BLOCK, triton.next_power_of_2(width))
-        _activate[(len(rows), triton.cdiv(width, block))](
+        launcher(_activate, (len(rows), triton.cdiv(width, block)))(
             rows.tensor, out, *rows.steps, INNER=rows.inner, WIDTH=width, BLOCK=block, TANH=tanh
         )
     return out

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dovetail.core.contracts.launches import launcher
 from dovetail.core.errors import UnsupportedError
 from dovetail.platforms.gpu.ops.rows import Rows
 
@@ -27,7 +28,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     rows, out = Rows.of(x), torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if len(rows):
         shape = _shape(rows.width)
-        _rms_norm[rows.grid(shape["ROWS"])](
+        launcher(_rms_norm, rows.grid(shape["ROWS"]))(
             rows.tensor, weight, out, eps, len(rows), *rows.steps, INNER=rows.inner, **shape
         )
     return out
@@ -41,7 +42,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     rows, others = Rows.of(x), Rows.of(residual)
     if len(rows):
         shape = _shape(rows.width)
-        _add_rms_norm[rows.grid(shape["ROWS"])](
+        launcher(_add_rms_norm, rows.grid(shape["ROWS"]))(
             rows.tensor,
             others.tensor,
             weight,
@@ -62,7 +63,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     rows, out = Rows.of(x), torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if len(rows):
         shape = _shape(rows.width)
-        _layer_norm[rows.grid(shape["ROWS"])](
+        launcher(_layer_norm, rows.grid(shape["ROWS"]))(
             rows.tensor,
             weight,
             weight if bias is None else bias,

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dovetail.core.contracts.launches import launcher
+
 __all__ = ["rotary"]
 
 _AT_ONCE = 2048
@@ -23,7 +25,7 @@ def rotary(x_THE: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
     if out.numel():
         block = triton.next_power_of_2(max(1, half))
         each = min(triton.next_power_of_2(heads), max(1, _AT_ONCE // block))
-        _rotate[(tokens, triton.cdiv(heads, each))](
+        launcher(_rotate, (tokens, triton.cdiv(heads, each)))(
             x,
             cos,
             sin,
