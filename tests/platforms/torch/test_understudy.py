@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,35 @@ def test_it_meets_every_size_first(family: str, tmp_path: Path) -> None:
     assert len(platform.seen["understudy"]) > 2
     got = [a.token_ids for a in answer(core, PROMPTS)]
     assert got == [a.token_ids for a in answer(make_core(model, "reference", **SMALL), PROMPTS)]
+
+
+class OnlyCompiling(Compiling):
+    """Notes what is asked for where nothing is to be computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside: dict[str, bool] = {}
+        self.only = threading.local()
+
+    @contextmanager
+    def only_compiling(self) -> Iterator[None]:
+        self.only.on = True
+        try:
+            yield
+        finally:
+            self.only.on = False
+
+    def choose(self, logits_GV: Any, controls: Any, *, restricts: bool = True) -> Any:
+        name, inside = threading.current_thread().name, getattr(self.only, "on", False)
+        self.inside[name] = self.inside.get(name, inside) and inside
+        return super().choose(logits_GV, controls, restricts=restricts)
+
+
+def test_it_only_compiles_where_the_platform_can(tmp_path: Path) -> None:
+    platform = OnlyCompiling()
+    core = make_staged(make_checkpoint("llama", tmp_path), platform, **SMALL)
+    assert platform.inside == {"understudy": True, "MainThread": False}
+    assert answer(core, PROMPTS)
 
 
 def test_where_memory_is_short_there_is_none(tmp_path: Path) -> None:
