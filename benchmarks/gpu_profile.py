@@ -63,6 +63,8 @@ def report(events: Sequence[Any], most: int) -> None:
         if event.device_type == DeviceType.CUDA:
             times[event.name].append(event.device_time_total)
             spans.append((event.time_range.start, event.time_range.end))
+    if not spans:
+        raise SystemExit("No kernel was seen: there were too few steps in which every row decodes.")
     busy, reached = 0.0, 0.0
     for start, end in sorted(spans):
         busy += max(0.0, end - max(start, reached))
@@ -86,6 +88,8 @@ def main() -> None:
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no GPU here that torch can use")
+    # The first rows decode while the last prompts are computed, 4096 tokens a step at least.
+    output_len = 40 + args.batch_size * args.input_len // 4096
     with tempfile.TemporaryDirectory() as folder:
         config = EngineConfig(
             model=str(write_config(Path(folder), SHAPES[args.shape])),
@@ -93,18 +97,18 @@ def main() -> None:
             load_format="dummy",
             skip_tokenizer_init=True,
             max_num_seqs=max(args.batch_size, 8),
-            max_model_len=args.input_len + 128,
+            max_model_len=args.input_len + output_len,
         )
         offline = start_offline(config, with_tokenizer=False)
         decode(offline, args, 4)
-        decode(offline, args, 40)
+        decode(offline, args, output_len)
         plain = offline.meter.times.decodes(args.batch_size)
         print(
             f"{args.shape}, {args.batch_size} rows: {1e6 * statistics.median(plain):.0f} us a step"
         )
         kernels = profile(activities=[ProfilerActivity.CUDA])
         offline.meter.on_step = watcher(args.batch_size, kernels)
-        decode(offline, args, 40)
+        decode(offline, args, output_len)
         report(kernels.events() or [], args.kernels)
 
 

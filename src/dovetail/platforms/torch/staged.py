@@ -112,6 +112,8 @@ class StagedSteps(StepBase):
         """By numbers of tokens and rows, up to the hidden states."""
         self._choices: dict[int, Mapping[_Kind, Callable[[], None]]] = {}
         """By number of rows, from there to the tokens."""
+        self._held: list[_Staged] = []
+        """Of the steps that were recorded: their plans hold memory that replays read."""
         self._hidden, self._last = torch.empty(0), torch.empty(0)
         """(tokens, D) and (rows, D) after the last norm, of the last replay: of all tokens, unless
         it was of rows that decode, and of those that get a successor."""
@@ -154,6 +156,7 @@ class StagedSteps(StepBase):
         staged = self._send(step, rows)
         if not self._last.numel():
             self._make_room(self._hidden_of(staged))
+        self._held.append(staged)
         self._forwards[tokens, rows] = keep(partial(self._run, staged))
         if tokens == rows:
             self._choices[rows] = {
