@@ -85,24 +85,54 @@ inline void store_token(const Layer& layer, const Step& step, const Heads& heads
     }
 }
 
-// The work of one task in one KV head.
-struct Attended {
+// Keys and values that will be read soon, in their order.
+class Coming {
+  public:
+    // `lines`: of LANES keys or values.
+    explicit Coming(int64_t lines) : lines_(lines) {}
+
+    void clear() { count_ = current_ = done_ = 0; }
+    void add(const void* first, int64_t stride) { runs_[count_++] = {(const char*)first, stride}; }
+
+    void bring() {
+        if (current_ == count_) return;
+        const Run& run = runs_[current_];
+        prefetch(run.first + done_ * run.stride);
+        prefetch(run.first + (done_ + 1) * run.stride);
+        done_ += 2;
+        if (done_ == lines_) done_ = 0, current_++;
+    }
+
+  private:
+    struct Run {
+        const char* first;
+        int64_t stride;  // bytes from line to line
+    };
+
+    const int64_t lines_;
+    int64_t count_ = 0, current_ = 0, done_ = 0;
+    Run runs_[2 * KEYS / LANES];
+};
+
+struct Bringing {
+    Coming* coming;
+
+    void bring() const {
+        if (coming) coming->bring();
+    }
+};
+
+// One task in one KV head.
+struct Share {
     const Layer& layer;
     const Step& step;
     const Task& task;
     const int64_t head, group, num_rows, size;
-    const int32_t* table;
-    alignas(64) bf16 queries[MOST_ROWS * MOST_HEAD];
-    alignas(64) float scores[MOST_ROWS * KEYS];
-    alignas(64) bf16 weights[MOST_ROWS * KEYS];
-    alignas(64) float result[MOST_ROWS * MOST_HEAD];
-    float peaks[MOST_ROWS], totals[MOST_ROWS];
-    const uint32_t *keys[KEYS / LANES], *values[KEYS / LANES];
 
-    Attended(const Layer& layer, const Step& step, const Task& task, int64_t head)
+    Share(const Layer& layer, const Step& step, const Task& task, int64_t head)
         : layer(layer), step(step), task(task), head(head),
           group(layer.num_heads / layer.num_kv_heads), num_rows(task.num_queries * group),
-          size(layer.head_size), table(step.tables + task.row * step.table_width) {}
+          size(layer.head_size) {}
 
     int64_t token(int64_t i) const {
         return step.query_starts[task.row] + task.first_query + i / group;
@@ -112,38 +142,71 @@ struct Attended {
     }
     int64_t offset(int64_t i) const { return (head * group + i % group) * size; }
 
+    // The keys that it sees: from a multiple of LANES on.
+    int64_t begin() const {
+        const int64_t first = task.first_key;
+        const int64_t seen = layer.window ? std::max(first, position(0) - layer.window + 1) : first;
+        return seen / LANES * LANES;
+    }
+    int64_t end() const { return std::min<int64_t>(task.end_key, position(num_rows - 1) + 1); }
+
+    // Calls with where every LANES keys and values begin.
+    template <class Call>
+    void each(int64_t first, int64_t count, Call call) const {
+        const int64_t places = layer.block_size;
+        const int32_t* table = step.tables + task.row * step.table_width;
+        for (int64_t v = 0; v * LANES < count; v++) {
+            const int64_t position = first + v * LANES, place = position % places;
+            const Sides block = block_of(layer, table[position / places], head);
+            call(v, Sides{block.keys + place * 2, block.values + place * size});
+        }
+    }
+};
+
+// The work of it.
+struct Attended : Share {
+    alignas(64) bf16 queries[MOST_ROWS * MOST_HEAD];
+    alignas(64) float scores[MOST_ROWS * KEYS];
+    alignas(64) bf16 weights[MOST_ROWS * KEYS];
+    alignas(64) float result[MOST_ROWS * MOST_HEAD];
+    float peaks[MOST_ROWS], totals[MOST_ROWS];
+    const uint32_t *keys[KEYS / LANES], *values[KEYS / LANES];
+    Coming coming;
+
+    explicit Attended(const Share& share) : Share(share), coming(size / 2) {}
+
     void start() {
         std::fill_n(peaks, num_rows, -std::numeric_limits<float>::infinity());
         std::fill_n(totals, num_rows, 0.f);
         std::fill_n(result, num_rows * size, 0.f);
     }
 
-    void run(const bf16* all_queries) {
+    // `next`: what the same thread does afterwards; null: nothing.
+    void run(const bf16* all_queries, const Share* next) {
         const int64_t width = layer.num_heads * size;
         start();
         for (int64_t i = 0; i < num_rows; i++)
             std::memcpy(queries + i * size, all_queries + token(i) * width + offset(i),
                         size * sizeof(bf16));
-        const int64_t end = std::min<int64_t>(task.end_key, position(num_rows - 1) + 1);
-        int64_t begin = task.first_key;
-        if (layer.window) begin = std::max(begin, position(0) - layer.window + 1);
-        for (begin = begin / LANES * LANES; begin < end; begin += KEYS) {
-            const int64_t count = std::min(KEYS, end - begin);
-            look_up(begin, count);
+        for (int64_t first = begin(); first < end(); first += KEYS) {
+            const int64_t count = std::min(KEYS, end() - first);
+            coming.clear();
+            each(first, count, [&](int64_t v, Sides at) {
+                keys[v] = (const uint32_t*)at.keys;
+                values[v] = (const uint32_t*)at.values;
+                coming.add(at.values, LINE);
+            });
+            // Values are brought while keys are multiplied, and the keys behind them afterwards.
+            const bool ends = first + KEYS >= end();
+            const Share* behind = ends ? next : this;
+            const int64_t from = ends ? behind ? behind->begin() : 0 : first + KEYS;
+            if (behind)
+                behind->each(from, std::min(KEYS, behind->end() - from), [&](int64_t, Sides at) {
+                    coming.add(at.keys, layer.block_size * sizeof(uint32_t));
+                });
             score(count);
-            for (int64_t i = 0; i < num_rows; i++) weigh(i, begin, count);
-            mix(begin, count);
-        }
-    }
-
-    // Where every LANES keys and values begin.
-    void look_up(int64_t begin, int64_t count) {
-        const int64_t places = layer.block_size;
-        for (int64_t v = 0; v * LANES < count; v++) {
-            const int64_t position = begin + v * LANES, place = position % places;
-            const Sides block = block_of(layer, table[position / places], head);
-            keys[v] = (const uint32_t*)block.keys + place;
-            values[v] = (const uint32_t*)block.values + place / 2 * size;
+            for (int64_t i = 0; i < num_rows; i++) weigh(i, first, count);
+            mix(first, count);
         }
     }
 
@@ -152,13 +215,14 @@ struct Attended {
         in_tiles<HIGH_ROWS>(num_rows, [&](auto r, int64_t first) {
             constexpr int R = decltype(r)::value;
             const char* a = (const char*)(queries + first * size);
+            const Bringing bringing{first == 0 ? &coming : nullptr};
             float* c = scores + first * KEYS;
             int64_t v = 0;
             const auto strip = [&](auto wide) {
                 constexpr int V = decltype(wide)::value;
                 const auto part = [&](int64_t, int j) { return keys[v + j]; };
                 tile<Pairs, R, V, 1>(a, size * 2, 1, size / 2, part, layer.block_size,
-                                     c + v * LANES, KEYS, false);
+                                     c + v * LANES, KEYS, false, bringing);
                 v += V;
             };
             while (vectors - v >= HIGH_VECTORS) strip(std::integral_constant<int, HIGH_VECTORS>{});
@@ -236,6 +300,7 @@ struct Attended {
         in_tiles<HIGH_ROWS>(num_rows, [&](auto r, int64_t first) {
             constexpr int R = decltype(r)::value;
             const char* a = (const char*)(weights + first * KEYS + column);
+            const Bringing bringing{first == 0 ? &coming : nullptr};
             float* c = result + first * size;
             int64_t e = 0;
             const auto strip = [&](auto wide) {
@@ -243,7 +308,8 @@ struct Attended {
                 const auto part = [&](int64_t p, int j) {
                     return values[(column + p * 2 * depth) / LANES] + e + j * LANES;
                 };
-                tile<Pairs, R, V, V>(a, KEYS * 2, parts, depth, part, size, c + e, size, true);
+                tile<Pairs, R, V, V>(a, KEYS * 2, parts, depth, part, size, c + e, size, true,
+                                     bringing);
                 e += V * LANES;
             };
             while (size - e >= HIGH_VECTORS * LANES)
@@ -312,11 +378,15 @@ inline void attend(const Layer& layer, const Step& step, const Heads& heads, bf1
     const int64_t width = (layer.num_heads + 2 * layer.num_kv_heads) * layer.head_size;
     share_out(step.num_tokens, rows_at_once(width),
               [&](int64_t token) { store_token(layer, step, heads, token, queries); });
-    share_out(step.num_tasks * layer.num_kv_heads, 1, [&](int64_t i) {
-        const Task& task = step.tasks[i / layer.num_kv_heads];
-        Attended work(layer, step, task, i % layer.num_kv_heads);
-        work.run(queries);
-        if (task.part < 0)
+    const auto share = [&](int64_t i) {
+        return Share(layer, step, step.tasks[i / layer.num_kv_heads], i % layer.num_kv_heads);
+    };
+    const int64_t num_shares = step.num_tasks * layer.num_kv_heads;
+    share_out(num_shares, 1, [&](int64_t i, Place place) {
+        Attended work(share(i));
+        const Share next = share(place.is_last ? i : i + 1);
+        work.run(queries, place.is_last ? nullptr : &next);
+        if (work.task.part < 0)
             work.finish(out);
         else
             work.keep();
@@ -324,7 +394,7 @@ inline void attend(const Layer& layer, const Step& step, const Heads& heads, bf1
     if (!step.num_merges) return;
     share_out(step.num_merges * layer.num_kv_heads, 1, [&](int64_t i) {
         const int32_t* range = step.merges + i / layer.num_kv_heads * 2;
-        Attended work(layer, step, step.tasks[range[0]], i % layer.num_kv_heads);
+        Attended work(Share(layer, step, step.tasks[range[0]], i % layer.num_kv_heads));
         work.start();
         for (int32_t t = range[0]; t < range[0] + range[1]; t++) work.merge(step.tasks[t].part);
         work.finish(out);

@@ -35,9 +35,9 @@ inline void int8_linear(const Quantized& x, int64_t num_rows, const Int8Weight& 
     const int64_t depth = ceil_div(weight.num_inputs, 4);
     const Factors<Fours> factors{(const char*)x.codes, depth * 4, weight.panels, depth};
     product(num_rows, target,
-            [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to, bool more) {
+            [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to, Place place) {
                 int32_t* exact = reinterpret_cast<int32_t*>(to);
-                factors.multiply(row, size, vector, vectors, exact, more);
+                factors.multiply(row, size, vector, vectors, exact, place);
                 for (int64_t i = 0; i < size; i++)
                     for (int64_t v = 0; v < vectors; v++) {
                         const int64_t at = (vector + v) * LANES, here = i * STRIDE + v * LANES;
@@ -96,7 +96,7 @@ inline void int4_linear(const Quantized& x, int64_t num_rows, const Int4Weight& 
                         const Target& target) {
     const int64_t inputs = weight.num_inputs;
     product(num_rows, target,
-            [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to, bool) {
+            [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to, Place) {
                 for (int64_t v = 0; v < vectors;) {
                     const int64_t panel = (vector + v) / PANEL_VECTORS;
                     const int64_t column = (vector + v) % PANEL_VECTORS * LANES;

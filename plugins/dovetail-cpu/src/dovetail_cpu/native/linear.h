@@ -21,6 +21,9 @@ constexpr int64_t ROW_BLOCK = 96;
 constexpr int64_t GROUP = 4;           // steps that meet a block of rows in a core's second cache
 constexpr int64_t DEPTH_BLOCK = 1024;  // words of a panel that stay there
 constexpr int64_t MANY_ROWS = 48;      // from here on products are bound by arithmetic
+constexpr int64_t LINE_OF_WORDS = PANEL * sizeof(uint32_t);  // bytes of a panel for a word of a row
+constexpr int64_t NEAR = 4096;    // bytes ahead: in the next page, where a processor's own guess ends
+constexpr int64_t NEAR_ROWS = 8;  // with fewer, a core has enough reads under way by itself
 
 enum Gate : int64_t { NO_GATE = 0, SILU = 1, GELU_TANH = 2 };
 
@@ -42,10 +45,11 @@ struct Factors {
     const uint32_t* panels;
     int64_t depth;  // words of a row
 
-    // Rows times up to STEP vectors of columns: sums (num_rows, STRIDE). `more`: what lies behind
-    // them is next.
+    // Rows times up to STEP vectors of columns: sums (num_rows, STRIDE). What lies before a place
+    // that is not the first was read just now, and what lies behind one that is not the last is
+    // read next.
     void multiply(int64_t row, int64_t num_rows, int64_t vector, int64_t vectors,
-                  typename Words::Sum* sums, bool more) const {
+                  typename Words::Sum* sums, Place place) const {
         if (Matrices<Words>::product && num_rows >= Matrices<Words>::least_rows &&
             vectors % PANEL_VECTORS == 0) {
             by_matrices(row, num_rows, vector, vectors, sums);
@@ -53,15 +57,17 @@ struct Factors {
         }
         if (num_rows >= MANY_ROWS && vectors % WIDE_VECTORS == 0) {
             for (int64_t v = 0; v < vectors; v += WIDE_VECTORS)
-                strip<WIDE_ROWS, WIDE_VECTORS>(row, num_rows, vector + v, sums + v * LANES, false);
+                strip<WIDE_ROWS, WIDE_VECTORS>(row, num_rows, vector + v, sums + v * LANES, place);
             return;
         }
         int64_t v = 0;
-        for (; v + HIGH_VECTORS <= vectors; v += HIGH_VECTORS)
+        for (; v + HIGH_VECTORS <= vectors; v += HIGH_VECTORS) {
+            const bool is_last = place.is_last && v + 2 * HIGH_VECTORS > vectors;
             strip<HIGH_ROWS, HIGH_VECTORS>(row, num_rows, vector + v, sums + v * LANES,
-                                           more || v + HIGH_VECTORS < vectors);
+                                           {place.is_first && v == 0, is_last});
+        }
         for (; v < vectors; v++)
-            strip<HIGH_ROWS, 1>(row, num_rows, vector + v, sums + v * LANES, false);
+            strip<HIGH_ROWS, 1>(row, num_rows, vector + v, sums + v * LANES, place);
     }
 
     void by_matrices(int64_t row, int64_t num_rows, int64_t vector, int64_t vectors,
@@ -77,27 +83,47 @@ struct Factors {
         Matrices<Words>::release(true);
     }
 
+    // A function of its own, so that its loop has all registers: inlined, it had 7 % less speed.
+    template <int R, int V>
+    [[gnu::noinline]] static void block(const char* a, int64_t a_bytes, int64_t depth,
+                                        const uint32_t* b, int64_t panel_words,
+                                        typename Words::Sum* sums, bool add, Ahead ahead) {
+        const auto part = [&](int64_t, int j) { return b + j / PANEL_VECTORS * panel_words; };
+        tile<Words, R, V, std::min<int>(V, PANEL_VECTORS)>(a, a_bytes, 1, depth, part, PANEL, sums,
+                                                           STRIDE, add, ahead);
+    }
+
+    // V vectors of columns: part of a panel, a panel, or several.
     template <int ROWS, int V>
     void strip(int64_t row, int64_t num_rows, int64_t vector, typename Words::Sum* sums,
-               bool more) const {
-        for (int64_t done = 0; done < depth; done += DEPTH_BLOCK) {
-            const int64_t size = std::min(DEPTH_BLOCK, depth - done);
-            const auto part = [&](int64_t, int j) {
-                const int64_t panel = (vector + j) / PANEL_VECTORS;
-                return panels + (panel * depth + done) * PANEL +
-                       (vector + j) % PANEL_VECTORS * LANES;
-            };
-            // Tiles after the first find these words in the cache, and fetch those behind them.
-            const uint32_t* behind = part(0, 0) + size * PANEL;
-            const bool fetches = V == PANEL_VECTORS && (more || done + size < depth);
+               Place place) const {
+        const uint32_t* words = panels + vector / PANEL_VECTORS * depth * PANEL +
+                                vector % PANEL_VECTORS * LANES;
+        const int64_t most = ceil_div(depth, ceil_div(depth, DEPTH_BLOCK));
+        for (int64_t done = 0; done < depth; done += most) {
+            const int64_t size = std::min(most, depth - done);
+            const uint32_t* b = words + done * PANEL;
+            const bool is_cold = num_rows <= ROWS || (place.is_first && done == 0);
+            const bool is_last = place.is_last && done + size == depth;
+            int64_t cold_rows = 0;
             in_tiles<ROWS>(num_rows, [&](auto r, int64_t first) {
                 constexpr int R = decltype(r)::value;
                 const char* a = rows + (row + first) * row_bytes + 4 * done;
-                const bool second = first && first <= ROWS;
-                const char* next = fetches && second ? (const char*)behind : nullptr;
-                tile<Words, R, V, std::min<int>(V, PANEL_VECTORS)>(
-                    a, row_bytes, 1, size, part, PANEL, sums + first * STRIDE, STRIDE, done > 0,
-                    next);
+                Ahead ahead;
+                if (is_cold && first == 0) {
+                    if (V == PANEL_VECTORS && R >= NEAR_ROWS)
+                        ahead = {(const char*)b + NEAR, LINE_OF_WORDS};
+                    cold_rows = R;
+                } else if (V == PANEL_VECTORS && !is_last) {
+                    // Each tile brings its share of the words behind these into the cache, so that
+                    // memory and arithmetic are busy at once.
+                    const int64_t sharing = num_rows - cold_rows;
+                    const int64_t from = size * LINE_OF_WORDS * (first - cold_rows) / sharing;
+                    ahead = {(const char*)(b + size * PANEL) + from,
+                             ceil_div(LINE_OF_WORDS * R, sharing)};
+                }
+                block<R, V>(a, row_bytes, size, b, depth * PANEL, sums + first * STRIDE, done > 0,
+                            ahead);
             });
         }
     }
@@ -133,7 +159,7 @@ inline void put(const Target& target, int64_t row, int64_t num_rows, int64_t vec
         }
 }
 
-// Calls sums(row, num_rows, vector, vectors, to, more) for whatever part of the product is needed,
+// Calls sums(row, num_rows, vector, vectors, to, place) for whatever part of the product is needed,
 // and puts it into the target. With a gate, half the columns are a whole number of vectors.
 template <class Sums>
 void product(int64_t num_rows, const Target& target, Sums sums) {
@@ -153,7 +179,7 @@ void product(int64_t num_rows, const Target& target, Sums sums) {
     const int64_t together = std::clamp<int64_t>(steps * row_parts / (32 * threads), 1, GROUP);
     const int64_t group = num_rows > ROW_BLOCK ? together * step : step;
     const int64_t num_groups = ceil_div(num_vectors, group);
-    share_out(num_groups * row_parts, 1, [&](int64_t task, bool goes_on) {
+    share_out(num_groups * row_parts, 1, [&](int64_t task, Place among) {
         const int64_t begin = task % num_groups * group;
         const int64_t end = std::min(num_vectors, begin + group);
         const int64_t first_row = task / num_groups * part_rows;
@@ -164,9 +190,11 @@ void product(int64_t num_rows, const Target& target, Sums sums) {
             const int64_t size = std::min(ROW_BLOCK, end_row - row);
             for (int64_t vector = begin; vector < end; vector += step) {
                 const int64_t vectors = std::min(step, end - vector);
-                const bool more = vector + vectors < end || (goes_on && end < num_vectors);
-                sums(row, size, vector, vectors, own, more);
-                if (target.gate) sums(row, size, num_vectors + vector, vectors, others, more);
+                const bool ends = among.is_last || end == num_vectors;
+                const Place place{among.is_first && vector == begin,
+                                  ends && vector + vectors == end};
+                sums(row, size, vector, vectors, own, place);
+                if (target.gate) sums(row, size, num_vectors + vector, vectors, others, place);
                 put(target, row, size, vector, vectors, own, others);
             }
         }
@@ -177,8 +205,8 @@ inline void bf16_linear(const bf16* x, int64_t x_stride, int64_t num_rows, int64
                         const uint32_t* panels, const Target& target) {
     const Factors<Pairs> factors{(const char*)x, x_stride * 2, panels, num_inputs / 2};
     product(num_rows, target,
-            [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to, bool more) {
-                factors.multiply(row, size, vector, vectors, to, more);
+            [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to, Place place) {
+                factors.multiply(row, size, vector, vectors, to, place);
             });
 }
 

@@ -32,12 +32,17 @@ inline int64_t share_of(int64_t left, int64_t least) {
     return share > least ? share : least < left ? least : left;
 }
 
-// Calls work(task) or work(task, more), where `more` says that the same thread does the next one.
+// Where a task stands among those that a thread does one after the other.
+struct Place {
+    bool is_first, is_last;
+};
+
+// Calls work(task) or work(task, place).
 template <class Work>
 inline void run(Range range, Work work) {
     for (int64_t task = range.begin; task < range.end; task++) {
-        if constexpr (std::is_invocable_v<Work, int64_t, bool>)
-            work(task, task + 1 < range.end);
+        if constexpr (std::is_invocable_v<Work, int64_t, Place>)
+            work(task, Place{task == range.begin, task + 1 == range.end});
         else
             work(task);
     }

@@ -172,6 +172,9 @@ inline i32x16 dot_fours(i32x16 c, u32x16 a, i32x16 b) {
 #endif
 }
 
+constexpr int64_t LINE = 64;  // bytes of a cache's line
+
+// Into the second cache.
 inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 
 }  // namespace

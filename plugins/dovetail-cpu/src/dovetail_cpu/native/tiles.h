@@ -44,16 +44,29 @@ struct Fours {
     static Sums dot(Sums c, u32x16 a, u32x16 b) { return dot_fours(c, a, bits<i32x16>(b)); }
 };
 
+// Memory that will be read soon, and how much of it for each word of A; null: none.
+struct Ahead {
+    const char* next = nullptr;
+    int64_t pace = 0;
+
+    void bring() {
+        if (!next) return;
+        prefetch(next);
+        prefetch(next + LINE);
+        next += pace;
+    }
+};
+
 // R rows of A times V vectors of columns of B into C, which is written or added to.
 //
 // A is rows of words; B has, for each word of a row of A, a word for every column. B may lie in
 // parts, `depth` words of A to each: `part(p, j)` is where in part p the vectors j to j + TOGETHER
-// begin, and `stride` the words of B from one word of A to the next. `next` is what will be read
-// from memory after this; null: nothing.
-template <class Words, int R, int V, int TOGETHER, class Part>
+// begin, and `stride` the words of B from one word of A to the next. For each word of A, two lines
+// of memory are brought ahead.
+template <class Words, int R, int V, int TOGETHER, class Part, class Coming>
 inline void tile(const char* a, int64_t a_bytes, int64_t parts, int64_t depth, Part part,
                  int64_t stride, typename Words::Sum* c, int64_t c_stride, bool add,
-                 const char* next = nullptr) {
+                 Coming coming) {
     using Sums = typename Words::Sums;
     constexpr int RUNS = V / TOGETHER;
     // An address is a base and up to twice the stride: there are too few registers for one each.
@@ -71,10 +84,7 @@ inline void tile(const char* a, int64_t a_bytes, int64_t parts, int64_t depth, P
             u32x16 columns[V];
             for (int j = 0; j < V; j++)
                 columns[j] = load<u32x16>(b[j / TOGETHER] + j % TOGETHER * LANES);
-            if (next) {
-                for (int j = 0; j < V; j++) prefetch(next + j * sizeof(u32x16));
-                next += V * sizeof(u32x16);
-            }
+            coming.bring();
             for (int i = 0; i < R; i++) {
                 const uint32_t word = load<uint32_t>(base[i / 3] + i % 3 * a_bytes);
                 const u32x16 words = word - u32x16{};
