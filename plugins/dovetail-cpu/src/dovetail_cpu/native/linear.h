@@ -97,30 +97,34 @@ struct Factors {
     template <int ROWS, int V>
     void strip(int64_t row, int64_t num_rows, int64_t vector, typename Words::Sum* sums,
                Place place) const {
+        constexpr int64_t WHOLE = V / PANEL_VECTORS;  // panels
         const uint32_t* words = panels + vector / PANEL_VECTORS * depth * PANEL +
                                 vector % PANEL_VECTORS * LANES;
         const int64_t most = ceil_div(depth, ceil_div(depth, DEPTH_BLOCK));
         for (int64_t done = 0; done < depth; done += most) {
             const int64_t size = std::min(most, depth - done);
+            const bool ends = done + size == depth;
             const uint32_t* b = words + done * PANEL;
+            const uint32_t* behind = ends ? words + WHOLE * depth * PANEL : b + size * PANEL;
             const bool is_cold = num_rows <= ROWS || (place.is_first && done == 0);
-            const bool is_last = place.is_last && done + size == depth;
+            const bool brings = WHOLE > 0 && !(place.is_last && ends);
             int64_t cold_rows = 0;
             in_tiles<ROWS>(num_rows, [&](auto r, int64_t first) {
                 constexpr int R = decltype(r)::value;
                 const char* a = rows + (row + first) * row_bytes + 4 * done;
                 Ahead ahead;
                 if (is_cold && first == 0) {
-                    if (V == PANEL_VECTORS && R >= NEAR_ROWS)
+                    if (WHOLE == 1 && R >= NEAR_ROWS)
                         ahead = {(const char*)b + NEAR, LINE_OF_WORDS};
                     cold_rows = R;
-                } else if (V == PANEL_VECTORS && !is_last) {
+                } else if (brings) {
                     // Each tile brings its share of the words behind these into the cache, so that
                     // memory and arithmetic are busy at once.
-                    const int64_t sharing = num_rows - cold_rows;
-                    const int64_t from = size * LINE_OF_WORDS * (first - cold_rows) / sharing;
-                    ahead = {(const char*)(b + size * PANEL) + from,
-                             ceil_div(LINE_OF_WORDS * R, sharing)};
+                    const int64_t sharing = num_rows - cold_rows, part = size * LINE_OF_WORDS;
+                    const int64_t from = WHOLE * part * (first - cold_rows) / sharing;
+                    const uint32_t* panel = behind + from / part * depth * PANEL;
+                    ahead = {(const char*)panel + from % part,
+                             ceil_div(WHOLE * LINE_OF_WORDS * R, sharing)};
                 }
                 block<R, V>(a, row_bytes, size, b, depth * PANEL, sums + first * STRIDE, done > 0,
                             ahead);
@@ -137,26 +141,51 @@ inline void put_vector(T* to, V x, int64_t room) {
         std::memcpy(to, &x, room * sizeof(T));
 }
 
+// Calls with the flag as a constant.
+template <class Call>
+inline void decided(bool flag, Call call) {
+    if (flag)
+        call(std::true_type{});
+    else
+        call(std::false_type{});
+}
+
 // Rounds sums (num_rows, STRIDE) of some vectors of columns into the result.
 inline void put(const Target& target, int64_t row, int64_t num_rows, int64_t vector,
                 int64_t vectors, const float* sums, const float* others) {
     const int64_t width = target.gate ? target.num_columns / 2 : target.num_columns;
-    for (int64_t i = 0; i < num_rows; i++)
-        for (int64_t v = 0; v < vectors; v++) {
-            const int64_t at = (vector + v) * LANES;
-            f32x16 x = load<f32x16>(sums + i * STRIDE + v * LANES);
-            if (target.bias) x += load<f32x16>(target.bias + at);
-            if (target.gate) {
-                f32x16 up = load<f32x16>(others + i * STRIDE + v * LANES);
-                if (target.bias) up += load<f32x16>(target.bias + width + at);
-                x = (target.gate == SILU ? silu(x) : gelu_tanh(x)) * up;
+    const int64_t stride = target.stride;
+    const auto put_column = [&](int64_t v, auto gated, auto wide, auto biased) {
+        using T = std::conditional_t<decltype(wide)::value, float, bf16>;
+        const int64_t at = (vector + v) * LANES, room = width - at;
+        const bool is_silu = target.gate == SILU;
+        f32x16 bias{}, up_bias{};
+        if (biased) bias = load<f32x16>(target.bias + at);
+        if (biased && gated) up_bias = load<f32x16>(target.bias + width + at);
+        T* to = (T*)target.out + row * stride + at;
+        const float* from = sums + v * LANES;
+        const float* up_from = others + v * LANES;
+        for (int64_t i = 0; i < num_rows; i++, to += stride, from += STRIDE, up_from += STRIDE) {
+            f32x16 x = load<f32x16>(from);
+            if (biased) x += bias;
+            if (gated) {
+                f32x16 up = load<f32x16>(up_from);
+                if (biased) up += up_bias;
+                x = (is_silu ? silu(x) : gelu_tanh(x)) * up;
             }
-            const int64_t to = (row + i) * target.stride + at;
-            if (target.wide)
-                put_vector((float*)target.out + to, x, width - at);
+            if constexpr (wide)
+                put_vector(to, x, room);
             else
-                put_vector((bf16*)target.out + to, narrow(x), width - at);
+                put_vector(to, narrow(x), room);
         }
+    };
+    decided(target.gate != NO_GATE, [&](auto gated) {
+        decided(target.wide, [&](auto wide) {
+            decided(target.bias != nullptr, [&](auto biased) {
+                for (int64_t v = 0; v < vectors; v++) put_column(v, gated, wide, biased);
+            });
+        });
+    });
 }
 
 // Calls sums(row, num_rows, vector, vectors, to, place) for whatever part of the product is needed,
@@ -190,9 +219,12 @@ void product(int64_t num_rows, const Target& target, Sums sums) {
             const int64_t size = std::min(ROW_BLOCK, end_row - row);
             for (int64_t vector = begin; vector < end; vector += step) {
                 const int64_t vectors = std::min(step, end - vector);
-                const bool ends = among.is_last || end == num_vectors;
-                const Place place{among.is_first && vector == begin,
-                                  ends && vector + vectors == end};
+                // What lies behind a group is brought by the last rows, the rest by the first.
+                const bool is_last_step = vector + vectors == end;
+                const bool brings = is_last_step ? row + size == end_row && end < num_vectors &&
+                                                       !among.is_last
+                                                 : row == first_row;
+                const Place place{among.is_first && vector == begin && row == first_row, !brings};
                 sums(row, size, vector, vectors, own, place);
                 if (target.gate) sums(row, size, num_vectors + vector, vectors, others, place);
                 put(target, row, size, vector, vectors, own, others);

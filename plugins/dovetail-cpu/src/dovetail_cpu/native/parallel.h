@@ -134,7 +134,7 @@ void share_out(int64_t count, int64_t least, Work work) {
 
 // Rows that are worth a thread's waking.
 inline int64_t rows_at_once(int64_t row_size) {
-    constexpr int64_t ENOUGH = 1 << 14;
+    const int64_t ENOUGH = member.team ? 1 << 12 : 1 << 14;
     return ceil_div(ENOUGH, row_size);
 }
 

@@ -77,22 +77,36 @@ inline bf16 narrow(float x) {
 
 inline f32x16 load_wide(const bf16* from) { return widen(load<u16x16>(from)); }
 
-inline f32x16 larger(f32x16 a, f32x16 b) { return a > b ? a : b; }
+inline f32x16 larger(f32x16 a, f32x16 b) {
+#if defined(__AVX512F__)
+    return _mm512_max_ps(a, b);
+#else
+    return a > b ? a : b;
+#endif
+}
 
 inline float sum(f32x16 v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(v);
+#else
     float s[LANES];
     store(s, v);
     for (int half = LANES / 2; half; half /= 2)
         for (int i = 0; i < half; i++) s[i] += s[i + half];
     return s[0];
+#endif
 }
 
 inline float largest(f32x16 v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps(v);
+#else
     float s[LANES];
     store(s, v);
     for (int half = LANES / 2; half; half /= 2)
         for (int i = 0; i < half; i++) s[i] = s[i] > s[i + half] ? s[i] : s[i + half];
     return s[0];
+#endif
 }
 
 // e to the power of x within 2 units in the last place (Cody and Waite, 1980): x = n ln 2 + r.
@@ -112,19 +126,30 @@ inline f32x16 exponential(f32x16 x) {
     return p * bits<f32x16>(power);
 }
 
-// 2 to the power of x within 3e-6 of it, for what is rounded to bf16; x is kept within -126..126.
+// 2 to the power of r within 3e-6 of it, for r within -0.5..0.5.
+inline f32x16 rough_fraction(f32x16 r) {
+    f32x16 p = r * 9.58277e-3f + 5.590636e-2f;
+    p = p * r + 2.40241e-1f;
+    p = p * r + 6.931242e-1f;
+    return p * r + 1.f;
+}
+
+// 2 to the power of x as exactly as that, for what is rounded to bf16; x is at most 126, and
+// below -126 the result is rough or 0.
 inline f32x16 rough_power_of_two(f32x16 x) {
+#if defined(__AVX512F__)
+    x = _mm512_min_ps(all(126.f), x);
+    const f32x16 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm512_scalef_ps(rough_fraction(x - n), n);
+#else
     x = x < -126.f ? all(-126.f) : x;
     x = x > 126.f ? all(126.f) : x;
     const f32x16 magic = all(12582912.f);
     const f32x16 shifted = x + magic;
-    const f32x16 r = x - (shifted - magic);
-    f32x16 p = r * 9.58277e-3f + 5.590636e-2f;
-    p = p * r + 2.40241e-1f;
-    p = p * r + 6.931242e-1f;
-    p = p * r + 1.f;
+    const f32x16 p = rough_fraction(x - (shifted - magic));
     const f32x16 power = bits<f32x16>(bits<i32x16>(p) + (bits<i32x16>(shifted) << 23));
     return x == x ? power : x;
+#endif
 }
 
 inline f32x16 hyperbolic_tangent(f32x16 x) {
