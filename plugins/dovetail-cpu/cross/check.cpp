@@ -195,7 +195,7 @@ void check_attention(int64_t length, int64_t count, int64_t heads, int64_t kv_he
     const Layer layer{heads, kv_heads, size, PLACES, 0, nullptr, cache.data(), scale, 0.f};
     std::vector<int32_t> table(blocks);
     for (int64_t b = 0; b < blocks; b++) table[b] = int32_t(blocks - b);
-    std::vector<bf16> out(length * heads * size), queries(length * heads * size);
+    std::vector<bf16> out(length * heads * size);
     const int64_t begins[] = {0, length - count, length};
     const int64_t at_once = std::max<int64_t>(1, 48 / group);
     for (int part = 0; part < 2; part++) {
@@ -215,7 +215,7 @@ void check_attention(int64_t length, int64_t count, int64_t heads, int64_t kv_he
                           &v[begin * kv_heads * size], heads * size, kv_heads * size,
                           kv_heads * size, nullptr, nullptr, 0, nullptr, nullptr, 0, 0.f};
         if (tokens)
-            attend_generic(&layer, &step, &given, queries.data(), &out[begin * heads * size]);
+            attend_generic(&layer, &step, &given, &out[begin * heads * size]);
     }
     for (int64_t t = 0; t < length; t++)
         for (int64_t h = 0; h < heads; h++) {

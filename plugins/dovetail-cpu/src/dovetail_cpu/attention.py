@@ -195,12 +195,10 @@ class NativeAttention:
         self._tape.keep(heads)
         # Tokens of no row are given nothing, and must be finite.
         out = torch.zeros_like(q) if plan.num_padding else q.new_empty(q.shape)
-        queries = q.new_empty(q.shape)
         self._run(
             ctypes.addressof(cache.layer),
             ctypes.addressof(plan.step),
             ctypes.addressof(heads),
-            queries.data_ptr(),
             out.data_ptr(),
         )
         return out, cache
@@ -224,7 +222,7 @@ def _with_dense_heads(side: Tensor) -> Tensor:
 
 
 def _tasks(batch: Batch, group: int, num_kv: int, threads: int) -> tuple[IntArray, IntArray, int]:
-    """Tasks (n, 6) as in native/attention.h, the longest first, merges (m, 2), and parts."""
+    """Tasks (n, 6) as in native/attention.h, long rows first, merges (m, 2), and parts."""
     counts, ends = batch.query_lens, batch.sequence_lens
     at_once = max(1, _ROWS // group)
     pieces = -(-counts // at_once)
@@ -237,7 +235,8 @@ def _tasks(batch: Batch, group: int, num_kv: int, threads: int) -> tuple[IntArra
     if 0 < len(tasks) * num_kv < 2 * threads and int(ends.max()) >= 2 * _LEAST_KEYS:
         return _cut(tasks, -(-2 * threads // (len(tasks) * num_kv)))
     if len(tasks) > 1:
-        tasks = tasks[np.argsort(-(end * size), kind="stable")]
+        # Tasks of a row stay together, for they read the same keys.
+        tasks = tasks[np.lexsort((-(end * size), rows, -ends[rows]))]
     return tasks, np.zeros((0, 2), np.int32), 0
 
 

@@ -145,7 +145,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "int4_linear": (_P, _N, _P, _P),
     "rms_norm": (_P, _P, _N, _N, _P, _N, c_float, _P, _P),
     "gate": (_P, _N, _N, _N, _P),
-    "attend": (_P, _P, _P, _P, _P),
+    "attend": (_P, _P, _P, _P),
     "embedding": (_P, _N, _P, _N, _N, _P),
     "likeliest": (_P, _N, _N, _P, _P),
     "replay": (_P, _N),

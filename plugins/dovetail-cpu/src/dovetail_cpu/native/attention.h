@@ -56,27 +56,25 @@ inline Sides block_of(const Layer& layer, int64_t block, int64_t head) {
     return {keys, keys + layer.num_kv_heads * size};
 }
 
-// A token's heads: queries to `queries` (tokens, heads, head_size), keys and values to the cache.
-inline void store_token(const Layer& layer, const Step& step, const Heads& heads, int64_t token,
-                        bf16* queries) {
+// One head of a token as attention meets it: norm, then rotation.
+inline void prepare(const Heads& heads, int64_t token, int64_t size, const void* norm,
+                    const bf16* from, bf16* to) {
+    if (norm) norm_row(from, size, {norm, heads.wide_norms != 0}, heads.eps, to), from = to;
+    if (heads.cosines)
+        rotate_head(from, size, heads.cosines + token * heads.half,
+                    heads.sines + token * heads.half, heads.half, to);
+    else if (from != to)
+        std::memcpy(to, from, size * sizeof(bf16));
+}
+
+// A token's keys and values to the cache.
+inline void store_token(const Layer& layer, const Step& step, const Heads& heads, int64_t token) {
     const int64_t size = layer.head_size, places = layer.block_size;
-    const float* cosines = heads.cosines ? heads.cosines + token * heads.half : nullptr;
-    const float* sines = heads.sines ? heads.sines + token * heads.half : nullptr;
-    const auto prepare = [&](const bf16* from, const void* norm, bf16* to) {
-        if (norm) norm_row(from, size, {norm, heads.wide_norms != 0}, heads.eps, to), from = to;
-        if (cosines)
-            rotate_head(from, size, cosines, sines, heads.half, to);
-        else if (from != to)
-            std::memcpy(to, from, size * sizeof(bf16));
-    };
-    for (int64_t h = 0; h < layer.num_heads; h++)
-        prepare(heads.q + token * heads.q_stride + h * size, heads.q_norm,
-                queries + (token * layer.num_heads + h) * size);
     const int64_t block = step.slots[token] / places, place = step.slots[token] % places;
     for (int64_t h = 0; h < layer.num_kv_heads; h++) {
         const Sides to = block_of(layer, block, h);
         bf16 key[MOST_HEAD];
-        prepare(heads.k + token * heads.k_stride + h * size, heads.k_norm, key);
+        prepare(heads, token, size, heads.k_norm, heads.k + token * heads.k_stride + h * size, key);
         for (int64_t e = 0; e < size; e += 2)
             std::memcpy(to.keys + (e / 2 * places + place) * 2, key + e, 2 * sizeof(bf16));
         const bf16* value = heads.v + token * heads.v_stride + h * size;
@@ -182,12 +180,11 @@ struct Attended : Share {
     }
 
     // `next`: what the same thread does afterwards; null: nothing.
-    void run(const bf16* all_queries, const Share* next) {
-        const int64_t width = layer.num_heads * size;
+    void run(const Heads& heads, const Share* next) {
         start();
         for (int64_t i = 0; i < num_rows; i++)
-            std::memcpy(queries + i * size, all_queries + token(i) * width + offset(i),
-                        size * sizeof(bf16));
+            prepare(heads, token(i), size, heads.q_norm,
+                    heads.q + token(i) * heads.q_stride + offset(i), queries + i * size);
         for (int64_t first = begin(); first < end(); first += KEYS) {
             const int64_t count = std::min(KEYS, end() - first);
             coming.clear();
@@ -373,11 +370,10 @@ struct Attended : Share {
     }
 };
 
-inline void attend(const Layer& layer, const Step& step, const Heads& heads, bf16* queries,
-                   bf16* out) {
-    const int64_t width = (layer.num_heads + 2 * layer.num_kv_heads) * layer.head_size;
-    share_out(step.num_tokens, rows_at_once(width),
-              [&](int64_t token) { store_token(layer, step, heads, token, queries); });
+inline void attend(const Layer& layer, const Step& step, const Heads& heads, bf16* out) {
+    // Entries that are scattered cost several times as much as those in a row.
+    share_out(step.num_tokens, rows_at_once(8 * layer.num_kv_heads * layer.head_size),
+              [&](int64_t token) { store_token(layer, step, heads, token); });
     const auto share = [&](int64_t i) {
         return Share(layer, step, step.tasks[i / layer.num_kv_heads], i % layer.num_kv_heads);
     };
@@ -385,7 +381,7 @@ inline void attend(const Layer& layer, const Step& step, const Heads& heads, bf1
     share_out(num_shares, 1, [&](int64_t i, Place place) {
         Attended work(share(i));
         const Share next = share(place.is_last ? i : i + 1);
-        work.run(queries, place.is_last ? nullptr : &next);
+        work.run(heads, place.is_last ? nullptr : &next);
         if (work.task.part < 0)
             work.finish(out);
         else

@@ -61,9 +61,8 @@ void EXPORT(gate)(const bf16* x, int64_t num_rows, int64_t width, int64_t kind, 
     gate(x, num_rows, width, Gate(kind), out);
 }
 
-void EXPORT(attend)(const Layer* layer, const Step* step, const Heads* heads, bf16* queries,
-                    bf16* out) {
-    attend(*layer, *step, *heads, queries, out);
+void EXPORT(attend)(const Layer* layer, const Step* step, const Heads* heads, bf16* out) {
+    attend(*layer, *step, *heads, out);
 }
 
 void EXPORT(embedding)(const int64_t* ids, int64_t num_rows, const char* table,
@@ -101,7 +100,7 @@ static void repeat(const Call& c) {
             break;
         case 6:
             EXPORT(attend)(c.address<Layer>(0), c.address<Step>(1), c.address<Heads>(2),
-                           c.address<bf16>(3), c.address<bf16>(4));
+                           c.address<bf16>(3));
             break;
         case 7:
             EXPORT(embedding)(c.address<int64_t>(0), n[1], c.address<char>(2), n[3], n[4],

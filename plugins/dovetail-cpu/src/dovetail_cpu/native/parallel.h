@@ -132,10 +132,10 @@ void share_out(int64_t count, int64_t least, Work work) {
     }
 }
 
-// Rows that are worth a thread's waking.
+// Rows that are worth a second thread: those of a team are awake, others must be woken.
 inline int64_t rows_at_once(int64_t row_size) {
-    const int64_t ENOUGH = member.team ? 1 << 12 : 1 << 14;
-    return ceil_div(ENOUGH, row_size);
+    constexpr int64_t AWAKE = 1 << 12, ASLEEP = 1 << 14;
+    return ceil_div(member.team ? AWAKE : ASLEEP, row_size);
 }
 
 }  // namespace
