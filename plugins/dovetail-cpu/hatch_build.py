@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,14 @@ def compile_library(sources: Path, library: Path) -> None:
     flags = [*FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
     sets = INSTRUCTION_SETS if is_x86 else {"generic": ()}
-    with tempfile.TemporaryDirectory() as folder:
-        objects = []
-        for suffix, own in sets.items():
-            target = Path(folder, f"{suffix}.o")
-            source = ["-c", str(sources / "kernels.cpp"), "-o", str(target)]
-            _run([*compiler, *flags, "-fopenmp", *own, f"-DSUFFIX={suffix}", *source])
-            objects.append(str(target))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = [str(Path(folder, f"{suffix}.o")) for suffix in sets]
+        source = str(sources / "kernels.cpp")
+        commands = [
+            [*compiler, *flags, "-fopenmp", *own, f"-DSUFFIX={suffix}", "-c", source, "-o", target]
+            for (suffix, own), target in zip(sets.items(), objects, strict=True)
+        ]
+        list(pool.map(_run, commands))
         # OpenMP is not linked: the functions are those of the one that torch has loaded.
         common = str(sources / "library.cpp")
         _run([*compiler, *flags, "-shared", *objects, common, "-o", str(library)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -217,7 +218,7 @@ def test_every_set_is_compiled(
     assert data["tag"].startswith("py3-none-")
     assert (tmp_path / build.LIBRARY).read_text() == "made\n"
     *compiled, linked = log.read_text().splitlines()
-    for suffix, line in zip(suffixes, compiled, strict=True):
-        assert f"-DSUFFIX={suffix} " in line
+    found = [re.search(r"-DSUFFIX=(\w+) ", line) for line in compiled]
+    assert sorted(match[1] for match in found if match) == suffixes
     assert all(line.startswith("--first ") and " -DMINE " in line for line in compiled)
     assert "-shared" in linked
