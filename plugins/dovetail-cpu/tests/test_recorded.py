@@ -91,7 +91,7 @@ def test_bits_are_the_same_over_steps_of_every_size(num: int, core: EngineCore) 
             for count in (1, 2, 3, 7, 16, 33, 63, 64, 65, 1, 7):
                 expect_same(both, decoding(count) if count < 60 else decoding(40))
                 expect_same(both, [Row(tokens(count), 0, [1, 2, 3, 4, 5])])
-                expect_same(both, [Row(tokens(count), 9, [5, 9, 3, 4, 8, 2]), *decoding(3)])
+                expect_same(both, [Row(tokens(count), 9, [5, 9, 6, 4, 8, 7]), *decoding(3)])
             expect_same(both, [Row(tokens(200), 0, list(range(10, 23)))])
             expect_same(both, [Row(tokens(1), 200, list(range(10, 23))), *decoding(1)])
     sizes = vars(both[0].model)["_records"]

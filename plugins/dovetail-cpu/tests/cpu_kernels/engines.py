@@ -60,8 +60,10 @@ class Machine:
         self.caches = [attention.allocate(spec, need, num_blocks) for spec in need.specs]
 
     def step(self, rows: Sequence[Row]) -> Tensor:
-        """Hidden states (T, D), the caller's own."""
+        """Hidden states (T, D), the caller's own. No two tokens may have one place in the cache."""
         batch = _batch(rows)
+        slots = batch.slots(BLOCK_SIZE)
+        assert len(np.unique(slots)) == len(slots), "which of them stays is left to the threads"
         inputs = StepInputs(
             token_ids_T=torch.from_numpy(batch.token_ids).long(),
             positions_T=torch.from_numpy(self.model.positions(batch.positions)).long(),
