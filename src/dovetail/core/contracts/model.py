@@ -73,6 +73,7 @@ class StepInputs:
     """What a model reads of a step, as arrays of the platform."""
 
     token_ids_T: Array
+    """Whole numbers of 32 or 64 bits, and the positions alike."""
     positions_T: Array
     plan: object
     """The attention backend's metadata, handed through."""

@@ -9,7 +9,7 @@ import numpy as np
 from dovetail.core.batch import JoinedRow
 from dovetail.core.types import IndexArray, IntArray
 
-__all__ = ["Plan", "chunk"]
+__all__ = ["Plan", "chunk", "longest_first"]
 
 _NO_ROWS = np.zeros(0, np.intp)
 _NO_GRANTS = np.zeros(0, np.int32)
@@ -35,11 +35,26 @@ class Plan:
         """Positions that each row needs blocks for, beyond those that it has computed."""
         return self.grants if self.ahead is None else self.grants + self.ahead
 
+    @property
+    def only_decodes(self) -> bool:
+        """Each row computes one token and has no drafts: what is said of one is said of all."""
+        has_drafts = self.drafts is not None or self.ahead is not None
+        return not has_drafts and bool((self.grants == 1).all())
+
     def padded(self, counts: IntArray | None) -> IntArray | None:
         """``drafts`` or ``ahead`` with zeros for the rows that joined later."""
         if counts is None or len(counts) == len(self.rows):
             return counts
         return np.concatenate([counts, np.zeros(len(self.rows) - len(counts), np.int32)])
+
+
+def longest_first(lengths: IntArray) -> IndexArray:
+    """(R,) in which order rows are attended best: what takes longest should not begin last.
+
+    Graham's rule for jobs that several processors share (1969). Rows that grow by one token each
+    keep their places.
+    """
+    return np.argsort(-lengths, kind="stable")
 
 
 def chunk(wanted: int, left: int, *, may_split: bool) -> int:

@@ -17,7 +17,7 @@ from dovetail.core.scheduler.beams import BeamSearches
 from dovetail.core.scheduler.blocks import SequenceBlocks
 from dovetail.core.scheduler.isolation import Suspects
 from dovetail.core.scheduler.masking import advance_grammars
-from dovetail.core.scheduler.plan import Plan
+from dovetail.core.scheduler.plan import Plan, longest_first
 from dovetail.core.scheduler.policy import WaitingQueue, rank_of, victim
 from dovetail.core.scheduler.prepared import PreparedQueue
 from dovetail.core.scheduler.results import sequence_updates
@@ -191,6 +191,8 @@ class Scheduler:
         targets = {target for _, target in plan.copies}
         plan.copies += [(0, block) for block in self._to_clean if block not in targets]
         self._to_clean = []
+        if plan.only_decodes:
+            plan.rows = plan.rows[longest_first(table.num_computed[plan.rows])]
         drafts = plan.padded(plan.drafts)
         batch = assemble_batch(
             table,

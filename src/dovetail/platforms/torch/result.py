@@ -11,7 +11,7 @@ from dovetail.core.types import IntArray
 from dovetail.platforms.torch.sampler import LogprobTensors, SampleResult
 from dovetail.platforms.torch.transfers import Fetch, Fetched
 
-__all__ = ["ChosenStep", "SampledStep", "packed"]
+__all__ = ["ChosenStep", "SampledStep"]
 
 
 class SampledStep:
@@ -56,7 +56,7 @@ class ChosenStep:
     """One token for each row, and nothing else.
 
     Args:
-        chosen: ``packed`` tokens, those that only pad behind the others.
+        chosen: (N, 2) int32: tokens, and whether their rows are finite; padding comes last.
         count: S, how many are meant.
     """
 
@@ -72,11 +72,6 @@ class ChosenStep:
             num_tokens=np.ones(self._count, np.int32),
             finite=table[:, 1].astype(np.bool_),
         )
-
-
-def packed(tokens_N: Tensor, finite_N: Tensor) -> Tensor:
-    """(N, 2) int32: what ``ChosenStep`` reads, in one copy."""
-    return torch.stack((tokens_N.to(torch.int32), finite_N.to(torch.int32)), 1)
 
 
 def _columns(result: SampleResult) -> Tensor:

@@ -30,7 +30,7 @@ from dovetail.core.contracts.observation import Wrap
 from dovetail.core.contracts.runner import Pending
 from dovetail.core.shapes import rehearsal
 from dovetail.platforms.torch.queue import DeviceQueue
-from dovetail.platforms.torch.result import ChosenStep, SampledStep, packed
+from dovetail.platforms.torch.result import ChosenStep, SampledStep
 from dovetail.platforms.torch.sampling.weights import Controls
 from dovetail.platforms.torch.steps import Loaded, StepBase
 from dovetail.platforms.torch.transfers import Uploads, fetcher
@@ -68,13 +68,12 @@ class _Staged:
     """What a step brings, on the device; C tokens are chosen."""
 
     rows: Tensor
-    """(C,) int32: where the successor is kept."""
+    """(C,) int64: where the successor is kept."""
     controls: Controls
     """How it is chosen."""
-    token_ids: Tensor
-    """(T,) int32"""
-    carried: Tensor
-    """(T,) int32: the row whose last token stands here in place of ``token_ids``; -1: none."""
+    sources: Tensor
+    """(T,) int32: where in ``Uploads.memory`` each token is: among what the step brought, or where
+    the last token of a row is kept."""
     positions: Tensor
     """(T,) int32, as the model counts them."""
     index: Tensor
@@ -125,9 +124,10 @@ class StagedSteps(StepBase):
                 -(-config.max_model_len // config.block_size),
             ),
         )
-        self._uploads = Uploads(queue, device, self._most_numbers())
+        self._uploads = Uploads(queue, device, self._most_numbers(), kept=len(self.last_token))
+        self.last_token = self._uploads.kept
         self._chosen = torch.zeros(config.max_num_seqs, 2, dtype=torch.int32, device=device)
-        """``packed`` tokens of the last replay."""
+    """(max_num_seqs, 2): what the last replay chose, and whether its rows are finite."""
 
     def _most_numbers(self) -> int:
         """What the largest step brings, if all its rows check as many drafts as there may be."""
@@ -170,7 +170,7 @@ class StagedSteps(StepBase):
 
     def _run(self, staged: _Staged) -> None:
         """Up to the hidden states, which are kept."""
-        tokens, rows = len(staged.token_ids), len(staged.rows)
+        tokens, rows = len(staged.sources), len(staged.rows)
         hidden = self._hidden_of(staged)
         if tokens == rows:
             self._last[:rows] = hidden
@@ -181,7 +181,7 @@ class StagedSteps(StepBase):
     def _choose_last(self, staged: _Staged, kind: _Kind) -> None:
         """From the hidden states that were kept to ``_chosen``."""
         rows = len(staged.rows)
-        self._chosen[:rows] = packed(*self._choose(staged, self._last[:rows], kind))
+        self._choose(staged, self._last[:rows], kind, self._chosen[:rows])
 
     @contextmanager
     def wrap_sampling(self, wrap: Wrap) -> Iterator[None]:
@@ -245,13 +245,15 @@ class StagedSteps(StepBase):
     ) -> Pending:
         """Choose tokens, op by op: by the controls that were ``staged``, else by all the rules."""
         if staged is not None:
-            tokens, finite = self._choose(staged, hidden_CD, _kind(batch.sampling))
-            return ChosenStep(self._fetch(packed(tokens, finite)), len(tokens))
+            chosen = self._chosen.new_empty(len(staged.rows), 2)
+            self._choose(staged, hidden_CD, _kind(batch.sampling), chosen)
+            return ChosenStep(self._fetch(chosen), len(chosen))
         draft, need = self.loaded.draft, batch.prompt_logprobs
         result = drafts = prompt = None
         if len(batch.sampled):
             result = self.sample(self.loaded.model.logits(hidden_CD), batch)
-            self.last_token[self.on_device(batch.rows[batch.sampled])] = result.token_ids
+            rows = self.on_device(batch.rows[batch.sampled])
+            self.last_token[rows] = result.token_ids.to(self.last_token.dtype)
         if draft is not None:
             drafts = draft.step(batch, result)
         if need is not None:
@@ -260,33 +262,31 @@ class StagedSteps(StepBase):
 
     def _hidden_of(self, staged: _Staged) -> Tensor:
         """(T, D)"""
-        said = self.last_token[staged.carried.clamp(min=0)]
         inputs = StepInputs(
-            token_ids_T=torch.where(staged.carried >= 0, said, staged.token_ids.long()),
-            positions_T=staged.positions.long(),
+            token_ids_T=self._uploads.memory.index_select(0, staged.sources),
+            positions_T=staged.positions,
             plan=staged.plan,
         )
         hidden, self.caches = self.loaded.model.forward(inputs, self.caches)
         return hidden
 
-    def _choose(self, staged: _Staged, hidden_CD: Tensor, kind: _Kind) -> tuple[Tensor, Tensor]:
-        """Tokens (C,) and whether their rows are finite (C,); the tokens are kept for the rows."""
+    def _choose(self, staged: _Staged, hidden_CD: Tensor, kind: _Kind, chosen_C2: Tensor) -> None:
+        """Tokens and whether their rows are finite; the tokens are kept for the rows."""
         logits = self.loaded.model.logits(hidden_CD)
         controls = None if kind.greedy else staged.controls
         tokens, finite = self.choose(logits, controls, restricts=kind.restricts)
-        self.last_token[staged.rows] = tokens
-        return tokens, finite
+        chosen_C2[:, 0], chosen_C2[:, 1] = tokens, finite
+        self.last_token[staged.rows] = chosen_C2[:, 0]
 
     def _send(self, step: Batch, num_places: int) -> _Staged:
         """Give the device what a step brings."""
         brought = self._brought(step, num_places)
         self._uploads.send(brought)
-        rows, controls, tokens, carried, positions, index, *plan = self._uploads.views(brought)
+        rows, controls, _tokens, sources, positions, index, *plan = self._uploads.views(brought)
         return _Staged(
             rows=rows,
             controls=Controls.unpack(controls),
-            token_ids=tokens,
-            carried=carried,
+            sources=sources,
             positions=positions,
             index=index,
             plan=self._attention.device_plan(plan, step, self.loaded.need),
@@ -296,17 +296,19 @@ class StagedSteps(StepBase):
         """What a step brings, in the order of ``_Staged``, for so many tokens to be chosen.
 
         Where what the choice reads lies depends on their number alone: it is recorded by that.
+        Token ids lie between that and the rest.
         """
-        carried = np.full(step.num_tokens, -1, np.int32)
-        carried[step.carried] = step.carried_rows
-        rows = np.full(num_places, self._nobody, np.int32)
+        rows = np.full(num_places, self._nobody, np.int64)
         if step.num_drafts is None:
             rows[: len(step.sampled)] = step.rows[step.sampled]
+        of_choice = rows, Controls.pack(step.sampling, num_places)
+        first = Uploads.place(self._nobody + 1, of_choice)
+        sources = np.arange(first, first + step.num_tokens, dtype=np.int32)
+        sources[step.carried] = step.carried_rows
         return (
-            rows,
-            Controls.pack(step.sampling, num_places),
+            *of_choice,
             step.token_ids,
-            carried,
+            sources,
             self.loaded.model.positions(step.positions),
             padded(step.logit_index, num_places),
             *self._attention.host_plan(step, self.loaded.need),

@@ -91,7 +91,7 @@ class TransformersModel:
 
     def _call(self, ids_T: Tensor, positions_T: Tensor, step: Step) -> Any:
         """The output of the layers below the output layer; its first entry is (1, T, D)."""
-        ids, positions = ids_T[None], positions_T[None]
+        ids, positions = ids_T[None].long(), positions_T[None].long()
         carried = self._carry(step)
         return self._trunk(input_ids=ids, position_ids=positions, use_cache=False, **carried)
 

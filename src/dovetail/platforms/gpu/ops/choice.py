@@ -4,7 +4,7 @@
 What is launched depends on the number of rows and tokens only and nothing is looked at on the host,
 so that it can stand at the end of a recorded step. Rows that need no more of a launch leave it at
 once. Where it is known that every row is greedy two launches are enough, and four where no row has
-top_k, top_p or min_p. The tokens are those of ``platforms/torch/sampling``, by the same whole
+top_k, top_p or min_p: then ``tally`` stands for ``sift`` and finds masses alone. The tokens are those of ``platforms/torch/sampling``, by the same whole
 weights and the same order. Only ``exp`` is the device's own, so a token can differ from torch's
 where the noise or top_p falls within some 2**-20 of the border between two. A row's token does not
 depend on other rows.
@@ -12,7 +12,7 @@ depend on other rows.
 =======  ========  ====================================  =======================================
 launch   programs  reads                                 finds
 =======  ========  ====================================  =======================================
-peaks    G x C     the logits                            the likeliest token of each block of 64
+peaks    G x C/4   the logits                            the likeliest token of each block of 64
 plan     G         the blocks                            greedy tokens; a bound that enough
                                                          blocks reach, where there is top_k or
                                                          top_p
@@ -57,10 +57,12 @@ from dovetail.platforms.torch.sampling.weights import Controls, unit
 __all__ = ["choose"]
 
 _CHUNK = 2048
-"""Tokens of a program that shares a row with others."""
+"""Tokens whose mass is known while a row is drawn."""
+_SPAN, _ENOUGH = 4, 4096
+"""Chunks of one program, where there are enough of them; else programs have one each."""
 _CHUNK_WARPS = 8
 """Of such a program: measured, see ``docs/measurements/cuda.md``."""
-_BLOCK = 64
+_BLOCK = 64  # a power of two
 """Tokens of which only the likeliest counts when a row is planned."""
 _FEW = 512
 """Blocks that are looked into where top_k does not say."""
@@ -72,6 +74,8 @@ _PART = 8192
 """Tokens of a program that shares a search with others; a multiple of ``_CHUNK``."""
 _ROUNDS, _PIVOTS = 7, 8
 """Of a search that is shared."""
+_MOST_BITS = 43
+"""Of a weight that is the sum of two numbers, of which eight each add up exactly in float32."""
 _FOUND = 64
 """Room for the pivots of all rounds: a power of two."""
 
@@ -165,17 +169,21 @@ def _pointers(of: _State | Controls) -> dict[str, Tensor]:
 def _launch(x: Tensor, controls: Controls | None, state: _State, restricts: bool) -> None:
     rows, vocab = x.shape
     chunks, blocks = triton.cdiv(vocab, _CHUNK), triton.cdiv(vocab, _BLOCK)
-    of_chunks, of_parts = (rows, chunks), (rows, triton.cdiv(vocab, _PART))
+    span = _SPAN if rows * chunks >= _ENOUGH else 1
+    of_chunks, of_spans = (rows, chunks), (rows, triton.cdiv(chunks, span))
+    of_parts = (rows, triton.cdiv(vocab, _PART))
     pointers = _pointers(state) | ({} if controls is None else _pointers(controls))
     constants = {
         "VOCAB": vocab,
         "ID_BITS": vocab.bit_length(),
         "SHIFT": _SHIFTS[x.dtype],
         "UNITS": unit(vocab),
+        "LOW_BITS": _low_bits(unit(vocab)),
         "CHUNKS": chunks,
         "CHUNK": _CHUNK,
+        "SPAN": span,
         "COLUMNS": triton.next_power_of_2(chunks),
-        "BLOCK": _BLOCK,
+        "BLOCK_BITS": _BLOCK.bit_length() - 1,
         "BLOCKS": blocks,
         "TOPS": state.tops.shape[1],
         "USUAL": min(_FEW, max(1, blocks * 3 // 4)),
@@ -192,16 +200,24 @@ def _launch(x: Tensor, controls: Controls | None, state: _State, restricts: bool
         taken = {name: known[name] for name in kernel.arg_names if name in known}
         launcher(kernel, grid)(**taken, **others)
 
-    launch(kernels.peaks, of_chunks, **shared)
+    launch(kernels.peaks, of_spans, **shared)
     if controls is None:
         launch(kernels.crown, (rows,), TILE=_TILE)
         return
     launch(kernels.plan, (rows,), **of_list)
-    launch(kernels.sift, of_chunks, **shared)
-    if restricts:
+    if not restricts:
+        launch(kernels.tally, of_spans, **shared)
+    else:
+        launch(kernels.sift, of_chunks, **shared)
         launch(settle, (rows,), **of_list)
         for number in range(_ROUNDS):
             launch(narrow, of_parts, round=number, **of_row)
         launch(search, (rows,), rounds=_ROUNDS, **of_row)
         launch(kernels.measure, of_parts)
     launch(kernels.draw, (rows,))
+
+
+def _low_bits(units: float) -> int:
+    """Of a weight, for ``masses_of``: half of its bits; 0 where eight halves are not exact."""
+    bits = int(units).bit_length() - 1
+    return (bits + 1) // 2 if bits <= _MOST_BITS else 0

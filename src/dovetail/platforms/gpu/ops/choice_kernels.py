@@ -9,16 +9,20 @@ import triton.language as tl
 from dovetail.platforms.gpu.ops.lists import last_listed
 from dovetail.platforms.gpu.ops.ranks import (
     LOWEST,
+    key_of,
     lowest_rank,
+    masses_of,
     rank_of,
     share_above,
+    shares,
     value_of,
     weigh,
+    weight_of,
 )
 from dovetail.platforms.gpu.ops.stages import BOUND, DONE, FEW, FREE
 from dovetail.platforms.torch.sampling.choice import GREEDY_BELOW
 
-__all__ = ["crown", "draw", "measure", "peaks", "plan", "sift"]
+__all__ = ["crown", "draw", "measure", "peaks", "plan", "sift", "tally"]
 
 _GREEDY_BELOW = tl.constexpr(GREEDY_BELOW)
 
@@ -31,19 +35,31 @@ def peaks(
     VOCAB: tl.constexpr,
     ID_BITS: tl.constexpr,
     SHIFT: tl.constexpr,
-    CHUNKS: tl.constexpr,
     CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr,
+    SPAN: tl.constexpr,
+    BLOCK_BITS: tl.constexpr,
+    TOPS: tl.constexpr,
 ):
-    """The highest rank in each block of a chunk of a row."""
-    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    blocks: tl.constexpr = CHUNK // BLOCK
-    ids = chunk * CHUNK + tl.arange(0, CHUNK)
+    """The highest rank in each block of SPAN chunks of a row.
+
+    Within a block a token is known by few bits: with the key of a 16-bit logit they fit an int32.
+    Behind the vocabulary lie the least likely of all, which are the highest of no block.
+    """
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    size: tl.constexpr = CHUNK * SPAN
+    ids = part * size + tl.arange(0, size)
     x = tl.load(x_ptr + row * row_step + ids, ids < VOCAB, other=float("-inf")).to(tl.float32)
-    rank = tl.where(ids < VOCAB, rank_of(x, ids, ID_BITS, SHIFT), LOWEST)
-    tops = tl.max(tl.reshape(rank, (blocks, BLOCK)), axis=1)
-    at = (row * CHUNKS + chunk) * blocks + tl.arange(0, blocks)
-    tl.store(tops_ptr + at, tops)
+    key = key_of(x) >> SHIFT
+    if SHIFT < BLOCK_BITS:
+        key = key.to(tl.int64)
+    last: tl.constexpr = (1 << BLOCK_BITS) - 1
+    blocks: tl.constexpr = size >> BLOCK_BITS
+    place = (key << BLOCK_BITS) | (last - (ids & last))
+    top = tl.max(tl.reshape(place, (blocks, last + 1)), axis=1)
+    block = part * blocks + tl.arange(0, blocks)
+    best = (block << BLOCK_BITS) + last - (top & last).to(tl.int32)
+    rank = ((top >> BLOCK_BITS).to(tl.int64) << ID_BITS) | ((1 << ID_BITS) - 1 - best).to(tl.int64)
+    tl.store(tops_ptr + row * TOPS + block, rank, block < TOPS)
 
 
 @triton.jit
@@ -151,6 +167,7 @@ def sift(
     ID_BITS: tl.constexpr,
     SHIFT: tl.constexpr,
     UNITS: tl.constexpr,
+    LOW_BITS: tl.constexpr,
     CHUNKS: tl.constexpr,
     CHUNK: tl.constexpr,
     LIST: tl.constexpr,
@@ -167,10 +184,10 @@ def sift(
     stage, floor = tl.load(stage_ptr + row), tl.load(floor_ptr + row)
     peak, heat = tl.load(peak_ptr + row), tl.load(temperature_ptr + row)
     if stage != DONE:
-        scaled, weight = weigh(x, peak, heat, UNITS)
+        scaled, share = shares(x, peak, heat, UNITS)
         passes = there & (scaled >= floor)
-        mass = tl.sum(tl.where(passes, weight, 0), axis=0)
-        tl.store(masses_ptr + row * CHUNKS + chunk, mass)
+        mass = masses_of(tl.where(passes, share, 0.0), CHUNK, 1, LOW_BITS)
+        tl.store(masses_ptr + row * CHUNKS + chunk + tl.arange(0, 1), mass)
         if stage == FEW:
             tl.store(numbers_ptr + row * CHUNKS + chunk, tl.sum(passes.to(tl.int32), axis=0))
             rank = rank_of(x, ids, ID_BITS, SHIFT)
@@ -181,7 +198,35 @@ def sift(
                 at = first + tl.cumsum(listed.to(tl.int32), axis=0) - 1
                 fits = listed & (at < LIST)
                 tl.store(ranks_ptr + row * LIST + at, rank, fits)
-                tl.store(weights_ptr + row * LIST + at, weight, fits)
+                tl.store(weights_ptr + row * LIST + at, weight_of(share), fits)
+
+
+@triton.jit
+def tally(
+    x_ptr,
+    temperature_ptr,
+    peak_ptr,
+    stage_ptr,
+    masses_ptr,
+    row_step,
+    VOCAB: tl.constexpr,
+    UNITS: tl.constexpr,
+    LOW_BITS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """``sift`` where no row has min_p, top_k or top_p: the masses of SPAN chunks of a row."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    ids = part * (CHUNK * SPAN) + tl.arange(0, CHUNK * SPAN)
+    x = tl.load(x_ptr + row * row_step + ids, ids < VOCAB, other=float("-inf")).to(tl.float32)
+    stage, peak = tl.load(stage_ptr + row), tl.load(peak_ptr + row)
+    heat = tl.load(temperature_ptr + row)
+    if stage != DONE:
+        _scaled, share = shares(x, peak, heat, UNITS)
+        chunk = part * SPAN + tl.arange(0, SPAN)
+        masses = masses_of(share, CHUNK * SPAN, SPAN, LOW_BITS)
+        tl.store(masses_ptr + row * CHUNKS + chunk, masses, chunk < CHUNKS)
 
 
 @triton.jit

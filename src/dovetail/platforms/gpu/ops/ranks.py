@@ -6,6 +6,7 @@ without the ``SHIFT`` bits that logits of 16 bits never have, and below it the t
 down, in ``ID_BITS``. Ranks of a row are distinct, so a set of its likeliest tokens is said by one
 bound. A weight is a whole number of units, as in ``platforms/torch/sampling/weights.py``; sums of
 them are exact in int64 in any order, which needs no float64: GPUs made for desks have little of it.
+Nor have others many conversions to int64, so the sums of whole rows (``masses_of``) take them late.
 
 ``last_kept`` finds the bound at which a count or a mass is reached: several pivots at once divide
 what is left of the range, until one token is left in it.
@@ -23,19 +24,26 @@ __all__ = [
     "last_kept",
     "least_rank",
     "lowest_rank",
+    "masses_of",
     "rank_beyond",
     "rank_of",
     "share_above",
     "share_up_to",
+    "shares",
     "survey",
     "value_of",
     "weigh",
+    "weight_of",
 ]
 
 LOWEST = tl.constexpr(-(1 << 61))
 """Below every rank."""
 _WHOLE = tl.constexpr(float(1 << 23))
 """From here on float32 holds whole numbers only."""
+_FAR = tl.constexpr(-float(1 << 14))
+"""So far below the peak, over the temperature, no token has a weight, nor does any min_p reach."""
+TOGETHER = tl.constexpr(8)
+"""Neighbours whose weights ``masses_of`` adds up in float32."""
 
 
 @triton.jit
@@ -78,12 +86,53 @@ def value_of(rank, ID_BITS: tl.constexpr, SHIFT: tl.constexpr):
 
 
 @triton.jit
-def weigh(x, peak, heat, UNITS: tl.constexpr):
-    """Logits below the peak over the temperature, and their weights: int64, of equals the even."""
-    scaled = tl.div_rn(x - peak, heat)
-    share = tl.exp(scaled) * UNITS
+def shares(x, peak, heat, UNITS: tl.constexpr):
+    """Logits below the peak over the temperature, and their weights before these are made whole.
+
+    The quotient is the nearest float32: a division of many by one number takes its reciprocal once,
+    and what two corrections by fused multiply-adds leave is rounded right (Markstein, 1990).
+    """
+    below = tl.maximum(x - peak, heat * _FAR)
+    inverse = tl.div_rn(1.0, heat)
+    scaled = below * inverse
+    scaled = tl.fma(tl.fma(-scaled, heat, below), inverse, scaled)
+    scaled = tl.fma(tl.fma(-scaled, heat, below), inverse, scaled)
+    return scaled, tl.exp(scaled) * UNITS
+
+
+@triton.jit
+def weight_of(share):
+    """int64, of two that are as near the even one."""
     whole = tl.where(share < _WHOLE, (share + _WHOLE) - _WHOLE, share)
-    return scaled, whole.to(tl.int64)
+    return whole.to(tl.int64)
+
+
+@triton.jit
+def weigh(x, peak, heat, UNITS: tl.constexpr):
+    """Logits below the peak over the temperature, and their weights, int64."""
+    scaled, share = shares(x, peak, heat, UNITS)
+    return scaled, weight_of(share)
+
+
+@triton.jit
+def masses_of(share, SIZE: tl.constexpr, CHUNKS: tl.constexpr, LOW_BITS: tl.constexpr):
+    """int64 masses, (CHUNKS,), of as many chunks of SIZE shares together.
+
+    With LOW_BITS a weight is a multiple of ``2**LOW_BITS`` and a smaller rest, both in float32,
+    where neighbours are then added up without an error; without, the sums are those of int64.
+    """
+    groups: tl.constexpr = SIZE // TOGETHER
+    if LOW_BITS > 0:
+        coarse: tl.constexpr = 3.0 * (1 << (22 + LOW_BITS))
+        fine: tl.constexpr = 3.0 * (1 << 22)
+        high = (share + coarse) - coarse
+        low = ((share - high) + fine) - fine
+        high = tl.sum(tl.reshape(high, (groups, TOGETHER)), axis=1)
+        low = tl.sum(tl.reshape(low, (groups, TOGETHER)), axis=1)
+        mass = high.to(tl.int64) + low.to(tl.int64)
+    else:
+        mass = tl.sum(tl.reshape(weight_of(share), (groups, TOGETHER)), axis=1)
+    return tl.sum(tl.reshape(mass, (CHUNKS, groups // CHUNKS)), axis=1)
 
 
 @triton.jit
