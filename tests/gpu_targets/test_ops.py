@@ -4,7 +4,7 @@ import pytest
 
 from tests.gpu_targets.targets import TARGETS, chosen_targets, compile_all
 
-NUM_KERNELS = 14
+NUM_KERNELS = 15
 
 
 @pytest.fixture(scope="module")

@@ -323,7 +323,7 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 def _ids(value: Any) -> list[int]:
     ids = list(value)
-    if not all(type(token) is int for token in ids):
+    if not set(map(type, ids)) <= {int}:
         raise RequestError("prompt_token_ids must be a list of integers.", param="prompt_token_ids")
     return ids
 

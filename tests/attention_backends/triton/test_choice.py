@@ -95,5 +95,5 @@ def parts(rows: int, *, window: int | None = None) -> int:
 
 
 def test_parts_keep_the_gpu_busy_and_follow_from_rows_alone() -> None:
-    assert [parts(rows) for rows in (1, 8, 32, 256)] == [64, 32, 8, 1]
+    assert [parts(rows) for rows in (1, 8, 32, 256)] == [64, 16, 4, 1]
     assert parts(1, window=1024) == 16

@@ -10,8 +10,9 @@ import pytest
 
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.request import SamplingParams
-from dovetail.platforms.torch import staged
-from dovetail.platforms.torch.staged import StagedSteps, recorded_shapes, recorded_sizes
+from dovetail.platforms.torch import records, staged
+from dovetail.platforms.torch.records import is_served, recorded_shapes, recorded_sizes
+from dovetail.platforms.torch.staged import StagedSteps
 from tests.checkpoints import FAMILIES, make_checkpoint
 from tests.engines import GREEDY, answer, make_core
 from tests.platforms.torch.recordable import PlainAttention, make_staged
@@ -55,7 +56,15 @@ def test_shapes_of_other_steps_have_more_tokens_than_rows() -> None:
         sizes = recorded_sizes(rows)
         assert all(count in sizes for _, count in shapes), "the choice is recorded by rows"
     assert recorded_shapes(1, 1) == ()
-    assert recorded_shapes(700, 7)[-1] == (700, 7) and recorded_shapes(8192, 256)[-1][0] == 1024
+    assert recorded_shapes(700, 7)[-1] == (700, 7)
+    assert recorded_shapes(5000, 256)[-3:] == ((3072, 256), (4096, 256), (5000, 256))
+    assert recorded_shapes(1 << 17, 256)[-1] == (16384, 256)
+
+
+def test_padding_is_free_where_the_host_takes_longer() -> None:
+    assert is_served(513, 1024, even=0) and is_served(2000, 4096, even=5000)
+    assert not is_served(2000, 4096, even=3000)
+    assert is_served(3840, 4096, even=0) and not is_served(3839, 4096, even=0)
 
 
 def watched(core: EngineCore) -> tuple[list[tuple[int, int]], list[int]]:
@@ -91,12 +100,32 @@ def test_steps_are_really_replayed(llama: Path) -> None:
 def test_steps_longer_than_any_record_choose_by_one(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staged, "_FEW_TOKENS", (16, 32))
+    monkeypatch.setattr(records, "_FEW_TOKENS", (16, 32))
+    monkeypatch.setattr(records, "_MANY_TOKENS", (32,))
     core = make_staged(llama, **SMALL)
     forwards, choices = watched(core)
     got = tokens(core, SIMPLE)
     assert got == tokens(make_core(llama, "reference", **SMALL), SIMPLE)
     assert len(choices) > len(forwards) > 0
+
+
+@pytest.mark.parametrize("even", [16, 48])
+def test_steps_are_padded_to_large_records_where_that_pays(
+    even: int, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "_FEW_TOKENS", (16,))
+    monkeypatch.setattr(records, "_MANY_TOKENS", (32, 48, 64))
+    for module in (records, staged):
+        monkeypatch.setattr(module, "ALWAYS", 16)
+    monkeypatch.setattr(StagedSteps, "_compare", lambda steps: setattr(steps, "_even", even))
+    core = make_staged(llama, **SMALL)
+    assert "others of up to 64 tokens" in core.runner.describe()["recorded"]
+    forwards, choices = watched(core)
+    got = tokens(core, SIMPLE)
+    assert got == tokens(make_core(llama, "reference", **SMALL), SIMPLE)
+    sizes = {tokens for tokens, rows in forwards if tokens != rows}
+    assert 64 in sizes and max(sizes - {64}) == even
+    assert (len(choices) > len(forwards)) == (even == 16)
 
 
 def test_a_backend_may_record_decode_steps_only(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import count
 
@@ -268,12 +268,13 @@ class Intake:
         for word in params.bad_words_token_ids or ():
             self._check_ids("bad_words_token_ids", word)
 
-    def _check_ids(self, name: str, ids: Iterable[int]) -> None:
-        wrong = next((t for t in ids if not 0 <= t < self.info.vocab_size), None)
-        if wrong is not None:
+    def _check_ids(self, name: str, ids: Collection[int]) -> None:
+        size = self.info.vocab_size
+        if ids and (min(ids) < 0 or max(ids) >= size):
+            wrong = next(t for t in ids if not 0 <= t < size)
             raise RequestError(
                 f"{name} holds the token id {wrong}; this model's token ids go from 0 to"
-                f" {self.info.vocab_size - 1}.",
+                f" {size - 1}.",
                 param=name,
             )
 

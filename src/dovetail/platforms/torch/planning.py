@@ -25,7 +25,9 @@ LOGIT_ROWS = 256
 """Rows of logits made at a time for prompts: bounds the memory of a long prompt's."""
 
 _HELD = 6
-"""Arrays as wide as the widest layer that a step holds at once, at most."""
+"""Arrays as wide as the widest layer that are held at once, at most: a step has three at a time
+(what goes into its widest layer and what comes out, the residual), and a recorded one as long
+keeps memory of its own."""
 
 
 def choose_backend(

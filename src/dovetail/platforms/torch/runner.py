@@ -132,6 +132,7 @@ class TorchRunner:
             with torch.inference_mode():
                 rehearse()
             yield WarmUp(name=name, seconds=time.perf_counter() - start, num_parts=len(parts))
+        self._recorded = self._steps.describe()
 
     def step(self, batch: Batch) -> Pending:
         """Start a step; on a device with a queue of its own it may still run on return.

@@ -1,16 +1,17 @@
 """Steps for a device with a queue: fed in one copy, ahead of its work, recorded where they recur.
 
 All that a step brings lies in one piece of the device's memory (``Uploads``). Steps are padded to
-one of a few sizes and replayed: from token numbers to token numbers, nothing of them passes through
-Python again. Where every row decodes, sizes are numbers of rows; other steps have so many tokens in
-so many rows, and where they have more than any record they run the same functions op by op: then
-the device is busy for longer than the host. The choice of tokens is a record of its own, in three
-kinds, for greedy rows need less. Nothing waits for the device, which takes the tokens of the step
-before from its own memory; what comes back is a table of token numbers, copied behind the step.
+one of a few sizes (``records``) and replayed: from token numbers to token numbers, nothing of them
+passes through Python again. Where every row decodes, sizes are numbers of rows; other steps have so
+many tokens in so many rows. Those that no record serves run the same functions op by op. The choice
+of tokens is a record of its own, in three kinds, for greedy rows need less. Nothing waits for the
+device, which takes the tokens of the step before from its own memory; what comes back is a table of
+token numbers, copied behind the step.
 """
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,37 +31,13 @@ from dovetail.core.contracts.observation import Wrap
 from dovetail.core.contracts.runner import Pending
 from dovetail.core.shapes import rehearsal
 from dovetail.platforms.torch.queue import DeviceQueue
+from dovetail.platforms.torch.records import ALWAYS, is_served, recorded_shapes, recorded_sizes
 from dovetail.platforms.torch.result import ChosenStep, SampledStep
 from dovetail.platforms.torch.sampling.weights import Controls
 from dovetail.platforms.torch.steps import Loaded, StepBase
 from dovetail.platforms.torch.transfers import Uploads, fetcher
 
-__all__ = ["StagedSteps", "recorded_shapes", "recorded_sizes"]
-
-_FEW_TOKENS = (16, 32, 64, 128, 256, 384, 512, 640, 768, 896, 1024)
-"""Of recorded steps that do not only decode. From some size on padding costs time, so they come
-closer; beyond the last one the device takes longer over a step than the host over its launches."""
-_FEW_ROWS = (8, 64)
-"""Of those: how many programs attend depends on the number of rows, used or not."""
-
-
-def recorded_sizes(most: int) -> tuple[int, ...]:
-    """Numbers of rows, ascending, up to ``most``: the larger, the less that padding costs."""
-    few = [size for size in (1, 2, 4) if size < most]
-    steps = [*range(8, 64, 8), *range(64, 256, 16), *range(256, most, 32)]
-    return (*few, *(size for size in steps if size < most), most)
-
-
-def recorded_shapes(most_tokens: int, most_rows: int) -> tuple[tuple[int, int], ...]:
-    """Numbers of tokens and rows of steps that do not only decode, ascending.
-
-    Numbers of rows are ``recorded_sizes``, and smaller than that of tokens.
-    """
-    tokens = [*(size for size in _FEW_TOKENS if size < most_tokens)]
-    if len(tokens) < len(_FEW_TOKENS):
-        tokens.append(most_tokens)
-    rows = sorted({most_rows, *(size for size in _FEW_ROWS if size < most_rows)})
-    return tuple((size, count) for size in tokens for count in rows if count < size)
+__all__ = ["StagedSteps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +84,8 @@ class StagedSteps(StepBase):
         self._shapes: tuple[tuple[int, int], ...] = ()
         if records and self._attention.records_mixed:
             self._shapes = recorded_shapes(config.max_num_batched_tokens, config.max_num_seqs)
+        self._even = ALWAYS
+        """See ``is_served``."""
         self._forwards: dict[tuple[int, int], Callable[[], None]] = {}
         """By numbers of tokens and rows, up to the hidden states."""
         self._choices: dict[int, Mapping[_Kind, Callable[[], None]]] = {}
@@ -127,6 +106,7 @@ class StagedSteps(StepBase):
         self._uploads = Uploads(queue, device, self._most_numbers(), kept=len(self.last_token))
         self.last_token = self._uploads.kept
         self._chosen = torch.zeros(config.max_num_seqs, 2, dtype=torch.int32, device=device)
+
     """(max_num_seqs, 2): what the last replay chose, and whether its rows are finite."""
 
     def _most_numbers(self) -> int:
@@ -141,6 +121,8 @@ class StagedSteps(StepBase):
         for name, batch in (*self.loaded.shapes.rehearsals(), ("largest step", self._largest)):
             yield name, partial(self._rehearse, batch)
         keep = self._queue.record if record else _once
+        if record and self._shapes and self._shapes[-1][0] > ALWAYS:
+            yield "largest step again", self._compare
         # Largest first, so that the smaller ones find memory that was taken for it.
         for tokens, rows in reversed(self._shapes):
             yield f"{tokens} tokens, {rows} rows", partial(self._record, tokens, rows, keep)
@@ -150,8 +132,22 @@ class StagedSteps(StepBase):
     def _rehearse(self, batch: Batch) -> None:
         self.start(batch).result()
 
+    def _compare(self) -> None:
+        """Host and device over the largest step op by op: how long it takes to give, and to do."""
+        begin = time.perf_counter()
+        pending = self.start(self._largest)
+        given = time.perf_counter()
+        pending.result()
+        share = (given - begin) / (time.perf_counter() - begin)
+        self._even = max(ALWAYS, int(share * self._largest.num_tokens))
+
     def _record(self, tokens: int, rows: int, keep: _Keep) -> None:
-        """Of one token in one row, all others padding: what is launched serves any step."""
+        """Of one token in one row, all others padding: what is launched serves any step.
+
+        Sizes that would serve none but steps just as long are left out, except the largest.
+        """
+        if tokens > self._even and tokens < self._largest.num_tokens:
+            return
         step = pad_to(rehearsal(0, 1, 1), StepShape(tokens, rows, 1))
         staged = self._send(step, rows)
         if not self._last.numel():
@@ -219,9 +215,9 @@ class StagedSteps(StepBase):
         if count == batch.num_tokens == len(batch.sampled):
             rows = _fitting(self._sizes, count)
             return rows, rows
-        for tokens, rows in self._shapes:
-            if tokens >= batch.num_tokens and rows >= count:
-                return tokens, rows
+        for shape in self._shapes:
+            if shape[0] >= batch.num_tokens and shape[1] >= count and shape in self._forwards:
+                return shape if is_served(batch.num_tokens, shape[0], self._even) else None
         return None
 
     def _replay(self, batch: Batch, tokens: int, rows: int, *, simple: bool) -> Pending:
@@ -322,7 +318,8 @@ class StagedSteps(StepBase):
         if not self._shapes:
             name = self.loaded.attention.name
             return f"{decode}; no others: attention backend {name} cannot record them"
-        return f"{decode}; others of up to {self._shapes[-1][0]} tokens, in {len(self._shapes)}"
+        mixed = [shape for shape in self._shapes if shape in self._forwards] or self._shapes
+        return f"{decode}; others of up to {mixed[-1][0]} tokens, in {len(mixed)}"
 
 
 class _Kind(NamedTuple):

@@ -68,10 +68,14 @@ def shrink(patch):
         "_CHUNK": 128,
         "_BLOCK": 8,
         "_FEW": 6,
+        "_SOME": 32,
+        "_FEW_BLOCKS": 4,
         "_LIST": 32,
         "_TILE": 256,
         "_LIST_TILE": 32,
         "_PART": 256,
+        "_ENOUGH": 12,
+        "_MANY_PARTS": 8,
         "_ROUNDS": 3,
     }.items():
         patch.setattr(choice, name, value)

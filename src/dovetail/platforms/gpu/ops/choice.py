@@ -1,10 +1,10 @@
 # mypy: disable-error-code="import-untyped"
-"""Choosing a token for every row in 14 launches, whatever the rows ask for.
+"""Choosing a token for every row in 15 launches, whatever the rows ask for.
 
 What is launched depends on the number of rows and tokens only and nothing is looked at on the host,
 so that it can stand at the end of a recorded step. Rows that need no more of a launch leave it at
 once. Where it is known that every row is greedy two launches are enough, and four where no row has
-top_k, top_p or min_p: then ``tally`` stands for ``sift`` and finds masses alone. The tokens are those of ``platforms/torch/sampling``, by the same whole
+top_k, top_p or min_p. The tokens are those of ``platforms/torch/sampling``, by the same whole
 weights and the same order. Only ``exp`` is the device's own, so a token can differ from torch's
 where the noise or top_p falls within some 2**-20 of the border between two. A row's token does not
 depend on other rows.
@@ -16,13 +16,15 @@ peaks    G x C/4   the logits                            the likeliest token of 
 plan     G         the blocks                            greedy tokens; a bound that enough
                                                          blocks reach, where there is top_k or
                                                          top_p
-sift     G x C     the logits of rows that draw          the mass of each chunk of 2048; a list
-                                                         of what reaches the bound
+tally    G x C/4   the logits of rows that draw          number and mass of what passes min_p
+                                                         in each chunk of 2048
+enlist   G x B/128 the logits of blocks that reach the   a list of what reaches the bound
+                   bound
 settle   G         the lists                             tokens of rows whose list is enough
-narrow   G x C/4   the logits of the other rows          a range for the bound of top_p, each
+narrow   G x V/8K  the logits of the other rows          a range for the bound of top_p, each
 (7 times)                                                time an eighth of the one before
 search   G         the ranges                            the bound itself
-measure  G x C/4   the logits of the same rows           the mass of what each chunk keeps
+measure  G x V/8K  the logits of the same rows           the mass of what each chunk keeps
 draw     G         the chunks; the logits of one         the tokens that are still missing
 =======  ========  ====================================  =======================================
 
@@ -64,14 +66,17 @@ _CHUNK_WARPS = 8
 """Of such a program: measured, see ``docs/measurements/cuda.md``."""
 _BLOCK = 64  # a power of two
 """Tokens of which only the likeliest counts when a row is planned."""
+_SOME, _FEW_BLOCKS = 128, 16
+"""Blocks of a program that lists, and how many of them it looks into at a time."""
 _FEW = 512
 """Blocks that are looked into where top_k does not say."""
 _LIST = 4096
 """The most tokens that a list may hold; rows of no more are listed whole."""
 _TILE, _LIST_TILE = 1024, 512
 """Tokens of a row that is searched, and of a list, that are looked at together."""
-_PART = 8192
-"""Tokens of a program that shares a search with others; a multiple of ``_CHUNK``."""
+_PART, _WIDER, _MANY_PARTS = 8192, 3, 2048
+"""Tokens of a program that shares a search with others, a multiple of ``_CHUNK``; how many times
+as many it has where that makes more programs: most have nothing to do, and cost their start."""
 _ROUNDS, _PIVOTS = 7, 8
 """Of a search that is shared."""
 _MOST_BITS = 43
@@ -170,8 +175,9 @@ def _launch(x: Tensor, controls: Controls | None, state: _State, restricts: bool
     rows, vocab = x.shape
     chunks, blocks = triton.cdiv(vocab, _CHUNK), triton.cdiv(vocab, _BLOCK)
     span = _SPAN if rows * chunks >= _ENOUGH else 1
-    of_chunks, of_spans = (rows, chunks), (rows, triton.cdiv(chunks, span))
-    of_parts = (rows, triton.cdiv(vocab, _PART))
+    part = _PART * (_WIDER if rows * triton.cdiv(vocab, _PART) > _MANY_PARTS else 1)
+    of_spans, of_parts = (rows, triton.cdiv(chunks, span)), (rows, triton.cdiv(vocab, part))
+    of_blocks = (rows, triton.cdiv(blocks, _SOME))
     pointers = _pointers(state) | ({} if controls is None else _pointers(controls))
     constants = {
         "VOCAB": vocab,
@@ -188,7 +194,7 @@ def _launch(x: Tensor, controls: Controls | None, state: _State, restricts: bool
         "TOPS": state.tops.shape[1],
         "USUAL": min(_FEW, max(1, blocks * 3 // 4)),
         "LIST": _LIST,
-        "PART": _PART,
+        "PART": part,
         "FOUND": _FOUND,
     }
     known = {**pointers, **constants, "x_ptr": x, "row_step": x.stride(0)}
@@ -205,10 +211,9 @@ def _launch(x: Tensor, controls: Controls | None, state: _State, restricts: bool
         launch(kernels.crown, (rows,), TILE=_TILE)
         return
     launch(kernels.plan, (rows,), **of_list)
-    if not restricts:
-        launch(kernels.tally, of_spans, **shared)
-    else:
-        launch(kernels.sift, of_chunks, **shared)
+    launch(kernels.tally, of_spans, RESTRICTS=restricts, **shared)
+    if restricts:
+        launch(kernels.enlist, of_blocks, SOME=_SOME, FEW_BLOCKS=_FEW_BLOCKS)
         launch(settle, (rows,), **of_list)
         for number in range(_ROUNDS):
             launch(narrow, of_parts, round=number, **of_row)

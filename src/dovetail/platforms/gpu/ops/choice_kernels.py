@@ -22,7 +22,7 @@ from dovetail.platforms.gpu.ops.ranks import (
 from dovetail.platforms.gpu.ops.stages import BOUND, DONE, FEW, FREE
 from dovetail.platforms.torch.sampling.choice import GREEDY_BELOW
 
-__all__ = ["crown", "draw", "measure", "peaks", "plan", "sift", "tally"]
+__all__ = ["crown", "draw", "enlist", "measure", "peaks", "plan", "tally"]
 
 _GREEDY_BELOW = tl.constexpr(GREEDY_BELOW)
 
@@ -150,15 +150,53 @@ def plan(
 
 
 @triton.jit
-def sift(
+def tally(
     x_ptr,
+    temperature_ptr,
+    floor_ptr,
+    peak_ptr,
+    stage_ptr,
+    masses_ptr,
+    numbers_ptr,
+    row_step,
+    VOCAB: tl.constexpr,
+    UNITS: tl.constexpr,
+    LOW_BITS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SPAN: tl.constexpr,
+    RESTRICTS: tl.constexpr,
+):
+    """The mass of each of SPAN chunks of a row; where RESTRICTS, of what passes min_p, and its
+    number."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    size: tl.constexpr = CHUNK * SPAN
+    ids = part * size + tl.arange(0, size)
+    # All at once: a program that waits for one thing after the other is three times as long here.
+    x = tl.load(x_ptr + row * row_step + ids, ids < VOCAB, other=float("-inf")).to(tl.float32)
+    stage, floor = tl.load(stage_ptr + row), tl.load(floor_ptr + row)
+    peak, heat = tl.load(peak_ptr + row), tl.load(temperature_ptr + row)
+    if stage != DONE:
+        scaled, share = shares(x, peak, heat, UNITS)
+        chunk = part * SPAN + tl.arange(0, SPAN)
+        if RESTRICTS:
+            passes = (ids < VOCAB) & (scaled >= floor)
+            share = tl.where(passes, share, 0.0)
+            numbers = tl.sum(tl.reshape(passes.to(tl.int32), (SPAN, CHUNK)), axis=1)
+            tl.store(numbers_ptr + row * CHUNKS + chunk, numbers, chunk < CHUNKS)
+        masses = masses_of(share, size, SPAN, LOW_BITS)
+        tl.store(masses_ptr + row * CHUNKS + chunk, masses, chunk < CHUNKS)
+
+
+@triton.jit
+def enlist(
+    x_ptr,
+    tops_ptr,
     temperature_ptr,
     floor_ptr,
     peak_ptr,
     bound_ptr,
     stage_ptr,
-    masses_ptr,
-    numbers_ptr,
     listed_ptr,
     ranks_ptr,
     weights_ptr,
@@ -167,66 +205,44 @@ def sift(
     ID_BITS: tl.constexpr,
     SHIFT: tl.constexpr,
     UNITS: tl.constexpr,
-    LOW_BITS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    CHUNK: tl.constexpr,
+    BLOCK_BITS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    TOPS: tl.constexpr,
     LIST: tl.constexpr,
+    SOME: tl.constexpr,
+    FEW_BLOCKS: tl.constexpr,
 ):
-    """Number and mass of what passes min_p in a chunk of a row; what reaches the bound is listed.
+    """List what passes min_p and reaches the bound in SOME blocks of a row, FEW_BLOCKS at a time.
 
-    The order of a list depends on which chunk comes first, and nothing depends on that order.
+    Blocks are looked into whose top reaches the bound. The order of a list depends on which program
+    comes first, and nothing depends on that order.
     """
-    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    ids = chunk * CHUNK + tl.arange(0, CHUNK)
-    there = ids < VOCAB
-    # All at once: a program that waits for one thing after the other is three times as long here.
-    x = tl.load(x_ptr + row * row_step + ids, there, other=float("-inf")).to(tl.float32)
-    stage, floor = tl.load(stage_ptr + row), tl.load(floor_ptr + row)
-    peak, heat = tl.load(peak_ptr + row), tl.load(temperature_ptr + row)
-    if stage != DONE:
-        scaled, share = shares(x, peak, heat, UNITS)
-        passes = there & (scaled >= floor)
-        mass = masses_of(tl.where(passes, share, 0.0), CHUNK, 1, LOW_BITS)
-        tl.store(masses_ptr + row * CHUNKS + chunk + tl.arange(0, 1), mass)
-        if stage == FEW:
-            tl.store(numbers_ptr + row * CHUNKS + chunk, tl.sum(passes.to(tl.int32), axis=0))
-            rank = rank_of(x, ids, ID_BITS, SHIFT)
-            listed = passes & (rank >= tl.load(bound_ptr + row))
-            number = tl.sum(listed.to(tl.int32), axis=0)
-            if number > 0:
-                first = tl.atomic_add(listed_ptr + row, number, sem="relaxed")
-                at = first + tl.cumsum(listed.to(tl.int32), axis=0) - 1
-                fits = listed & (at < LIST)
-                tl.store(ranks_ptr + row * LIST + at, rank, fits)
-                tl.store(weights_ptr + row * LIST + at, weight_of(share), fits)
-
-
-@triton.jit
-def tally(
-    x_ptr,
-    temperature_ptr,
-    peak_ptr,
-    stage_ptr,
-    masses_ptr,
-    row_step,
-    VOCAB: tl.constexpr,
-    UNITS: tl.constexpr,
-    LOW_BITS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    SPAN: tl.constexpr,
-):
-    """``sift`` where no row has min_p, top_k or top_p: the masses of SPAN chunks of a row."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    ids = part * (CHUNK * SPAN) + tl.arange(0, CHUNK * SPAN)
-    x = tl.load(x_ptr + row * row_step + ids, ids < VOCAB, other=float("-inf")).to(tl.float32)
-    stage, peak = tl.load(stage_ptr + row), tl.load(peak_ptr + row)
-    heat = tl.load(temperature_ptr + row)
-    if stage != DONE:
-        _scaled, share = shares(x, peak, heat, UNITS)
-        chunk = part * SPAN + tl.arange(0, SPAN)
-        masses = masses_of(share, CHUNK * SPAN, SPAN, LOW_BITS)
-        tl.store(masses_ptr + row * CHUNKS + chunk, masses, chunk < CHUNKS)
+    block = part * SOME + tl.arange(0, SOME)
+    top = tl.load(tops_ptr + row * TOPS + block, block < BLOCKS, other=LOWEST)
+    bound, floor = tl.load(bound_ptr + row), tl.load(floor_ptr + row)
+    peak, heat = tl.load(peak_ptr + row), tl.load(temperature_ptr + row)
+    if tl.load(stage_ptr + row) == FEW:
+        reached = (top >= bound).to(tl.int32)
+        number = tl.sum(reached, axis=0)
+        place = tl.where(reached > 0, tl.cumsum(reached, axis=0) - 1, -1)
+        for first in range(0, number, FEW_BLOCKS):
+            turn = first + tl.arange(0, FEW_BLOCKS)
+            mine = tl.where(place[None, :] == turn[:, None], block[None, :], 0)
+            start = tl.sum(mine, axis=1) << BLOCK_BITS
+            ids = start[:, None] + tl.arange(0, 1 << BLOCK_BITS)[None, :]
+            there = (turn < number)[:, None] & (ids < VOCAB)
+            x = tl.load(x_ptr + row * row_step + ids, there, other=float("-inf")).to(tl.float32)
+            scaled, share = shares(x, peak, heat, UNITS)
+            rank = rank_of(x, ids, ID_BITS, SHIFT)
+            listed = there & (scaled >= floor) & (rank >= bound)
+            many: tl.constexpr = FEW_BLOCKS << BLOCK_BITS
+            flat = tl.reshape(listed.to(tl.int32), (many,))
+            at = tl.atomic_add(listed_ptr + row, tl.sum(flat, axis=0), sem="relaxed")
+            at = tl.reshape(at + tl.cumsum(flat, axis=0) - 1, (FEW_BLOCKS, 1 << BLOCK_BITS))
+            fits = listed & (at < LIST)
+            tl.store(ranks_ptr + row * LIST + at, rank, fits)
+            tl.store(weights_ptr + row * LIST + at, weight_of(share), fits)
 
 
 @triton.jit
