@@ -187,14 +187,31 @@ def test_a_device_that_is_not_there_is_said(tmp_path):
     assert "There is no platform 'nowhere'" in table
 
 
-def test_failures_of_the_kit_are_named(monkeypatch, tmp_path):
-    checks = [{"name": "ops.linear", "status": "fail"}, {"name": "ops.silu", "status": "pass"}]
-    certificate = {"passed": False, "counts": {"fail": 1, "pass": 1}, "checks": checks}
-    failed = outcome(status=1, output=json.dumps(certificate))
-    monkeypatch.setattr(cuda, "run", lambda command, limit: failed)
-    assert cuda.main(["--only", "conformance", "--output", str(tmp_path)]) == 1
+@pytest.mark.parametrize("alone", ["pass", "fail"])
+def test_what_fails_beside_others_is_looked_at_alone(alone, monkeypatch, tmp_path):
+    shares = set()
+
+    def run(command, limit):
+        if "--only" in command:
+            assert command[command.index("--only") + 1 :] == ["ops.2/3"]
+            checks = [{"name": "ops.2/3", "status": alone}]
+        else:
+            share = command[command.index("--share") + 1]
+            shares.add(share)
+            status = "fail" if share == "2/3" else "pass"
+            checks = [{"name": f"ops.{share}", "status": status}]
+        failed = checks[0]["status"] == "fail"
+        return outcome(status=int(failed), output=json.dumps({"checks": checks}))
+
+    monkeypatch.setattr(cuda, "run", run)
+    monkeypatch.setattr(cuda.os, "cpu_count", lambda: 6)
+    wrong = alone == "fail"
+    assert cuda.main(["--only", "conformance", "--output", str(tmp_path)]) == wrong
+    assert shares == {"1/3", "2/3", "3/3"}
     row = (tmp_path / "result.md").read_text().split("|---|\n")[1].split("\n")[0]
-    assert "| level 2: 1 fail, 1 pass |  | no failure | **not met** | failed: ops.linear |" in row
+    seen = "1 fail, 2 pass" if wrong else "3 pass"
+    verdict = "**not met** | failed: ops.2/3" if wrong else "met | "
+    assert f"| level 3: {seen} |  | no failure | {verdict} |" in row
 
 
 def test_a_disk_without_room_is_said(monkeypatch, tmp_path):

@@ -42,6 +42,19 @@ def test_the_list(capsys):
     assert {"contract.probe", "attention.sdpa.window.bfloat16", "tokens.llama"} <= set(names)
 
 
+def test_shares_are_the_whole(capsys):
+    def names(*more):
+        assert main(["conformance", "--device", "null", "--level", "1", *more, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["complete"] == (not more)
+        return [check["name"] for check in found["checks"]]
+
+    whole = names()
+    shares = [names("--share", f"{number}/3") for number in (1, 2, 3)]
+    assert sorted(name for share in shares for name in share) == sorted(whole)
+    assert {len(share) for share in shares} <= {len(whole) // 3, len(whole) // 3 + 1}
+
+
 def test_nothing_passed_is_no_success(capsys):
     assert main(["conformance", "--device", "null", "--only", "ops"]) == 1
     said = capsys.readouterr().out
@@ -72,6 +85,8 @@ def test_the_device_is_chosen_as_always(capsys, monkeypatch):
         (["--device", "nobody"], "There is no platform 'nobody'", 1),
         (["--device", "null", "--only", "nothing"], "No check up to level 3", 1),
         (["--level", "4"], "--level", 2),
+        (["--share", "3/2"], "'3/2' is no share: 2/8 is the second of eight", 2),
+        (["--device", "null", "--level", "1", "--share", "99/99"], "11 such checks", 1),
         (["--device", "null", "--known-gaps", "/no/such/file"], "cannot be read", 1),
     ],
 )

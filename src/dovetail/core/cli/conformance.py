@@ -42,6 +42,14 @@ def add_arguments(parser: Parser) -> None:
         help="Lines `check name: reason` for what is known to fail, in place of the "
         "known_gaps.txt that the plug-in ships.",
     )
+    parser.add_argument(
+        "--share",
+        type=_share,
+        default=(1, 1),
+        metavar="I/N",
+        help="Run the I-th of N shares of the checks, as large as the others: several processes, "
+        "or machines, then make a report each.",
+    )
     parser.add_argument("--list", action="store_true", help="Show the checks and run none.")
     parser.add_argument("--json", action="store_true", help="Write JSON.")
 
@@ -61,6 +69,7 @@ def run(namespace: argparse.Namespace) -> int:
             level=namespace.level,
             only=namespace.only,
             known_gaps=namespace.known_gaps,
+            share=namespace.share,
         )
         if namespace.list:
             emit(listing(plan.checks))
@@ -71,7 +80,7 @@ def run(namespace: argparse.Namespace) -> int:
             lambda done, total, name: progress.show(
                 f"checking {subject.name}: {done} of {total} ({name})"
             ),
-            complete=not namespace.only,
+            complete=not namespace.only and namespace.share == (1, 1),
         )
     finally:
         progress.clear()
@@ -79,6 +88,13 @@ def run(namespace: argparse.Namespace) -> int:
         shelf.close()
     emit(as_json(certificate) if namespace.json else as_text(certificate))
     return 0 if certificate.passed else 1
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, slash, count = text.partition("/")
+    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise argparse.ArgumentTypeError(f"{text!r} is no share: 2/8 is the second of eight")
 
 
 def _device(name: str | None) -> str:

@@ -68,6 +68,7 @@ def plan_checks(
     level: int = 3,
     only: Sequence[str] = (),
     known_gaps: Path | None = None,
+    share: tuple[int, int] = (1, 1),
 ) -> Plan:
     """The checks to run.
 
@@ -76,9 +77,11 @@ def plan_checks(
         level: The highest of ``LEVELS`` to look at.
         only: Patterns of names; empty means all.
         known_gaps: A file in place of the one that the plug-in ships.
+        share: Which of how many shares of these checks.
 
     Raises:
-        ConfigError: The file cannot be read, or no check has a name that was asked for.
+        ConfigError: The file cannot be read, no check has a name that was asked for, or there are
+            fewer checks than shares.
     """
     gaps = KnownGaps.of(subject.entry) if known_gaps is None else KnownGaps.read(known_gaps)
     listed = catalogue(subject, level)
@@ -87,8 +90,12 @@ def plan_checks(
         raise ConfigError(
             f"No check up to level {level} is called {' or '.join(only)}; --list shows them all."
         )
-    stale = stale_gaps(gaps, catalogue(subject)) if gaps.lines else []
-    return Plan(checks=checks, gaps=gaps, stale=stale)
+    number, count = share
+    mine = checks[number - 1 :: count]
+    if not mine:
+        raise ConfigError(f"There are {len(checks)} such checks, too few for {count} shares.")
+    stale = stale_gaps(gaps, catalogue(subject)) if gaps.lines and number == 1 else []
+    return Plan(checks=mine, gaps=gaps, stale=stale)
 
 
 def certify(subject: Subject, plan: Plan, progress: Progress, *, complete: bool) -> Certificate:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,14 +11,12 @@ from dovetail.core.config.cache import fit_cache, readable_bytes
 from dovetail.core.config.checkpoint import ModelFacts, read_facts
 from dovetail.core.config.env import read_environment
 from dovetail.core.config.installed import resolve_installed
-from dovetail.core.config.machine import look_at_machine
 from dovetail.core.config.resolved import ResolvedConfig
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.contracts.platform import Platform
 from dovetail.core.contracts.runner import Runner
 from dovetail.core.engine.collector import paused
 from dovetail.core.engine.core import EngineCore
-from dovetail.core.models.page_cache import brought_ahead
 from dovetail.core.plugins.selection import load_platform, platform_registry
 from dovetail.core.scheduler.scheduler import Scheduler, SchedulerConfig
 from dovetail.core.structured.base import Grammars, NoGrammars
@@ -71,23 +68,15 @@ def build_engine(config: EngineConfig, platform_name: str, progress: Progress) -
     facts = read_facts(config)
     origin = platform_registry(os.environ).entry(platform_name).origin
     progress(f"starting platform {platform_name} ({origin})", 0, 0)
-    with _weights_ahead(config, facts):
-        with paused():
-            platform = load_platform(platform_name, os.environ)
-        allow_long = environment.allow_long_max_model_len
-        resolved = resolve_installed(config, facts, platform, allow_long=allow_long)
-        runner = platform.runner(resolved.runner_config())
-        weight_bytes = 0
-        for done, weight_bytes in runner.load():
-            progress("loading weights", done, weight_bytes)
+    with paused():
+        platform = load_platform(platform_name, os.environ)
+    allow_long = environment.allow_long_max_model_len
+    resolved = resolve_installed(config, facts, platform, allow_long=allow_long)
+    runner = platform.runner(resolved.runner_config())
+    weight_bytes = 0
+    for done, weight_bytes in runner.load():
+        progress("loading weights", done, weight_bytes)
     return _ready(config, resolved, facts, platform, runner, weight_bytes, progress)
-
-
-def _weights_ahead(config: EngineConfig, facts: ModelFacts) -> AbstractContextManager[None]:
-    """The files are read while the platform starts, where there is room for them beside it."""
-    if config.load_format == "dummy":
-        return nullcontext()
-    return brought_ahead(facts.path, look_at_machine().memory_free // 2)
 
 
 def _ready(
