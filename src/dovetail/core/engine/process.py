@@ -135,7 +135,9 @@ class _Heart(threading.Thread):
 
 def main(arguments: list[str]) -> int:
     """Run until told to end; returns the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A terminal or a service manager signals every process: when to end is for the server to say.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     channel = _Channel(Path(arguments[0]))
     heart = _Heart(channel, parent=int(arguments[1]))
     heart.start()

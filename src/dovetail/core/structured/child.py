@@ -93,7 +93,8 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
 def main() -> int:
     """Serve until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     threading.stack_size(STACK_BYTES)
     streams = (sys.stdin.buffer, sys.stdout.buffer)
