@@ -43,7 +43,8 @@ def peaks(
     """The highest rank in each block of SPAN chunks of a row.
 
     Within a block a token is known by few bits: with the key of a 16-bit logit they fit an int32.
-    Behind the vocabulary lie the least likely of all, which are the highest of no block.
+    What lies behind the vocabulary counts as minus infinity and is not the highest of any block
+    that begins within it.
     """
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     size: tl.constexpr = CHUNK * SPAN
@@ -167,8 +168,7 @@ def tally(
     SPAN: tl.constexpr,
     RESTRICTS: tl.constexpr,
 ):
-    """The mass of each of SPAN chunks of a row; where RESTRICTS, of what passes min_p, and its
-    number."""
+    """Mass of each of SPAN chunks of a row; where RESTRICTS, and number, of what passes min_p."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     size: tl.constexpr = CHUNK * SPAN
     ids = part * size + tl.arange(0, size)
