@@ -99,6 +99,23 @@ def test_children_share_their_parents_prefill() -> None:
     assert prompt_tokens == 30 + 3, "a child computes the last token of the prompt only"
 
 
+@pytest.mark.parametrize("steps_ahead", [0, 1])
+def test_rows_that_decode_come_longest_first(steps_ahead: int) -> None:
+    engine = make_engine(num_blocks=400, max_num_batched_tokens=200, steps_ahead=steps_ahead)
+    lengths = [7, 30, 12, 30, 1, 19]
+    for number, length in enumerate(lengths, 1):
+        engine.add(make_request(number, list(range(8, 8 + length)), 6, stop_token_ids=[]))
+    answers = run(engine)
+    for number, length in enumerate(lengths, 1):
+        assert answers[number] == expected(list(range(8, 8 + length)), 6)
+    batches: list[Batch] = engine.runner.batches  # type: ignore[attr-defined]
+    decodes = [batch for batch in batches if batch.num_tokens == batch.num_rows > 1]
+    assert len(decodes) > 3
+    for batch in decodes:
+        assert (np.diff(batch.context_lens) <= 0).all()
+    assert all(np.array_equal(batch.rows, decodes[0].rows) for batch in decodes[1:4]), "no shuffle"
+
+
 def test_a_long_prompt_does_not_hold_up_decode() -> None:
     engine = make_engine(max_num_batched_tokens=8, num_blocks=400)
     engine.add(make_request(1, [1, 2, 3], 60, stop_token_ids=[]))

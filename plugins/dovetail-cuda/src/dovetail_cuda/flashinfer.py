@@ -1,8 +1,8 @@
 """FlashInfer over a paged cache (Ye et al., 2025, arXiv 2501.01005).
 
-Signatures and rules are those of flashinfer-python 0.7.2.post1, ``decode.py`` and ``prefill.py``. Of
-that version decoding was run on an H200 and compared; the wrappers of prompts were run over plain
-torch in place of their kernels, everything else over emulations of the documented interface.
+Signatures and rules are those of flashinfer-python 0.7.2.post1, ``decode.py`` and ``prefill.py``.
+Of that version decoding was run on an H200 and compared; the wrappers of prompts were run over
+plain torch in place of their kernels, all else over emulations of the documented interface.
 
 FlashInfer plans a step on the host: how the keys of its rows are shared out among the GPU's
 multiprocessors. So ``host_plan`` does, before every step. A plan holds for layers that are alike
