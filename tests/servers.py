@@ -21,6 +21,7 @@ class Server:
     """A ``dovetail serve`` process and its address."""
 
     def __init__(self, log: Path, *arguments: str, environ: dict[str, str] | None = None) -> None:
+        self.log = log
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "dovetail", "serve", *arguments, "--port", str(port)]

@@ -101,3 +101,7 @@ def _call_ops():
     choice.choose(x(8, 151936, dtype=torch.float32), controls)
     choice.choose(x(8, 151936, dtype=torch.float32), None)
     choice.choose(x(8, 50257), controls)
+    # So many rows that programs take several chunks each.
+    of_many = Controls.unpack(x(5, 256, dtype=torch.float32))
+    for restricts in (False, True):
+        choice.choose(x(256, 50257), of_many, restricts=restricts)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 
@@ -98,3 +100,19 @@ async def test_streams_survive_others_that_leave(server: Server) -> None:
     growth = sizes[-1] - sizes[SETTLED - 1]
     rounds = ROUNDS - SETTLED
     assert growth < rounds * 1.2 * (1 << 20), f"{growth} bytes over {rounds} rounds: {sizes}"
+
+
+def test_a_signal_to_all_processes_lets_running_requests_end(server: Server) -> None:
+    """As service managers and terminals give it. It is this server's last test."""
+    body = {"model": "m", "prompt": "on and", "max_tokens": 200, "ignore_eos": True, "stream": True}
+    reasons: list[str] = []
+    with server.client.stream("POST", "/v1/completions", json=body) as response:
+        for line in response.iter_lines():
+            if not reasons:
+                for process in server.pids():
+                    os.kill(process, signal.SIGTERM)
+            if line.startswith("data: {"):
+                reasons.append(json.loads(line[6:])["choices"][0]["finish_reason"] or "")
+    assert len(reasons) > 100 and reasons[-1] == "length"
+    assert server.process.wait(30) == 0
+    assert "error" not in server.log.read_text()
