@@ -106,11 +106,10 @@ def conformance(setting: Setting, finding: Finding) -> Outcome:
     is free, or how long something takes, is not for one of several to say.
     """
     level, count = (1, 1) if setting.quick else (3, max(1, min(8, (os.cpu_count() or 1) // 2)))
-    limit = setting.limit(240)
 
     def checked(*words: str) -> Outcome:
         every = ("conformance", "--device", setting.device, "--level", str(level), "--json")
-        return run(dovetail(*every, *words), limit)
+        return run(dovetail(*every, *words), setting.limit(240))
 
     with ThreadPoolExecutor(count) as executor:
         shares = [f"{number}/{count}" for number in range(1, count + 1)]

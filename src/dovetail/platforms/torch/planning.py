@@ -26,8 +26,8 @@ LOGIT_ROWS = 256
 
 _HELD = 6
 """Arrays as wide as the widest layer that are held at once, at most: a step has three at a time
-(what goes into its widest layer and what comes out, the residual), and a recorded one as long
-keeps memory of its own."""
+(what goes into its widest layer and what comes out, the residual), and where one as long is
+recorded, the record keeps as much for itself."""
 
 
 def choose_backend(

@@ -106,8 +106,7 @@ class StagedSteps(StepBase):
         self._uploads = Uploads(queue, device, self._most_numbers(), kept=len(self.last_token))
         self.last_token = self._uploads.kept
         self._chosen = torch.zeros(config.max_num_seqs, 2, dtype=torch.int32, device=device)
-
-    """(max_num_seqs, 2): what the last replay chose, and whether its rows are finite."""
+        """(max_num_seqs, 2): what the last replay chose, and whether its rows are finite."""
 
     def _most_numbers(self) -> int:
         """What the largest step brings, if all its rows check as many drafts as there may be."""
