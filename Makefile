@@ -8,7 +8,9 @@ ARGS      ?=
 SEEDS     ?= 20000
 
 BIN     := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+# Modules are compiled when they are first used: most of what torch and transformers bring never is.
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile \
+           --constraint constraints.txt
 INPUTS  := Makefile pyproject.toml constraints.txt
 PYTEST  := $(BIN)/python -m pytest
 KIT     := $(PYTEST) --pyargs dovetail.core.conformance --platform
@@ -137,5 +139,8 @@ $(VENV)/.tools: $(VENV)/.runtime
 	$(INSTALL) --editable '.[dev]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.tools $(PLATFORMS:%=$(VENV)/.platform-%)
-	@touch $@
+# All plug-ins at once: each start of pip takes some seconds.
+$(VENV)/.dev: $(VENV)/.tools $(PLATFORMS:%=plugins/dovetail-%/pyproject.toml)
+	@echo "Installing the plug-ins: $(PLATFORMS)."
+	$(INSTALL) --no-build-isolation $(PLATFORMS:%=--editable plugins/dovetail-%)
+	@touch $@ $(PLATFORMS:%=$(VENV)/.platform-%)
