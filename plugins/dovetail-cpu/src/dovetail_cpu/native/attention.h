@@ -163,9 +163,10 @@ struct Share {
 
 // The work of it.
 struct Attended : Share {
-    alignas(64) bf16 queries[MOST_ROWS * MOST_HEAD];
+    using A = Pairs::A;
+    alignas(64) A queries[MOST_ROWS * MOST_HEAD];
     alignas(64) float scores[MOST_ROWS * KEYS];
-    alignas(64) bf16 weights[MOST_ROWS * KEYS];
+    alignas(64) A weights[MOST_ROWS * KEYS];
     alignas(64) float result[MOST_ROWS * MOST_HEAD];
     float peaks[MOST_ROWS], totals[MOST_ROWS];
     const uint32_t *keys[KEYS / LANES], *values[KEYS / LANES];
@@ -182,9 +183,12 @@ struct Attended : Share {
     // `next`: what the same thread does afterwards; null: nothing.
     void run(const Heads& heads, const Share* next) {
         start();
-        for (int64_t i = 0; i < num_rows; i++)
+        for (int64_t i = 0; i < num_rows; i++) {
+            bf16 query[MOST_HEAD];
             prepare(heads, token(i), size, heads.q_norm,
-                    heads.q + token(i) * heads.q_stride + offset(i), queries + i * size);
+                    heads.q + token(i) * heads.q_stride + offset(i), query);
+            Pairs::take(query, size, queries + i * size);
+        }
         for (int64_t first = begin(); first < end(); first += KEYS) {
             const int64_t count = std::min(KEYS, end() - first);
             coming.clear();
@@ -209,7 +213,7 @@ struct Attended : Share {
 
     void score(int64_t count) {
         const int64_t vectors = ceil_div(count, LANES);
-        in_tiles<HIGH_ROWS>(num_rows, [&](auto r, int64_t first) {
+        in_tiles<Pairs::ROWS>(num_rows, [&](auto r, int64_t first) {
             constexpr int R = decltype(r)::value;
             const char* a = (const char*)(queries + first * size);
             const Bringing bringing{first == 0 ? &coming : nullptr};
@@ -218,11 +222,11 @@ struct Attended : Share {
             const auto strip = [&](auto wide) {
                 constexpr int V = decltype(wide)::value;
                 const auto part = [&](int64_t, int j) { return keys[v + j]; };
-                tile<Pairs, R, V, 1>(a, size * 2, 1, size / 2, part, layer.block_size,
+                tile<Pairs, R, V, 1>(a, size * sizeof(A), 1, size / 2, part, layer.block_size,
                                      c + v * LANES, KEYS, false, bringing);
                 v += V;
             };
-            while (vectors - v >= HIGH_VECTORS) strip(std::integral_constant<int, HIGH_VECTORS>{});
+            while (vectors - v >= Pairs::VECTORS) strip(std::integral_constant<int, Pairs::VECTORS>{});
             while (v < vectors) strip(std::integral_constant<int, 1>{});
         });
     }
@@ -258,7 +262,7 @@ struct Attended : Share {
         for (int64_t v = 0; v < vectors; v++) most = larger(load<f32x16>(s + v * LANES), most);
         const float peak = std::max(peaks[i], largest(most) * factor);
         if (peak == NEVER) {  // it sees none of these, or nothing that is a number
-            std::fill_n(weights + i * KEYS, vectors * LANES, 0);
+            std::fill_n(weights + i * KEYS, vectors * LANES, A(0));
             if (std::any_of(s, s + vectors * LANES, [](float x) { return x != x; }))
                 totals[i] = NAN;
             return;
@@ -266,7 +270,7 @@ struct Attended : Share {
         f32x16 total = all(0.f);
         for (int64_t v = 0; v < vectors; v++) {
             const f32x16 w = rough_power_of_two(load<f32x16>(s + v * LANES) * factor - peak);
-            store(weights + i * KEYS + v * LANES, narrow(w));
+            Pairs::put(weights + i * KEYS + v * LANES, narrow(w));
             total += w;
         }
         const float kept = std::exp2(peaks[i] - peak);
@@ -294,7 +298,7 @@ struct Attended : Share {
     }
 
     void mix_run(int64_t parts, int64_t depth, int64_t column) {
-        in_tiles<HIGH_ROWS>(num_rows, [&](auto r, int64_t first) {
+        in_tiles<Pairs::ROWS>(num_rows, [&](auto r, int64_t first) {
             constexpr int R = decltype(r)::value;
             const char* a = (const char*)(weights + first * KEYS + column);
             const Bringing bringing{first == 0 ? &coming : nullptr};
@@ -305,12 +309,12 @@ struct Attended : Share {
                 const auto part = [&](int64_t p, int j) {
                     return values[(column + p * 2 * depth) / LANES] + e + j * LANES;
                 };
-                tile<Pairs, R, V, V>(a, KEYS * 2, parts, depth, part, size, c + e, size, true,
+                tile<Pairs, R, V, V>(a, KEYS * sizeof(A), parts, depth, part, size, c + e, size, true,
                                      bringing);
                 e += V * LANES;
             };
-            while (size - e >= HIGH_VECTORS * LANES)
-                strip(std::integral_constant<int, HIGH_VECTORS>{});
+            while (size - e >= Pairs::VECTORS * LANES)
+                strip(std::integral_constant<int, Pairs::VECTORS>{});
             while (e < size) strip(std::integral_constant<int, 1>{});
         });
     }
@@ -319,7 +323,7 @@ struct Attended : Share {
     void mix_last(int64_t column) {
         const uint32_t* words = values[column / LANES] + column % LANES / 2 * size;
         for (int64_t i = 0; i < num_rows; i++) {
-            const float weight = widen(weights[i * KEYS + column]);
+            const float weight = Pairs::value(weights[i * KEYS + column]);
             for (int64_t e = 0; e < size; e += LANES) {
                 float* to = result + i * size + e;
                 const f32x16 value = bits<f32x16>(load<u32x16>(words + e) << 16);

@@ -9,9 +9,9 @@ constexpr int64_t GROUP_INPUTS = 64;  // that share a scale, of weights in 4 bit
 constexpr int64_t GROUP_WORDS = GROUP_INPUTS / 8;
 
 #if defined(__AVX512F__)
-constexpr int INT4_ROWS = 5;
+constexpr int INT4_ROWS = 5, INT4_VECTORS = 2;
 #else
-constexpr int INT4_ROWS = 2;
+constexpr int INT4_ROWS = 2, INT4_VECTORS = 1;
 #endif
 
 // Rows in 8 bits, padded to whole words.
@@ -22,7 +22,7 @@ struct Quantized {
 };
 
 // Packed codes with, for each column, its scale and 128 times the sum of its codes. Codes of rows
-// lie 128 higher, for one factor of a product of bytes has no sign.
+// lie 128 higher where one factor of a product of bytes has no sign.
 struct Int8Weight {
     const uint32_t* panels;
     const float* scales;
@@ -34,15 +34,15 @@ inline void int8_linear(const Quantized& x, int64_t num_rows, const Int8Weight& 
                         const Target& target) {
     const int64_t depth = ceil_div(weight.num_inputs, 4);
     const Factors<Fours> factors{(const char*)x.codes, depth * 4, weight.panels, depth};
-    product(num_rows, target,
+    product(num_rows, target, [](int64_t, int64_t) {},
             [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to, Place place) {
                 int32_t* exact = reinterpret_cast<int32_t*>(to);
                 factors.multiply(row, size, vector, vectors, exact, place);
                 for (int64_t i = 0; i < size; i++)
                     for (int64_t v = 0; v < vectors; v++) {
                         const int64_t at = (vector + v) * LANES, here = i * STRIDE + v * LANES;
-                        const i32x16 offset = load<i32x16>(weight.offsets + at);
-                        const i32x16 sum = load<i32x16>(exact + here) - offset;
+                        i32x16 sum = load<i32x16>(exact + here);
+                        if (!Fours::SIGNED) sum -= load<i32x16>(weight.offsets + at);
                         const f32x16 scaled =
                             __builtin_convertvector(sum, f32x16) * x.steps[row + i];
                         store(to + here, scaled * load<f32x16>(weight.scales + at));
@@ -63,39 +63,40 @@ template <int R, int V>
 inline void int4_tile(const Quantized& x, int64_t row, int64_t num_inputs, const uint32_t* words,
                       const float* scales, float* sums) {
     const int64_t groups = num_inputs / GROUP_INPUTS;
-    f32x16 totals[R][V] = {};
+    constexpr int PIECES = LANES / NATIVE, N = V * PIECES;
+    f32xN totals[R][N] = {};
     for (int64_t g = 0; g < groups; g++) {
-        i32x16 exact[R][V] = {};
+        i32xN exact[R][N] = {};
         for (int64_t k = 0; k < GROUP_WORDS; k++, words += PANEL) {
             const uint8_t* codes = x.codes + row * num_inputs + (g * GROUP_WORDS + k) * 8;
-            for (int j = 0; j < V; j++) {
-                const u32x16 both = load<u32x16>(words + j * LANES);
-                const u32x16 low = both & 0x0f0f0f0fu, high = both >> 4 & 0x0f0f0f0fu;
+            for (int j = 0; j < N; j++) {
+                const u32xN both = load<u32xN>(words + j * NATIVE);
+                const u32xN low = both & 0x0f0f0f0fu, high = both >> 4 & 0x0f0f0f0fu;
                 for (int i = 0; i < R; i++) {
                     const int32_t first = load<int32_t>(codes + i * num_inputs);
                     const int32_t second = load<int32_t>(codes + i * num_inputs + 4);
-                    exact[i][j] = dot_fours(exact[i][j], low, first - i32x16{});
-                    exact[i][j] = dot_fours(exact[i][j], high, second - i32x16{});
+                    exact[i][j] = dot_fours(exact[i][j], low, first - i32xN{});
+                    exact[i][j] = dot_fours(exact[i][j], high, second - i32xN{});
                 }
             }
         }
-        for (int j = 0; j < V; j++) {
-            const f32x16 scale = load<f32x16>(scales + g * PANEL + j * LANES);
+        for (int j = 0; j < N; j++) {
+            const f32xN scale = load<f32xN>(scales + g * PANEL + j * NATIVE);
             for (int i = 0; i < R; i++) {
-                const i32x16 sum = exact[i][j] - 8 * x.group_sums[(row + i) * groups + g];
-                totals[i][j] += __builtin_convertvector(sum, f32x16) * scale;
+                const i32xN sum = exact[i][j] - 8 * x.group_sums[(row + i) * groups + g];
+                totals[i][j] += __builtin_convertvector(sum, f32xN) * scale;
             }
         }
     }
     for (int i = 0; i < R; i++)
-        for (int j = 0; j < V; j++)
-            store(sums + i * STRIDE + j * LANES, totals[i][j] * x.steps[row + i]);
+        for (int j = 0; j < N; j++)
+            store(sums + i * STRIDE + j * NATIVE, totals[i][j] * x.steps[row + i]);
 }
 
 inline void int4_linear(const Quantized& x, int64_t num_rows, const Int4Weight& weight,
                         const Target& target) {
     const int64_t inputs = weight.num_inputs;
-    product(num_rows, target,
+    product(num_rows, target, [](int64_t, int64_t) {},
             [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to, Place) {
                 for (int64_t v = 0; v < vectors;) {
                     const int64_t panel = (vector + v) / PANEL_VECTORS;
@@ -111,8 +112,8 @@ inline void int4_linear(const Quantized& x, int64_t num_rows, const Int4Weight& 
                         });
                         v += V;
                     };
-                    if (vectors - v >= HIGH_VECTORS)
-                        strip(std::integral_constant<int, HIGH_VECTORS>{});
+                    if (vectors - v >= INT4_VECTORS)
+                        strip(std::integral_constant<int, INT4_VECTORS>{});
                     else
                         strip(std::integral_constant<int, 1>{});
                 }
@@ -123,7 +124,7 @@ inline void int4_linear(const Quantized& x, int64_t num_rows, const Int4Weight& 
 struct Codes {
     uint8_t* codes;
     float* steps;
-    int32_t* group_sums;  // null: codes lie 128 higher, as bytes without a sign
+    int32_t* group_sums;  // null: codes are for products with weights in 8 bits
 };
 
 // One row's codes and step (Yao et al., ZeroQuant, 2022, section 3): x / step to the nearest, half
@@ -138,7 +139,7 @@ inline void quantize_row(int64_t num_inputs, Load at, uint8_t* codes, float* ste
     }
     const float ideal = largest(most) / 127.f;
     const float divisor = ideal < std::numeric_limits<float>::min() ? 1.f : ideal;
-    const int32_t higher = sums ? 0 : 128;
+    const int32_t higher = sums || Fours::SIGNED ? 0 : 128;
     for (int64_t i = 0; i < num_inputs; i += LANES) {
         const f32x16 magic = all(12582912.f);  // adding 1.5 * 2^23 rounds to an integer
         const f32x16 code = (at(i) / divisor + magic) - magic;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "parallel.h"
 #include "tiles.h"
@@ -17,9 +18,14 @@ constexpr int64_t PANEL = 32;
 constexpr int64_t PANEL_VECTORS = PANEL / LANES;
 constexpr int64_t STEP = 4;            // vectors of columns whose sums are kept at a time
 constexpr int64_t STRIDE = STEP * LANES;
+#if defined(__AVX512F__)
 constexpr int64_t ROW_BLOCK = 96;
-constexpr int64_t GROUP = 4;           // steps that meet a block of rows in a core's second cache
-constexpr int64_t DEPTH_BLOCK = 1024;  // words of a panel that stay there
+constexpr int64_t DEPTH_BLOCK = 1024;  // words of a panel that stay in a core's second cache
+#else
+constexpr int64_t ROW_BLOCK = 48;
+constexpr int64_t DEPTH_BLOCK = 256;   // in its first one
+#endif
+constexpr int64_t GROUP = 4;           // steps that meet a block of rows in the second cache
 constexpr int64_t MANY_ROWS = 48;      // from here on products are bound by arithmetic
 constexpr int64_t LINE_OF_WORDS = PANEL * sizeof(uint32_t);  // bytes of a panel for a word of a row
 constexpr int64_t NEAR = 4096;    // bytes ahead: in the next page, where a processor's own guess ends
@@ -50,24 +56,38 @@ struct Factors {
     // read next.
     void multiply(int64_t row, int64_t num_rows, int64_t vector, int64_t vectors,
                   typename Words::Sum* sums, Place place) const {
-        if (Matrices<Words>::product && num_rows >= Matrices<Words>::least_rows &&
-            vectors % PANEL_VECTORS == 0) {
-            by_matrices(row, num_rows, vector, vectors, sums);
-            return;
+        if constexpr (Words::HAS_MATRICES) {
+            if (Matrices<Words>::product && num_rows >= Matrices<Words>::least_rows &&
+                vectors % PANEL_VECTORS == 0) {
+                by_matrices(row, num_rows, vector, vectors, sums);
+                return;
+            }
         }
-        if (num_rows >= MANY_ROWS && vectors % WIDE_VECTORS == 0) {
-            for (int64_t v = 0; v < vectors; v += WIDE_VECTORS)
-                strip<WIDE_ROWS, WIDE_VECTORS>(row, num_rows, vector + v, sums + v * LANES, place);
-            return;
+        if constexpr (Words::FEW_ROWS > 0) {
+            if (num_rows <= Words::FEW_ROWS && vectors % Words::FEW_VECTORS == 0) {
+                strips<Words::FEW_ROWS, Words::FEW_VECTORS>(row, num_rows, vector, vectors, sums,
+                                                            place);
+                return;
+            }
         }
+        if (num_rows >= MANY_ROWS && vectors % Words::WIDE_VECTORS == 0)
+            strips<Words::WIDE_ROWS, Words::WIDE_VECTORS>(row, num_rows, vector, vectors, sums,
+                                                          place);
+        else
+            strips<Words::ROWS, Words::VECTORS>(row, num_rows, vector, vectors, sums, place);
+    }
+
+    template <int ROWS, int V>
+    void strips(int64_t row, int64_t num_rows, int64_t vector, int64_t vectors,
+                typename Words::Sum* sums, Place place) const {
         int64_t v = 0;
-        for (; v + HIGH_VECTORS <= vectors; v += HIGH_VECTORS) {
-            const bool is_last = place.is_last && v + 2 * HIGH_VECTORS > vectors;
-            strip<HIGH_ROWS, HIGH_VECTORS>(row, num_rows, vector + v, sums + v * LANES,
-                                           {place.is_first && v == 0, is_last});
+        for (; v + V <= vectors; v += V) {
+            const bool is_last = place.is_last && v + 2 * V > vectors;
+            strip<ROWS, V>(row, num_rows, vector + v, sums + v * LANES,
+                           {place.is_first && v == 0, is_last});
         }
         for (; v < vectors; v++)
-            strip<HIGH_ROWS, 1>(row, num_rows, vector + v, sums + v * LANES, place);
+            strip<ROWS, 1>(row, num_rows, vector + v, sums + v * LANES, place);
     }
 
     void by_matrices(int64_t row, int64_t num_rows, int64_t vector, int64_t vectors,
@@ -98,6 +118,7 @@ struct Factors {
     void strip(int64_t row, int64_t num_rows, int64_t vector, typename Words::Sum* sums,
                Place place) const {
         constexpr int64_t WHOLE = V / PANEL_VECTORS;  // panels
+        constexpr int64_t WORD = Words::PER_WORD * sizeof(typename Words::A);
         const uint32_t* words = panels + vector / PANEL_VECTORS * depth * PANEL +
                                 vector % PANEL_VECTORS * LANES;
         const int64_t most = ceil_div(depth, ceil_div(depth, DEPTH_BLOCK));
@@ -111,7 +132,7 @@ struct Factors {
             int64_t cold_rows = 0;
             in_tiles<ROWS>(num_rows, [&](auto r, int64_t first) {
                 constexpr int R = decltype(r)::value;
-                const char* a = rows + (row + first) * row_bytes + 4 * done;
+                const char* a = rows + (row + first) * row_bytes + WORD * done;
                 Ahead ahead;
                 if (is_cold && first == 0) {
                     if (WHOLE == 1 && R >= NEAR_ROWS)
@@ -189,9 +210,10 @@ inline void put(const Target& target, int64_t row, int64_t num_rows, int64_t vec
 }
 
 // Calls sums(row, num_rows, vector, vectors, to, place) for whatever part of the product is needed,
-// and puts it into the target. With a gate, half the columns are a whole number of vectors.
-template <class Sums>
-void product(int64_t num_rows, const Target& target, Sums sums) {
+// and puts it into the target. With a gate, half the columns are a whole number of vectors. A
+// thread calls prepare(row, num_rows) before the sums of those rows.
+template <class Prepare, class Sums>
+void product(int64_t num_rows, const Target& target, Prepare prepare, Sums sums) {
     if (num_rows == 0) return;
     const int64_t width = target.gate ? target.num_columns / 2 : target.num_columns;
     const int64_t num_vectors = ceil_div(width, LANES);
@@ -217,6 +239,7 @@ void product(int64_t num_rows, const Target& target, Sums sums) {
         alignas(64) float others[ROW_BLOCK * STRIDE];
         for (int64_t row = first_row; row < end_row; row += ROW_BLOCK) {
             const int64_t size = std::min(ROW_BLOCK, end_row - row);
+            prepare(row, size);
             for (int64_t vector = begin; vector < end; vector += step) {
                 const int64_t vectors = std::min(step, end - vector);
                 // What lies behind a group is brought by the last rows, the rest by the first.
@@ -233,13 +256,38 @@ void product(int64_t num_rows, const Target& target, Sums sums) {
     });
 }
 
+// Memory of a thread's own that is kept from call to call.
+template <class T>
+inline T* scratch(int64_t size) {
+    thread_local std::vector<T> memory;
+    if (int64_t(memory.size()) < size) memory.resize(size);
+    return memory.data();
+}
+
 inline void bf16_linear(const bf16* x, int64_t x_stride, int64_t num_rows, int64_t num_inputs,
                         const uint32_t* panels, const Target& target) {
-    const Factors<Pairs> factors{(const char*)x, x_stride * 2, panels, num_inputs / 2};
-    product(num_rows, target,
-            [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to, Place place) {
-                factors.multiply(row, size, vector, vectors, to, place);
-            });
+    using A = Pairs::A;
+    Factors<Pairs> factors{(const char*)x, x_stride * 2, panels, num_inputs / 2};
+    if constexpr (std::is_same_v<A, bf16>) {
+        product(
+            num_rows, target, [](int64_t, int64_t) {},
+            [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to,
+                Place place) { factors.multiply(row, size, vector, vectors, to, place); });
+        return;
+    }
+    factors.row_bytes = num_inputs * sizeof(A);
+    product(
+        num_rows, target,
+        [&](int64_t row, int64_t size) {
+            A* rows = scratch<A>(size * num_inputs);
+            for (int64_t i = 0; i < size; i++)
+                Pairs::take(x + (row + i) * x_stride, num_inputs, rows + i * num_inputs);
+        },
+        [&](int64_t, int64_t size, int64_t vector, int64_t vectors, float* to, Place place) {
+            Factors<Pairs> own = factors;
+            own.rows = (const char*)scratch<A>(0);
+            own.multiply(0, size, vector, vectors, to, place);
+        });
 }
 
 // Rows of weights that lie one below the other, in several pieces of memory.
@@ -306,10 +354,10 @@ inline void pack(const Rows& rows, uint32_t* panels, int32_t* sums) {
         for (int64_t k = whole; k < depth; k++)
             for (int64_t column = 0; column < PANEL; column++)
                 to[k * PANEL + column] = from[column] ? from[column][k] : 0;
-        for (int64_t column = 0; sums && column < PANEL; column += LANES) {
-            i32x16 sum{};
+        for (int64_t column = 0; sums && column < PANEL; column += NATIVE) {
+            i32xN sum{};
             for (int64_t k = 0; k < depth; k++)
-                sum = dot_fours(sum, u32x16{} + 0x01010101u, load<i32x16>(to + k * PANEL + column));
+                sum = dot_fours(sum, u32xN{} + 0x01010101u, load<i32xN>(to + k * PANEL + column));
             store(sums + panel * PANEL + column, sum);
         }
     });

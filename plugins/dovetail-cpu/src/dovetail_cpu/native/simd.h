@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -14,12 +14,13 @@ namespace {
 
 constexpr int LANES = 16;
 
-// Tiles of a matrix product whose sums stay in registers, rows x vectors of columns: high ones
-// read a word of the second factor for many rows, wide ones need fewer reads of the first.
+// Lanes of a register: what is to stay in registers is kept in vectors of this size.
 #if defined(__AVX512F__)
-constexpr int HIGH_ROWS = 12, HIGH_VECTORS = 2, WIDE_ROWS = 6, WIDE_VECTORS = 4;
+constexpr int NATIVE = 16;
+#elif defined(__AVX2__)
+constexpr int NATIVE = 8;
 #else
-constexpr int HIGH_ROWS = 4, HIGH_VECTORS = 1, WIDE_ROWS = 4, WIDE_VECTORS = 1;
+constexpr int NATIVE = 4;
 #endif
 
 using bf16 = uint16_t;
@@ -28,6 +29,9 @@ typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 typedef uint8_t u8x16 __attribute__((vector_size(16)));
+typedef float f32xN __attribute__((vector_size(4 * NATIVE)));
+typedef int32_t i32xN __attribute__((vector_size(4 * NATIVE)));
+typedef uint32_t u32xN __attribute__((vector_size(4 * NATIVE)));
 
 template <class V>
 inline V load(const void* from) {
@@ -175,24 +179,18 @@ inline f32x16 gelu_tanh(f32x16 x) {
     return x * 0.5f * (1.f + hyperbolic_tangent(inner));
 }
 
-// A pair of bf16 in each lane: c + a.low * b.low + a.high * b.high, the sums in float32.
-inline f32x16 dot_pairs(f32x16 c, u32x16 a, u32x16 b) {
-#if defined(__AVX512BF16__)
-    return _mm512_dpbf16_ps(c, bits<__m512bh>(a), bits<__m512bh>(b));
-#else
-    c += bits<f32x16>(a << 16) * bits<f32x16>(b << 16);
-    return c + bits<f32x16>(a & 0xffff0000u) * bits<f32x16>(b & 0xffff0000u);
-#endif
-}
-
-// Four bytes in each lane, those of a without sign: c + the sum of their products.
-inline i32x16 dot_fours(i32x16 c, u32x16 a, i32x16 b) {
+// Four bytes in each lane, those of a without sign: c + the sum of their products. Bytes of a are at
+// most 128, or the instruction set has one that is exact for all.
+inline i32xN dot_fours(i32xN c, u32xN a, i32xN b) {
 #if defined(__AVX512VNNI__)
-    return bits<i32x16>(
+    return bits<i32xN>(
         _mm512_dpbusd_epi32(bits<__m512i>(c), bits<__m512i>(a), bits<__m512i>(b)));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+    const __m256i pairs = _mm256_maddubs_epi16(bits<__m256i>(a), bits<__m256i>(b));
+    return c + bits<i32xN>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 #else
     for (int shift = 24; shift >= 0; shift -= 8)
-        c += bits<i32x16>((a << (24 - shift)) >> 24) * ((b << (24 - shift)) >> 24);
+        c += bits<i32xN>((a << (24 - shift)) >> 24) * ((b << (24 - shift)) >> 24);
     return c;
 #endif
 }

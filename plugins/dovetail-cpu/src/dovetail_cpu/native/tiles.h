@@ -22,26 +22,135 @@ struct Matrices {
     static inline void (*release)(bool in_words) = nullptr;  // of a thread's tiles
 };
 
+// A kind of word: how rows of them are kept as first factors (A), and what one of them adds to the
+// sums of R rows and N vectors of columns. `row(i)` is the address of the word of a row, `column(j)`
+// of the words of a vector of columns. ROWS x VECTORS (of LANES) is the tile for many rows; up to
+// FEW_ROWS take FEW_VECTORS at a time.
+
 // Words of two bf16 each, and sums in float32.
 struct Pairs {
-    using A = bf16;
     using B = bf16;
-    using Sums = f32x16;
+    using Sums = f32xN;
     using Sum = float;
+#if defined(__AVX512F__)
+    using A = bf16;
+    static constexpr int ROWS = 12, VECTORS = 2, WIDE_ROWS = 6, WIDE_VECTORS = 4;
+    static constexpr int FEW_ROWS = 0, FEW_VECTORS = 2;
+    static constexpr bool HAS_MATRICES = true;
+
+    template <int R, int N, class Row, class Column>
+    static void add(Sums (&sums)[R][N], Row row, Column column) {
+        u32xN columns[N];
+        for (int j = 0; j < N; j++) columns[j] = load<u32xN>(column(j));
+        for (int i = 0; i < R; i++) {
+            const u32xN words = load<uint32_t>(row(i)) - u32xN{};
+            for (int j = 0; j < N; j++) sums[i][j] = dot(sums[i][j], words, columns[j]);
+        }
+    }
+
+    static f32xN dot(f32xN c, u32xN a, u32xN b) {
+#if defined(__AVX512BF16__)
+        return _mm512_dpbf16_ps(c, bits<__m512bh>(a), bits<__m512bh>(b));
+#else
+        c += bits<f32xN>(a << 16) * bits<f32xN>(b << 16);
+        return c + bits<f32xN>(a & 0xffff0000u) * bits<f32xN>(b & 0xffff0000u);
+#endif
+    }
+
+    static void take(const bf16* from, int64_t size, A* to) {
+        std::memcpy(to, from, size * sizeof(bf16));
+    }
+    static void put(A* to, u16x16 x) { store(to, x); }
+    static float value(A x) { return widen(x); }
+#else
+    // Without an instruction for pairs, rows are kept in float32: to widen them costs nothing then
+    // in the loop, where each is read for all columns.
+    using A = float;
+#if defined(__AVX2__)
+    static constexpr int ROWS = 6, FEW_ROWS = 3;
+#else
+    static constexpr int ROWS = 4, FEW_ROWS = 2;
+#endif
+    static constexpr int VECTORS = 1, WIDE_ROWS = ROWS, WIDE_VECTORS = VECTORS, FEW_VECTORS = 2;
+    static constexpr bool HAS_MATRICES = false;
+
+    template <int R, int N, class Row, class Column>
+    static void add(Sums (&sums)[R][N], Row row, Column column) {
+        half<0>(sums, row, column);
+        half<1>(sums, row, column);
+    }
+
+    // The first or the second of each pair.
+    template <int WHICH, int R, int N, class Row, class Column>
+    static void half(Sums (&sums)[R][N], Row row, Column column) {
+        f32xN columns[N];
+        for (int j = 0; j < N; j++) {
+            const u32xN words = load<u32xN>(column(j));
+            columns[j] = bits<f32xN>(WHICH ? words & 0xffff0000u : words << 16);
+        }
+        for (int i = 0; i < R; i++) {
+            const f32xN x = load<float>(row(i) + WHICH * sizeof(A)) - f32xN{};
+            for (int j = 0; j < N; j++) sums[i][j] += x * columns[j];
+        }
+    }
+
+    static void take(const bf16* from, int64_t size, A* to) {
+        int64_t i = 0;
+        for (; i + LANES <= size; i += LANES) store(to + i, load_wide(from + i));
+        for (; i < size; i++) to[i] = widen(from[i]);
+    }
+    static void put(A* to, u16x16 x) { store(to, widen(x)); }
+    static float value(A x) { return x; }
+#endif
     using Product = MatrixProduct<A, B, Sum>;
     static constexpr int PER_WORD = 2;
-    static Sums dot(Sums c, u32x16 a, u32x16 b) { return dot_pairs(c, a, b); }
 };
 
-// Words of four bytes each, those of A without sign, and exact sums.
+// Words of four bytes each, and exact sums.
 struct Fours {
     using A = uint8_t;
     using B = int8_t;
-    using Sums = i32x16;
+    using Sums = i32xN;
     using Sum = int32_t;
     using Product = MatrixProduct<A, B, Sum>;
     static constexpr int PER_WORD = 4;
-    static Sums dot(Sums c, u32x16 a, u32x16 b) { return dot_fours(c, a, bits<i32x16>(b)); }
+#if defined(__AVX512F__)
+    static constexpr int ROWS = 12, VECTORS = 2, WIDE_ROWS = 6, WIDE_VECTORS = 4;
+    static constexpr int FEW_ROWS = 0;
+    static constexpr bool HAS_MATRICES = true;
+#else
+    static constexpr int ROWS = 4, VECTORS = 1, WIDE_ROWS = ROWS, WIDE_VECTORS = VECTORS;
+    static constexpr int FEW_ROWS = 2;
+    static constexpr bool HAS_MATRICES = false;
+#endif
+    static constexpr int FEW_VECTORS = 2;
+    // Bytes of A have signs; otherwise each lies 128 higher.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    static constexpr bool SIGNED = true;
+#else
+    static constexpr bool SIGNED = false;
+#endif
+
+    template <int R, int N, class Row, class Column>
+    static void add(Sums (&sums)[R][N], Row row, Column column) {
+        i32xN columns[N];
+        for (int j = 0; j < N; j++) columns[j] = load<i32xN>(column(j));
+        for (int i = 0; i < R; i++) {
+            const u32xN words = load<uint32_t>(row(i)) - u32xN{};
+            for (int j = 0; j < N; j++) sums[i][j] = dot(sums[i][j], words, columns[j]);
+        }
+    }
+
+    static i32xN dot(i32xN c, u32xN a, i32xN b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+        // Sums of two products are kept in 16 bits, which these fit with signs only.
+        const __m256i x = bits<__m256i>(a), y = bits<__m256i>(b);
+        return dot_fours(c, bits<u32xN>(_mm256_abs_epi8(y)),
+                         bits<i32xN>(_mm256_sign_epi8(x, y)));
+#else
+        return dot_fours(c, a, b);
+#endif
+    }
 };
 
 // Memory that will be read soon, and how much of it for each word of A; null: none.
@@ -59,7 +168,7 @@ struct Ahead {
 
 // R rows of A times V vectors of columns of B into C, which is written or added to.
 //
-// A is rows of words; B has, for each word of a row of A, a word for every column. B may lie in
+// A is rows of words, each a word's entries one after another; B has, for each word of a row of A, a word for every column. B may lie in
 // parts, `depth` words of A to each: `part(p, j)` is where in part p the vectors j to j + TOGETHER
 // begin, and `stride` the words of B from one word of A to the next. For each word of A, two lines
 // of memory are brought ahead.
@@ -68,34 +177,34 @@ inline void tile(const char* a, int64_t a_bytes, int64_t parts, int64_t depth, P
                  int64_t stride, typename Words::Sum* c, int64_t c_stride, bool add,
                  Coming coming) {
     using Sums = typename Words::Sums;
+    constexpr int PIECES = LANES / NATIVE, N = V * PIECES;
     constexpr int RUNS = V / TOGETHER;
+    constexpr int WORD = Words::PER_WORD * sizeof(typename Words::A);
     // An address is a base and up to twice the stride: there are too few registers for one each.
     constexpr int BASES = (R + 2) / 3;
-    Sums sums[R][V];
+    Sums sums[R][N];
     for (int i = 0; i < R; i++)
-        for (int j = 0; j < V; j++)
-            sums[i][j] = add ? load<Sums>(c + i * c_stride + j * LANES) : Sums{};
+        for (int j = 0; j < N; j++)
+            sums[i][j] = add ? load<Sums>(c + i * c_stride + j * NATIVE) : Sums{};
     const char* base[BASES];
     for (int i = 0; i < BASES; i++) base[i] = a + 3 * i * a_bytes;
     for (int64_t p = 0; p < parts; p++) {
         const uint32_t* b[RUNS];
         for (int j = 0; j < RUNS; j++) b[j] = part(p, j * TOGETHER);
         for (int64_t k = 0; k < depth; k++) {
-            u32x16 columns[V];
-            for (int j = 0; j < V; j++)
-                columns[j] = load<u32x16>(b[j / TOGETHER] + j % TOGETHER * LANES);
             coming.bring();
-            for (int i = 0; i < R; i++) {
-                const uint32_t word = load<uint32_t>(base[i / 3] + i % 3 * a_bytes);
-                const u32x16 words = word - u32x16{};
-                for (int j = 0; j < V; j++) sums[i][j] = Words::dot(sums[i][j], words, columns[j]);
-            }
+            Words::add(
+                sums, [&](int i) { return base[i / 3] + i % 3 * a_bytes; },
+                [&](int j) {
+                    const int vector = j / PIECES;
+                    return b[vector / TOGETHER] + vector % TOGETHER * LANES + j % PIECES * NATIVE;
+                });
             for (int j = 0; j < RUNS; j++) b[j] += stride;
-            for (int i = 0; i < BASES; i++) base[i] += 4;
+            for (int i = 0; i < BASES; i++) base[i] += WORD;
         }
     }
     for (int i = 0; i < R; i++)
-        for (int j = 0; j < V; j++) store(c + i * c_stride + j * LANES, sums[i][j]);
+        for (int j = 0; j < N; j++) store(c + i * c_stride + j * NATIVE, sums[i][j]);
 }
 
 // Calls work(size) with the size as a constant, which is between R and MOST.
