@@ -21,15 +21,16 @@ constexpr int64_t STRIDE = STEP * LANES;
 #if defined(__AVX512F__)
 constexpr int64_t ROW_BLOCK = 96;
 constexpr int64_t DEPTH_BLOCK = 1024;  // words of a panel that stay in a core's second cache
+constexpr int64_t NEAR_ROWS = 8;       // with fewer, a core has enough reads under way by itself
 #else
 constexpr int64_t ROW_BLOCK = 48;
 constexpr int64_t DEPTH_BLOCK = 256;   // in its first one
+constexpr int64_t NEAR_ROWS = 4;
 #endif
 constexpr int64_t GROUP = 4;           // steps that meet a block of rows in the second cache
 constexpr int64_t MANY_ROWS = 48;      // from here on products are bound by arithmetic
 constexpr int64_t LINE_OF_WORDS = PANEL * sizeof(uint32_t);  // bytes of a panel for a word of a row
 constexpr int64_t NEAR = 4096;    // bytes ahead: in the next page, where a processor's own guess ends
-constexpr int64_t NEAR_ROWS = 8;  // with fewer, a core has enough reads under way by itself
 
 enum Gate : int64_t { NO_GATE = 0, SILU = 1, GELU_TANH = 2 };
 
@@ -64,9 +65,8 @@ struct Factors {
             }
         }
         if constexpr (Words::FEW_ROWS > 0) {
-            if (num_rows <= Words::FEW_ROWS && vectors % Words::FEW_VECTORS == 0) {
-                strips<Words::FEW_ROWS, Words::FEW_VECTORS>(row, num_rows, vector, vectors, sums,
-                                                            place);
+            if (num_rows <= Words::FEW_ROWS && vectors % FEW_VECTORS == 0) {
+                strips<FEW, FEW_VECTORS>(row, num_rows, vector, vectors, sums, place);
                 return;
             }
         }
@@ -126,26 +126,31 @@ struct Factors {
             const int64_t size = std::min(most, depth - done);
             const bool ends = done + size == depth;
             const uint32_t* b = words + done * PANEL;
-            const uint32_t* behind = ends ? words + WHOLE * depth * PANEL : b + size * PANEL;
-            const bool is_cold = num_rows <= ROWS || (place.is_first && done == 0);
-            const bool brings = WHOLE > 0 && !(place.is_last && ends);
+            // Of a strip that is half a panel, what is behind is half of the next panel.
+            const int64_t half = vector % PANEL_VECTORS;
+            const uint32_t* behind = WHOLE == 0 ? words + (depth + (half * depth + done) / 2) * PANEL
+                                     : ends     ? words + WHOLE * depth * PANEL
+                                                : b + size * PANEL;
+            const int64_t line = WHOLE == 0 ? LINE_OF_WORDS / 2 : WHOLE * LINE_OF_WORDS;
+            const bool is_cold = WHOLE == 0 ? place.is_first && half == 0
+                                            : num_rows <= ROWS || (place.is_first && done == 0);
+            const bool brings = !(place.is_last && ends);
             int64_t cold_rows = 0;
             in_tiles<ROWS>(num_rows, [&](auto r, int64_t first) {
                 constexpr int R = decltype(r)::value;
                 const char* a = rows + (row + first) * row_bytes + WORD * done;
                 Ahead ahead;
                 if (is_cold && first == 0) {
-                    if (WHOLE == 1 && R >= NEAR_ROWS)
+                    if (WHOLE < 2 && R >= NEAR_ROWS)
                         ahead = {(const char*)b + NEAR, LINE_OF_WORDS};
                     cold_rows = R;
                 } else if (brings) {
                     // Each tile brings its share of the words behind these into the cache, so that
                     // memory and arithmetic are busy at once.
                     const int64_t sharing = num_rows - cold_rows, part = size * LINE_OF_WORDS;
-                    const int64_t from = WHOLE * part * (first - cold_rows) / sharing;
+                    const int64_t from = line * size * (first - cold_rows) / sharing;
                     const uint32_t* panel = behind + from / part * depth * PANEL;
-                    ahead = {(const char*)panel + from % part,
-                             ceil_div(WHOLE * LINE_OF_WORDS * R, sharing)};
+                    ahead = {(const char*)panel + from % part, ceil_div(line * R, sharing)};
                 }
                 block<R, V>(a, row_bytes, size, b, depth * PANEL, sums + first * STRIDE, done > 0,
                             ahead);

@@ -24,10 +24,12 @@ struct Matrices {
 
 // A kind of word: how rows of them are kept as first factors (A), and what one of them adds to the
 // sums of R rows and N vectors of columns. `row(i)` is the address of the word of a row, `column(j)`
-// of the words of a vector of columns. ROWS x VECTORS (of LANES) is the tile for many rows; up to
-// FEW_ROWS take FEW_VECTORS at a time.
+// of the words of a vector of columns. Up to FEW_ROWS rows are multiplied in tiles of FEW x
+// FEW_VECTORS (of LANES), MANY_ROWS and more in WIDE_ROWS x WIDE_VECTORS, others in ROWS x VECTORS.
 
 // Words of two bf16 each, and sums in float32.
+constexpr int FEW = 2, FEW_VECTORS = 2;
+
 struct Pairs {
     using B = bf16;
     using Sums = f32xN;
@@ -35,7 +37,7 @@ struct Pairs {
 #if defined(__AVX512F__)
     using A = bf16;
     static constexpr int ROWS = 12, VECTORS = 2, WIDE_ROWS = 6, WIDE_VECTORS = 4;
-    static constexpr int FEW_ROWS = 0, FEW_VECTORS = 2;
+    static constexpr int FEW_ROWS = 0;
     static constexpr bool HAS_MATRICES = true;
 
     template <int R, int N, class Row, class Column>
@@ -67,11 +69,11 @@ struct Pairs {
     // in the loop, where each is read for all columns.
     using A = float;
 #if defined(__AVX2__)
-    static constexpr int ROWS = 6, FEW_ROWS = 3;
+    static constexpr int ROWS = 6, FEW_ROWS = 4;
 #else
-    static constexpr int ROWS = 4, FEW_ROWS = 2;
+    static constexpr int ROWS = 4, FEW_ROWS = 4;
 #endif
-    static constexpr int VECTORS = 1, WIDE_ROWS = ROWS, WIDE_VECTORS = VECTORS, FEW_VECTORS = 2;
+    static constexpr int VECTORS = 1, WIDE_ROWS = ROWS, WIDE_VECTORS = VECTORS;
     static constexpr bool HAS_MATRICES = false;
 
     template <int R, int N, class Row, class Column>
@@ -83,14 +85,25 @@ struct Pairs {
     // The first or the second of each pair.
     template <int WHICH, int R, int N, class Row, class Column>
     static void half(Sums (&sums)[R][N], Row row, Column column) {
-        f32xN columns[N];
-        for (int j = 0; j < N; j++) {
+        const auto entry = [&](int i) { return load<float>(row(i) + WHICH * sizeof(A)) - f32xN{}; };
+        const auto entries = [&](int j) {
             const u32xN words = load<u32xN>(column(j));
-            columns[j] = bits<f32xN>(WHICH ? words & 0xffff0000u : words << 16);
-        }
-        for (int i = 0; i < R; i++) {
-            const f32xN x = load<float>(row(i) + WHICH * sizeof(A)) - f32xN{};
-            for (int j = 0; j < N; j++) sums[i][j] += x * columns[j];
+            return bits<f32xN>(WHICH ? words & 0xffff0000u : words << 16);
+        };
+        if constexpr (R < N) {
+            f32xN x[R];
+            for (int i = 0; i < R; i++) x[i] = entry(i);
+            for (int j = 0; j < N; j++) {
+                const f32xN y = entries(j);
+                for (int i = 0; i < R; i++) sums[i][j] += x[i] * y;
+            }
+        } else {
+            f32xN y[N];
+            for (int j = 0; j < N; j++) y[j] = entries(j);
+            for (int i = 0; i < R; i++) {
+                const f32xN x = entry(i);
+                for (int j = 0; j < N; j++) sums[i][j] += x * y[j];
+            }
         }
     }
 
@@ -120,10 +133,9 @@ struct Fours {
     static constexpr bool HAS_MATRICES = true;
 #else
     static constexpr int ROWS = 4, VECTORS = 1, WIDE_ROWS = ROWS, WIDE_VECTORS = VECTORS;
-    static constexpr int FEW_ROWS = 2;
+    static constexpr int FEW_ROWS = 12;
     static constexpr bool HAS_MATRICES = false;
 #endif
-    static constexpr int FEW_VECTORS = 2;
     // Bytes of A have signs; otherwise each lies 128 higher.
 #if defined(__AVX2__) && !defined(__AVX512F__)
     static constexpr bool SIGNED = true;
