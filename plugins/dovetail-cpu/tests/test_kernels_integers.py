@@ -94,6 +94,25 @@ def test_sums_beyond_what_float32_counts_are_exact(kernels: Kernels, memory: Hug
     assert torch.equal(got, exact.float())
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_largest_codes_do_not_overflow(
+    bits: int, sign: int, kernels: Kernels, memory: HugePages
+) -> None:
+    # Some instruction sets add products in 16 bits, which end at 32767.
+    x = torch.full((13, 256), 127.0 * sign)
+    if bits == 8:
+        least = torch.full((64, 256), -128, dtype=torch.int8)
+        got = Int8Panels(kernels, memory, least, torch.ones(64), None)(x)
+        assert torch.equal(got, torch.full((13, 64), -128 * 127.0 * 256 * sign))
+        return
+    # Halves of 0 and of 15 stand for -8 and 7, and are what the kernels multiply.
+    for half, value in ((0, -8), (15, 7)):
+        codes = torch.full((64, 128), half * 17, dtype=torch.uint8)
+        got = Int4Panels(kernels, memory, codes, torch.ones(64, 4), None)(x)
+        assert torch.equal(got, torch.full((13, 64), value * 127.0 * 256 * sign))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["silu_and_mul", "gelu_tanh_and_mul"])
 @pytest.mark.parametrize("bits", [8, 4])

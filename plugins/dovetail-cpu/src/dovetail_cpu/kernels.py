@@ -246,6 +246,11 @@ class Kernels:
     replay: Function
     use_matrices: Function
 
+    @property
+    def has_products(self) -> bool:
+        """Whether they can leave products to matrix units (native/tiles.h: HAS_MATRICES)."""
+        return self.instruction_set.startswith("avx512")
+
 
 def why_absent() -> str | None:
     """Why there are no kernels; None if there are some."""

@@ -123,7 +123,7 @@ class CpuPlatform(TorchPlatform):
         self._memory = HugePages()  # what another model reserved goes with it
         keep_freed_memory()
         kernels = load_kernels()
-        if kernels is not None and has_matrix_units():
+        if kernels is not None and kernels.has_products and has_matrix_units():
             _log.info("%s", use_matrix_units(kernels))
         return super().runner(config)
 

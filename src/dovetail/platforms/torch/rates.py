@@ -34,12 +34,16 @@ def measure_rates(platform: TorchPlatform, dtype: str) -> Rates:
     """Measure a platform's device.
 
     The rate of memory is the better one of a sum, which only reads, and a copy, whose bytes read
-    and bytes written count alike: which comes closer to the memory's limit differs by device.
+    and bytes written count alike: which comes closer to the memory's limit differs by device. That
+    of products is the better one of the dtype's and float32's: numbers that a device has no
+    instruction for can be widened, whether or not torch does it well.
     """
     try:
         return Rates(
             read_bytes_per_second=_memory_rate(platform),
-            matrix_flops_per_second=_matrix_rate(platform, torch_dtype(dtype)),
+            matrix_flops_per_second=max(
+                _matrix_rate(platform, each) for each in {torch_dtype(dtype), torch.float32}
+            ),
         )
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(

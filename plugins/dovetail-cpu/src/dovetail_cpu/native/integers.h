@@ -58,6 +58,26 @@ struct Int4Weight {
     int64_t num_inputs;
 };
 
+// Sums of products of halves of bytes with bytes that have a sign, over MOST words.
+struct Eights {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    // 16 products of at most 15 * 127 each fit into 16 bits.
+    static constexpr int64_t MOST = 4;
+    typedef int16_t Sums __attribute__((vector_size(4 * NATIVE)));
+    static Sums add(Sums c, u32xN a, i32xN b) {
+        return c + bits<Sums>(_mm256_maddubs_epi16(bits<__m256i>(a), bits<__m256i>(b)));
+    }
+    static i32xN whole(Sums c) {
+        return bits<i32xN>(_mm256_madd_epi16(bits<__m256i>(c), _mm256_set1_epi16(1)));
+    }
+#else
+    static constexpr int64_t MOST = GROUP_WORDS;
+    using Sums = i32xN;
+    static Sums add(Sums c, u32xN a, i32xN b) { return dot_fours(c, a, b); }
+    static i32xN whole(Sums c) { return c; }
+#endif
+};
+
 // R rows times V vectors of columns that lie together: sums in float32, (R, STRIDE).
 template <int R, int V>
 inline void int4_tile(const Quantized& x, int64_t row, int64_t num_inputs, const uint32_t* words,
@@ -67,18 +87,23 @@ inline void int4_tile(const Quantized& x, int64_t row, int64_t num_inputs, const
     f32xN totals[R][N] = {};
     for (int64_t g = 0; g < groups; g++) {
         i32xN exact[R][N] = {};
-        for (int64_t k = 0; k < GROUP_WORDS; k++, words += PANEL) {
-            const uint8_t* codes = x.codes + row * num_inputs + (g * GROUP_WORDS + k) * 8;
-            for (int j = 0; j < N; j++) {
-                const u32xN both = load<u32xN>(words + j * NATIVE);
-                const u32xN low = both & 0x0f0f0f0fu, high = both >> 4 & 0x0f0f0f0fu;
-                for (int i = 0; i < R; i++) {
-                    const int32_t first = load<int32_t>(codes + i * num_inputs);
-                    const int32_t second = load<int32_t>(codes + i * num_inputs + 4);
-                    exact[i][j] = dot_fours(exact[i][j], low, first - i32xN{});
-                    exact[i][j] = dot_fours(exact[i][j], high, second - i32xN{});
+        for (int64_t done = 0; done < GROUP_WORDS; done += Eights::MOST) {
+            Eights::Sums part[R][N] = {};
+            for (int64_t k = done; k < done + Eights::MOST; k++, words += PANEL) {
+                const uint8_t* codes = x.codes + row * num_inputs + (g * GROUP_WORDS + k) * 8;
+                for (int j = 0; j < N; j++) {
+                    const u32xN both = load<u32xN>(words + j * NATIVE);
+                    const u32xN low = both & 0x0f0f0f0fu, high = both >> 4 & 0x0f0f0f0fu;
+                    for (int i = 0; i < R; i++) {
+                        const int32_t first = load<int32_t>(codes + i * num_inputs);
+                        const int32_t second = load<int32_t>(codes + i * num_inputs + 4);
+                        part[i][j] = Eights::add(part[i][j], low, first - i32xN{});
+                        part[i][j] = Eights::add(part[i][j], high, second - i32xN{});
+                    }
                 }
             }
+            for (int i = 0; i < R; i++)
+                for (int j = 0; j < N; j++) exact[i][j] += Eights::whole(part[i][j]);
         }
         for (int j = 0; j < N; j++) {
             const f32xN scale = load<f32xN>(scales + g * PANEL + j * NATIVE);
