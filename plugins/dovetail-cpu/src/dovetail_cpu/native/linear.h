@@ -134,7 +134,7 @@ struct Factors {
             const int64_t line = WHOLE == 0 ? LINE_OF_WORDS / 2 : WHOLE * LINE_OF_WORDS;
             const bool is_cold = WHOLE == 0 ? place.is_first && half == 0
                                             : num_rows <= ROWS || (place.is_first && done == 0);
-            const bool brings = !(place.is_last && ends);
+            const bool brings = !(place.is_last && (ends || WHOLE == 0));
             int64_t cold_rows = 0;
             in_tiles<ROWS>(num_rows, [&](auto r, int64_t first) {
                 constexpr int R = decltype(r)::value;

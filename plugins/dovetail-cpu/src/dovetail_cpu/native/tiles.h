@@ -26,10 +26,9 @@ struct Matrices {
 // sums of R rows and N vectors of columns. `row(i)` is the address of the word of a row, `column(j)`
 // of the words of a vector of columns. Up to FEW_ROWS rows are multiplied in tiles of FEW x
 // FEW_VECTORS (of LANES), MANY_ROWS and more in WIDE_ROWS x WIDE_VECTORS, others in ROWS x VECTORS.
-
-// Words of two bf16 each, and sums in float32.
 constexpr int FEW = 2, FEW_VECTORS = 2;
 
+// Words of two bf16 each, and sums in float32.
 struct Pairs {
     using B = bf16;
     using Sums = f32xN;
