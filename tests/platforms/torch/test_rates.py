@@ -25,6 +25,13 @@ def test_rates_are_those_of_a_machine(platform, dtype):
     assert 1e6 < found.matrix_flops_per_second < 1e16
 
 
+def test_products_are_those_of_the_faster_dtype(platform, monkeypatch):
+    speeds = {torch.float32: 2e11, torch.bfloat16: 1e9, torch.float16: 5e11}
+    monkeypatch.setattr(rates, "_matrix_rate", lambda _, dtype: speeds[dtype])
+    found = [platform.rates(name).matrix_flops_per_second for name in ("bfloat16", "float16")]
+    assert found == [2e11, 5e11]
+
+
 def test_arrays_fit_in_what_is_free(platform, monkeypatch):
     sizes = []
     ones = torch.ones
