@@ -91,7 +91,9 @@ class Storages:
         """
         storage = array.untyped_storage()
         num_bytes = storage.nbytes()
-        if num_bytes and (device, storage.data_ptr()) in self._aliases:
+        known = self._aliases.get((device, storage.data_ptr()))
+        # One that torch has resized on the host has left its memory, which may be another's now.
+        if num_bytes and known is not None and known.data_ptr() == storage.data_ptr():
             raise RuntimeError("this memory belongs to the simulated device already")
         self._hardware.take(device, num_bytes)
         if not num_bytes:
@@ -122,8 +124,9 @@ class Storages:
 
     def _free(self, key: int, device: int, address: int, num_bytes: int) -> None:
         self._hardware.give(device, num_bytes)
-        del self._aliases[device, address]
-        del self._held[key]
+        *_, storage = self._held.pop(key)
+        if self._aliases.get((device, address)) is storage:
+            del self._aliases[device, address]
 
     def alias(self, array: Tensor) -> Tensor:
         """The host's tensor over the same memory as a tensor of the device."""
