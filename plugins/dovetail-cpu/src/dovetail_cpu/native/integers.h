@@ -60,7 +60,7 @@ struct Int4Weight {
 
 // Sums of products of halves of bytes with bytes that have a sign, over MOST words.
 struct Eights {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(ONLY_AVX2)
     // 16 products of at most 15 * 127 each fit into 16 bits.
     static constexpr int64_t MOST = 4;
     typedef int16_t Sums __attribute__((vector_size(4 * NATIVE)));

@@ -10,6 +10,10 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define ONLY_AVX2
+#endif
+
 namespace {
 
 constexpr int LANES = 16;
@@ -17,7 +21,7 @@ constexpr int LANES = 16;
 // Lanes of a register: what is to stay in registers is kept in vectors of this size.
 #if defined(__AVX512F__)
 constexpr int NATIVE = 16;
-#elif defined(__AVX2__)
+#elif defined(ONLY_AVX2)
 constexpr int NATIVE = 8;
 #else
 constexpr int NATIVE = 4;
@@ -179,13 +183,13 @@ inline f32x16 gelu_tanh(f32x16 x) {
     return x * 0.5f * (1.f + hyperbolic_tangent(inner));
 }
 
-// Four bytes in each lane, those of a without sign: c + the sum of their products. Bytes of a are at
-// most 128, or the instruction set has one that is exact for all.
+// Four bytes in each lane, those of a without sign: c + the sum of their products. With AVX2 alone
+// it is exact for bytes of a up to 128 only.
 inline i32xN dot_fours(i32xN c, u32xN a, i32xN b) {
 #if defined(__AVX512VNNI__)
     return bits<i32xN>(
         _mm512_dpbusd_epi32(bits<__m512i>(c), bits<__m512i>(a), bits<__m512i>(b)));
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif defined(ONLY_AVX2)
     const __m256i pairs = _mm256_maddubs_epi16(bits<__m256i>(a), bits<__m256i>(b));
     return c + bits<i32xN>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 #else

@@ -28,6 +28,17 @@ struct Matrices {
 // FEW_VECTORS (of LANES), MANY_ROWS and more in WIDE_ROWS x WIDE_VECTORS, others in ROWS x VECTORS.
 constexpr int FEW = 2, FEW_VECTORS = 2;
 
+// What a word adds, for words that are multiplied as they are: by `dot` of their kind.
+template <class Words, int R, int N, class Sums, class Row, class Column>
+inline void add_dots(Sums (&sums)[R][N], Row row, Column column) {
+    u32xN columns[N];
+    for (int j = 0; j < N; j++) columns[j] = load<u32xN>(column(j));
+    for (int i = 0; i < R; i++) {
+        const u32xN words = load<uint32_t>(row(i)) - u32xN{};
+        for (int j = 0; j < N; j++) sums[i][j] = Words::dot(sums[i][j], words, columns[j]);
+    }
+}
+
 // Words of two bf16 each, and sums in float32.
 struct Pairs {
     using B = bf16;
@@ -41,12 +52,7 @@ struct Pairs {
 
     template <int R, int N, class Row, class Column>
     static void add(Sums (&sums)[R][N], Row row, Column column) {
-        u32xN columns[N];
-        for (int j = 0; j < N; j++) columns[j] = load<u32xN>(column(j));
-        for (int i = 0; i < R; i++) {
-            const u32xN words = load<uint32_t>(row(i)) - u32xN{};
-            for (int j = 0; j < N; j++) sums[i][j] = dot(sums[i][j], words, columns[j]);
-        }
+        add_dots<Pairs>(sums, row, column);
     }
 
     static f32xN dot(f32xN c, u32xN a, u32xN b) {
@@ -67,11 +73,12 @@ struct Pairs {
     // Without an instruction for pairs, rows are kept in float32: to widen them costs nothing then
     // in the loop, where each is read for all columns.
     using A = float;
-#if defined(__AVX2__)
-    static constexpr int ROWS = 6, FEW_ROWS = 4;
+#if defined(ONLY_AVX2)
+    static constexpr int ROWS = 6;
 #else
-    static constexpr int ROWS = 4, FEW_ROWS = 4;
+    static constexpr int ROWS = 4;
 #endif
+    static constexpr int FEW_ROWS = 4;
     static constexpr int VECTORS = 1, WIDE_ROWS = ROWS, WIDE_VECTORS = VECTORS;
     static constexpr bool HAS_MATRICES = false;
 
@@ -136,7 +143,7 @@ struct Fours {
     static constexpr bool HAS_MATRICES = false;
 #endif
     // Bytes of A have signs; otherwise each lies 128 higher.
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(ONLY_AVX2)
     static constexpr bool SIGNED = true;
 #else
     static constexpr bool SIGNED = false;
@@ -144,22 +151,17 @@ struct Fours {
 
     template <int R, int N, class Row, class Column>
     static void add(Sums (&sums)[R][N], Row row, Column column) {
-        i32xN columns[N];
-        for (int j = 0; j < N; j++) columns[j] = load<i32xN>(column(j));
-        for (int i = 0; i < R; i++) {
-            const u32xN words = load<uint32_t>(row(i)) - u32xN{};
-            for (int j = 0; j < N; j++) sums[i][j] = dot(sums[i][j], words, columns[j]);
-        }
+        add_dots<Fours>(sums, row, column);
     }
 
-    static i32xN dot(i32xN c, u32xN a, i32xN b) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+    static i32xN dot(i32xN c, u32xN a, u32xN b) {
+#if defined(ONLY_AVX2)
         // Sums of two products are kept in 16 bits, which these fit with signs only.
         const __m256i x = bits<__m256i>(a), y = bits<__m256i>(b);
         return dot_fours(c, bits<u32xN>(_mm256_abs_epi8(y)),
                          bits<i32xN>(_mm256_sign_epi8(x, y)));
 #else
-        return dot_fours(c, a, b);
+        return dot_fours(c, a, bits<i32xN>(b));
 #endif
     }
 };
@@ -179,10 +181,10 @@ struct Ahead {
 
 // R rows of A times V vectors of columns of B into C, which is written or added to.
 //
-// A is rows of words, each a word's entries one after another; B has, for each word of a row of A, a word for every column. B may lie in
-// parts, `depth` words of A to each: `part(p, j)` is where in part p the vectors j to j + TOGETHER
-// begin, and `stride` the words of B from one word of A to the next. For each word of A, two lines
-// of memory are brought ahead.
+// A is rows of words, the entries of each one after another; B has, for each word of a row of A, a
+// word for every column. B may lie in parts, `depth` words of A to each: `part(p, j)` is where in
+// part p the vectors j to j + TOGETHER begin, and `stride` the words of B from one word of A to the
+// next. For each word of A, two lines of memory are brought ahead.
 template <class Words, int R, int V, int TOGETHER, class Part, class Coming>
 inline void tile(const char* a, int64_t a_bytes, int64_t parts, int64_t depth, Part part,
                  int64_t stride, typename Words::Sum* c, int64_t c_stride, bool add,
