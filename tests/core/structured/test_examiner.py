@@ -16,12 +16,12 @@ from dovetail.core.constraint import StructuredOutputsParams
 from dovetail.core.errors import OverloadedError, RequestError
 from dovetail.core.structured import examiner as module
 from dovetail.core.structured.examiner import Examiner
-from dovetail.core.structured.limits import COMPILE_S, EXTRA_BYTES
+from dovetail.core.structured.limits import ANSWER_S, COMPILE_S, EXTRA_BYTES
 from dovetail.core.structured.vocabulary import Vocabulary, read_vocabulary
 from tests.core.structured.cases import EOS, WIDTH, tokenizer
 
 GOOD = StructuredOutputsParams(regex="[ab]{3}")
-PATIENCE_S = COMPILE_S + 2.5
+PATIENCE_S = ANSWER_S + 5
 """What a refusal may take on a busy machine: the limit, and perhaps the start of a process."""
 
 
@@ -63,7 +63,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
 }
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "too many properties": (slow("p"), "takes more than"),
-    "too many ways": ({"json": {"anyOf": [ways(i) for i in range(1000)]}}, "too many|items"),
+    "too many ways": ({"json": {"anyOf": [ways(i) for i in range(500)]}}, "too many|items"),
     "deep nesting": ({"json": nested(10_000)}, "recursion limit"),
     "a loop of references": (
         {"json": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}},
@@ -133,6 +133,29 @@ def test_a_process_that_dies_of_a_constraint_takes_only_that_with_it() -> None:
         made.grammar(StructuredOutputsParams(**slow("y")))
     assert made.grammar(StructuredOutputsParams(regex="[ab]{4}"))
     assert made._idle != [process]
+    made.close()
+
+
+def test_a_machine_that_is_busy_with_others_is_no_reason_to_refuse() -> None:
+    made = Examiner(vocabulary)
+    made.grammar(GOOD)
+    (process,) = made._idle
+    process._process.send_signal(signal.SIGSTOP)
+    timer = threading.Timer(COMPILE_S + 0.3, process._process.send_signal, (signal.SIGCONT,))
+    timer.start()
+    assert made.grammar(StructuredOutputsParams(regex="[ab]{5}"))
+    assert made._idle == [process]
+    made.close()
+
+
+def test_a_process_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ANSWER_S", 0.2)
+    made = Examiner(vocabulary)
+    made.grammar(GOOD)
+    made._idle[0]._process.send_signal(signal.SIGSTOP)
+    with pytest.raises(RequestError, match=r"takes more than 0\.2 s"):
+        made.grammar(StructuredOutputsParams(regex="[ab]{6}"))
+    assert not made._idle
     made.close()
 
 

@@ -21,7 +21,7 @@ from llguidance import LLMatcher
 from dovetail.core.constraint import StructuredOutputsParams
 from dovetail.core.structured.backend import Backend, first_line, new_matcher
 from dovetail.core.structured.frames import Verdict, read_frame, write_frame
-from dovetail.core.structured.limits import COMPILE_S, EXTRA_BYTES, STACK_BYTES
+from dovetail.core.structured.limits import ANSWER_S, COMPILE_S, EXTRA_BYTES, STACK_BYTES
 from dovetail.core.structured.source import grammar_source
 from dovetail.core.structured.vocabulary import Vocabulary
 
@@ -84,9 +84,11 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
     write_frame(answers, Verdict())
     while (data := read_frame(requests)) is not None:
         form = msgspec.msgpack.decode(data, type=StructuredOutputsParams)
+        signal.setitimer(signal.ITIMER_PROF, COMPILE_S)
         # Ends this process also when nobody is left to do so.
-        signal.setitimer(signal.ITIMER_REAL, COMPILE_S + 1)
+        signal.setitimer(signal.ITIMER_REAL, ANSWER_S + 1)
         verdict = examine(form, backend)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         write_frame(answers, verdict)
 

@@ -17,7 +17,7 @@ import msgspec
 from dovetail.core.constraint import StructuredOutputsParams
 from dovetail.core.errors import OverloadedError, PluginError, RequestError
 from dovetail.core.structured.frames import Verdict, read_frame, write_frame
-from dovetail.core.structured.limits import COMPILE_S, EXTRA_BYTES
+from dovetail.core.structured.limits import ANSWER_S, COMPILE_S, EXTRA_BYTES
 from dovetail.core.structured.lru import ByteLru
 from dovetail.core.structured.vocabulary import Vocabulary
 
@@ -51,7 +51,7 @@ class _Process:
             raise PluginError(f"grammars cannot be examined: {error}") from None
 
     def examine(self, form: StructuredOutputsParams) -> Verdict:
-        return self._ask(form, COMPILE_S)
+        return self._ask(form, ANSWER_S)
 
     def _ask(self, message: msgspec.Struct, patience: float) -> Verdict:
         stdin, stdout = self._process.stdin, self._process.stdout
@@ -78,7 +78,7 @@ class _Process:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with_closed(pipe.close)
-        if code == -signal.SIGALRM:
+        if code == -signal.SIGPROF:
             return f"it takes more than {COMPILE_S:g} s to compile"
         return f"it needs more than {EXTRA_BYTES >> 20} MiB, or is nested too deeply, to compile"
 
