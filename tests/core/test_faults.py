@@ -136,7 +136,7 @@ def test_every_point_is_somewhere_in_the_code_and_no_other() -> None:
 
 def test_a_point_costs_nearly_nothing() -> None:
     arm({})
-    begin = time.perf_counter()
+    begin = time.process_time()
     for _ in range(100_000):
         fault("runner.step")
-    assert (time.perf_counter() - begin) / 100_000 < 1e-6
+    assert (time.process_time() - begin) / 100_000 < 1e-6

@@ -169,7 +169,7 @@ def test_a_timeout_ends_everything_with_what_it_has(model: Path) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=300, ignore_eos=True)
     began = time.monotonic()
     outputs = llm.generate(["a", "b", "c"], params, use_tqdm=False, timeout=0.3)
-    assert 0.3 <= time.monotonic() - began < 0.6
+    assert 0.3 <= time.monotonic() - began < 2
     assert [o.outputs[0].finish_reason for o in outputs] == ["timeout"] * 3
     assert all(o.finished for o in outputs)
     counts = [len(o.outputs[0].token_ids) for o in outputs]

@@ -218,9 +218,9 @@ def test_dummy_tensors(tmp_path: Path) -> None:
 def test_large_dummy_tensors_are_cheap() -> None:
     shape = (8192, 8192)
     source = Dummy({"w": Tensor(source="w", shape=shape)}, "bfloat16")
-    started = time.perf_counter()
+    started = time.process_time()
     array = source.tensor("w")
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 4.0
     assert array.shape == shape
     assert len(np.unique(array[:, 0].astype(np.float32))) > 100
 

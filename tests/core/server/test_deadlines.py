@@ -1,7 +1,5 @@
 """What a client sees of deadlines and of a full queue."""
 
-import time
-
 import pytest
 
 from dovetail.core.errors import ConfigError, OverloadedError, RequestTimeoutError
@@ -108,14 +106,11 @@ async def test_a_full_queue_refuses_before_the_request_is_read() -> None:
     engine.full = OverloadedError("The queue is full: 9 requests wait already.", retry_after=7)
     prompt = "word " * 100_000
     async with client_of(engine) as client:
-        began = time.perf_counter()
         response = await client.post(COMPLETIONS, content=b'{"prompt": "' + prompt.encode())
-        seconds = time.perf_counter() - began
     assert response.status_code == 429, "a body that is no JSON was parsed"
     assert response.headers["retry-after"] == "7"
     error = envelope(response)
     assert (error["code"], error["type"]) == ("overloaded", "rate_limit_error")
-    assert seconds < 0.1
     assert not engine.calls
 
 

@@ -88,7 +88,7 @@ async def test_requests_are_timed_and_counted() -> None:
     assert value(samples, "vllm:time_to_first_token_seconds_count") == 4
     assert value(samples, "vllm:inter_token_latency_seconds_count") == 9
     assert value(samples, "vllm:e2e_request_latency_seconds_count") == 3
-    assert 0.15 < value(samples, "vllm:e2e_request_latency_seconds_sum") < 1
+    assert 0.15 < value(samples, "vllm:e2e_request_latency_seconds_sum") < 10
     assert value(samples, "vllm:request_generation_tokens_sum") == 13
     assert value(samples, "vllm:request_prompt_tokens_sum") == 2 + 2 + 22 + 22
 

@@ -131,7 +131,7 @@ async def test_slow_headers_are_cut_off(begun: bytes) -> None:
         drip = asyncio.create_task(_drip(writer))
         answer = await read_all(reader, 3)
         drip.cancel()
-        assert 0.2 < time.monotonic() - began < 1.5
+        assert 0.2 < time.monotonic() - began < 2.5
         check_refusal(answer, 408, "request_timeout")
         writer.close()
 

@@ -232,15 +232,16 @@ struct Attended : Share {
     }
 
     // What is done to scores before the softmax, apart from a factor.
-    void bend(float* s, int64_t begin, int64_t vectors, int64_t i) const {
-        const f32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    void bend(float* s, int64_t begin, int64_t end, int64_t i) const {
+        f32xN lanes;
+        for (int lane = 0; lane < NATIVE; lane++) lanes[lane] = float(lane);
         const float slope = layer.slopes ? layer.slopes[head * group + i % group] : 0.f;
-        for (int64_t v = 0; v < vectors; v++) {
-            f32x16 x = load<f32x16>(s + v * LANES) * layer.scale;
+        for (int64_t k = 0; k < end; k += NATIVE) {
+            f32xN x = load<f32xN>(s + k) * layer.scale;
             if (layer.soft_cap != 0.f)
                 x = hyperbolic_tangent(x / layer.soft_cap) * layer.soft_cap;
-            x += (lanes + float(begin + v * LANES - position(i))) * slope;
-            store(s + v * LANES, x);
+            x += (lanes + float(begin + k - position(i))) * slope;
+            store(s + k, x);
         }
     }
 
@@ -250,35 +251,35 @@ struct Attended : Share {
         constexpr float LOG2_E = 1.44269504f;
         constexpr float NEVER = -std::numeric_limits<float>::infinity();
         float* s = scores + i * KEYS;
-        const int64_t vectors = ceil_div(count, LANES), here = position(i);
+        const int64_t end = ceil_div(count, LANES) * LANES, here = position(i);
         const bool is_bent = layer.soft_cap != 0.f || layer.slopes;
-        if (is_bent) bend(s, begin, vectors, i);
+        if (is_bent) bend(s, begin, end, i);
         const float factor = is_bent ? LOG2_E : LOG2_E * layer.scale;
         const int64_t first = layer.window ? std::max<int64_t>(0, here - layer.window + 1 - begin) : 0;
         const int64_t seen = std::min(here + 1 - begin, count);
-        std::fill(s, s + std::clamp<int64_t>(first, 0, vectors * LANES), NEVER);
-        std::fill(s + std::clamp<int64_t>(seen, 0, vectors * LANES), s + vectors * LANES, NEVER);
-        f32x16 most = all(NEVER);
-        for (int64_t v = 0; v < vectors; v++) most = larger(load<f32x16>(s + v * LANES), most);
+        std::fill(s, s + std::clamp<int64_t>(first, 0, end), NEVER);
+        std::fill(s + std::clamp<int64_t>(seen, 0, end), s + end, NEVER);
+        f32xN most = all(NEVER);
+        for (int64_t k = 0; k < end; k += NATIVE) most = larger(load<f32xN>(s + k), most);
         const float peak = std::max(peaks[i], largest(most) * factor);
         if (peak == NEVER) {  // it sees none of these, or nothing that is a number
-            std::fill_n(weights + i * KEYS, vectors * LANES, A(0));
-            if (std::any_of(s, s + vectors * LANES, [](float x) { return x != x; }))
+            std::fill_n(weights + i * KEYS, end, A(0));
+            if (std::any_of(s, s + end, [](float x) { return x != x; }))
                 totals[i] = NAN;
             return;
         }
-        f32x16 total = all(0.f);
-        for (int64_t v = 0; v < vectors; v++) {
-            const f32x16 w = rough_power_of_two(load<f32x16>(s + v * LANES) * factor - peak);
-            Pairs::put(weights + i * KEYS + v * LANES, narrow(w));
+        f32xN total = all(0.f);
+        for (int64_t k = 0; k < end; k += NATIVE) {
+            const f32xN w = rough_power_of_two(load<f32xN>(s + k) * factor - peak);
+            Pairs::put(weights + i * KEYS + k, w);
             total += w;
         }
         const float kept = std::exp2(peaks[i] - peak);
         totals[i] = totals[i] * kept + sum(total);
         peaks[i] = peak;
         if (kept != 1.f)
-            for (int64_t e = 0; e < size; e += LANES)
-                store(result + i * size + e, load<f32x16>(result + i * size + e) * kept);
+            for (int64_t e = 0; e < size; e += NATIVE)
+                store(result + i * size + e, load<f32xN>(result + i * size + e) * kept);
     }
 
     // Adds the weighted values. Places that nobody has written are not looked at: they may hold
@@ -324,10 +325,10 @@ struct Attended : Share {
         const uint32_t* words = values[column / LANES] + column % LANES / 2 * size;
         for (int64_t i = 0; i < num_rows; i++) {
             const float weight = Pairs::value(weights[i * KEYS + column]);
-            for (int64_t e = 0; e < size; e += LANES) {
+            for (int64_t e = 0; e < size; e += NATIVE) {
                 float* to = result + i * size + e;
-                const f32x16 value = bits<f32x16>(load<u32x16>(words + e) << 16);
-                store(to, load<f32x16>(to) + value * weight);
+                const f32xN value = bits<f32xN>(load<u32xN>(words + e) << 16);
+                store(to, load<f32xN>(to) + value * weight);
             }
         }
     }
@@ -336,8 +337,8 @@ struct Attended : Share {
         for (int64_t i = 0; i < num_rows; i++) {
             const float factor = totals[i] != 0.f ? 1.f / totals[i] : 0.f;
             bf16* to = out + token(i) * layer.num_heads * size + offset(i);
-            for (int64_t e = 0; e < size; e += LANES)
-                store(to + e, narrow(load<f32x16>(result + i * size + e) * factor));
+            for (int64_t e = 0; e < size; e += NATIVE)
+                store(to + e, narrow(load<f32xN>(result + i * size + e) * factor));
         }
     }
 
@@ -364,9 +365,9 @@ struct Attended : Share {
                 continue;
             }
             const float mine = std::exp2(peaks[i] - peak), theirs = std::exp2(other[size] - peak);
-            for (int64_t e = 0; e < size; e += LANES) {
+            for (int64_t e = 0; e < size; e += NATIVE) {
                 float* to = result + i * size + e;
-                store(to, load<f32x16>(to) * mine + load<f32x16>(other + e) * theirs);
+                store(to, load<f32xN>(to) * mine + load<f32xN>(other + e) * theirs);
             }
             totals[i] = totals[i] * mine + other[size + 1] * theirs;
             peaks[i] = peak;

@@ -16,10 +16,10 @@ struct NormWeight {
 };
 
 inline float sum_of_squares(const bf16* x, int64_t size) {
-    f32x16 even = all(0.f), odd = all(0.f);
+    f32xN even = all(0.f), odd = all(0.f);
     int64_t i = 0;
-    for (; i + 2 * LANES <= size; i += 2 * LANES) {
-        const f32x16 a = load_wide(x + i), b = load_wide(x + i + LANES);
+    for (; i + 2 * NATIVE <= size; i += 2 * NATIVE) {
+        const f32xN a = load_wide(x + i), b = load_wide(x + i + NATIVE);
         even += a * a;
         odd += b * b;
     }
@@ -33,12 +33,12 @@ inline void scale_row(const bf16* x, int64_t size, const void* weight, float fac
     const float* wide = (const float*)weight;
     const bf16* slim = (const bf16*)weight;
     int64_t i = 0;
-    for (; i + LANES <= size; i += LANES) {
-        const f32x16 y = load_wide(x + i) * factor;
+    for (; i + NATIVE <= size; i += NATIVE) {
+        const f32xN y = load_wide(x + i) * factor;
         if constexpr (WIDE)
-            store(out + i, narrow(load<f32x16>(wide + i) * y));
+            store(out + i, narrow(load<f32xN>(wide + i) * y));
         else
-            store(out + i, narrow(load_wide(slim + i) * widen(narrow(y))));
+            store(out + i, narrow(load_wide(slim + i) * rounded(y)));
     }
     for (; i < size; i++) {
         const float y = widen(x[i]) * factor;
@@ -57,7 +57,7 @@ inline void norm_row(const bf16* x, int64_t size, NormWeight weight, float eps, 
 
 inline void add_row(const bf16* x, const bf16* y, int64_t size, bf16* out) {
     int64_t i = 0;
-    for (; i + LANES <= size; i += LANES)
+    for (; i + NATIVE <= size; i += NATIVE)
         store(out + i, narrow(load_wide(x + i) + load_wide(y + i)));
     for (; i < size; i++) out[i] = narrow(widen(x[i]) + widen(y[i]));
 }
@@ -78,15 +78,15 @@ inline void gate(const bf16* x, int64_t num_rows, int64_t width, Gate kind, bf16
     share_out(num_rows, rows_at_once(width), [&](int64_t row) {
         const bf16 *a = x + row * 2 * width, *b = a + width;
         bf16* to = out + row * width;
-        const auto apply = [&](f32x16 g, f32x16 up) {
+        const auto apply = [&](f32xN g, f32xN up) {
             // Rounded between the two, as the ops are that this stands for.
-            return narrow(widen(narrow(kind == SILU ? silu(g) : gelu_tanh(g))) * up);
+            return narrow(rounded(kind == SILU ? silu(g) : gelu_tanh(g)) * up);
         };
         int64_t i = 0;
-        for (; i + LANES <= width; i += LANES)
+        for (; i + NATIVE <= width; i += NATIVE)
             store(to + i, apply(load_wide(a + i), load_wide(b + i)));
         if (i < width) {
-            bf16 g[LANES] = {}, up[LANES] = {};
+            bf16 g[NATIVE] = {}, up[NATIVE] = {};
             const int64_t bytes = (width - i) * sizeof(bf16);
             std::memcpy(g, a + i, bytes);
             std::memcpy(up, b + i, bytes);
@@ -100,9 +100,9 @@ inline void gate(const bf16* x, int64_t num_rows, int64_t width, Gate kind, bf16
 inline void rotate_head(const bf16* x, int64_t size, const float* cosines, const float* sines,
                         int64_t half, bf16* out) {
     int64_t i = 0;
-    for (; i + LANES <= half; i += LANES) {
-        const f32x16 a = load_wide(x + i), b = load_wide(x + i + half);
-        const f32x16 cosine = load<f32x16>(cosines + i), sine = load<f32x16>(sines + i);
+    for (; i + NATIVE <= half; i += NATIVE) {
+        const f32xN a = load_wide(x + i), b = load_wide(x + i + half);
+        const f32xN cosine = load<f32xN>(cosines + i), sine = load<f32xN>(sines + i);
         store(out + i, narrow(a * cosine - b * sine));
         store(out + i + half, narrow(b * cosine + a * sine));
     }
@@ -135,11 +135,11 @@ inline void likeliest(const bf16* x, int64_t num_rows, int64_t size, int64_t* id
     share_out(num_rows * parts, 4, [&](int64_t task) {
         const bf16* from = x + task / parts * size;
         const int64_t begin = task % parts * PART, end = std::min(size, begin + PART);
-        const f32x16 never = all(-std::numeric_limits<float>::infinity());
-        f32x16 most = never, wrong = all(0.f);
+        const f32xN never = all(-std::numeric_limits<float>::infinity());
+        f32xN most = never, wrong = all(0.f);
         int64_t i = begin;
-        for (; i + LANES <= end; i += LANES) {
-            const f32x16 v = load_wide(from + i);
+        for (; i + NATIVE <= end; i += NATIVE) {
+            const f32xN v = load_wide(from + i);
             most = larger(v, most);
             wrong = v == v ? wrong : all(1.f);
         }

@@ -39,13 +39,13 @@ inline void int8_linear(const Quantized& x, int64_t num_rows, const Int8Weight& 
                 int32_t* exact = reinterpret_cast<int32_t*>(to);
                 factors.multiply(row, size, vector, vectors, exact, place);
                 for (int64_t i = 0; i < size; i++)
-                    for (int64_t v = 0; v < vectors; v++) {
-                        const int64_t at = (vector + v) * LANES, here = i * STRIDE + v * LANES;
-                        i32x16 sum = load<i32x16>(exact + here);
-                        if (!Fours::SIGNED) sum -= load<i32x16>(weight.offsets + at);
-                        const f32x16 scaled =
-                            __builtin_convertvector(sum, f32x16) * x.steps[row + i];
-                        store(to + here, scaled * load<f32x16>(weight.scales + at));
+                    for (int64_t c = 0; c < vectors * LANES; c += NATIVE) {
+                        const int64_t at = vector * LANES + c, here = i * STRIDE + c;
+                        i32xN sum = load<i32xN>(exact + here);
+                        if (!Fours::SIGNED) sum -= load<i32xN>(weight.offsets + at);
+                        const f32xN scaled =
+                            __builtin_convertvector(sum, f32xN) * x.steps[row + i];
+                        store(to + here, scaled * load<f32xN>(weight.scales + at));
                     }
             });
 }
@@ -83,7 +83,7 @@ template <int R, int V>
 inline void int4_tile(const Quantized& x, int64_t row, int64_t num_inputs, const uint32_t* words,
                       const float* scales, float* sums) {
     const int64_t groups = num_inputs / GROUP_INPUTS;
-    constexpr int PIECES = LANES / NATIVE, N = V * PIECES;
+    constexpr int N = V * PIECES;
     f32xN totals[R][N] = {};
     for (int64_t g = 0; g < groups; g++) {
         i32xN exact[R][N] = {};
@@ -156,24 +156,24 @@ struct Codes {
 // to even, where the largest is 127. A step that is not a number makes all of its row's results so.
 template <class Load>
 inline void quantize_row(int64_t num_inputs, Load at, uint8_t* codes, float* step, int32_t* sums) {
-    f32x16 most = all(0.f), wrong = all(0.f);
-    for (int64_t i = 0; i < num_inputs; i += LANES) {
-        const f32x16 x = at(i);
+    f32xN most = all(0.f), wrong = all(0.f);
+    for (int64_t i = 0; i < num_inputs; i += NATIVE) {
+        const f32xN x = at(i);
         most = larger(x < 0.f ? -x : x, most);
         wrong += x - x;  // 0, unless infinite or not a number
     }
     const float ideal = largest(most) / 127.f;
     const float divisor = ideal < std::numeric_limits<float>::min() ? 1.f : ideal;
     const int32_t higher = sums || Fours::SIGNED ? 0 : 128;
-    for (int64_t i = 0; i < num_inputs; i += LANES) {
-        const f32x16 magic = all(12582912.f);  // adding 1.5 * 2^23 rounds to an integer
-        const f32x16 code = (at(i) / divisor + magic) - magic;
-        const i32x16 whole = __builtin_convertvector(code, i32x16);
-        const u8x16 bytes = __builtin_convertvector(whole + higher, u8x16);
-        std::memcpy(codes + i, &bytes, std::min<int64_t>(LANES, ceil_div(num_inputs - i, 4) * 4));
+    for (int64_t i = 0; i < num_inputs; i += NATIVE) {
+        const f32xN magic = all(12582912.f);  // adding 1.5 * 2^23 rounds to an integer
+        const f32xN code = (at(i) / divisor + magic) - magic;
+        const i32xN whole = __builtin_convertvector(code, i32xN);
+        const u8xN bytes = __builtin_convertvector(whole + higher, u8xN);
+        std::memcpy(codes + i, &bytes, std::min<int64_t>(NATIVE, ceil_div(num_inputs - i, 4) * 4));
         if (!sums) continue;
         if (i % GROUP_INPUTS == 0) sums[i / GROUP_INPUTS] = 0;
-        for (int lane = 0; lane < LANES; lane++) sums[i / GROUP_INPUTS] += whole[lane];
+        for (int lane = 0; lane < NATIVE; lane++) sums[i / GROUP_INPUTS] += whole[lane];
     }
     *step = sum(wrong) == 0.f ? divisor : NAN;
 }
@@ -185,14 +185,14 @@ inline void quantize(const T* x, int64_t x_stride, int64_t num_rows, int64_t num
     share_out(num_rows, rows_at_once(num_inputs), [&](int64_t row) {
         const T* from = x + row * x_stride;
         const auto at = [&](int64_t i) {
-            T rest[LANES] = {};
+            T rest[NATIVE] = {};
             const T* here = from + i;
-            if (num_inputs - i < LANES)
+            if (num_inputs - i < NATIVE)
                 here = (const T*)std::memcpy(rest, here, (num_inputs - i) * sizeof(T));
             if constexpr (sizeof(T) == sizeof(bf16))
                 return load_wide(here);
             else
-                return load<f32x16>(here);
+                return load<f32xN>(here);
         };
         quantize_row(num_inputs, at, to.codes + row * bytes, to.steps + row,
                      to.group_sums ? to.group_sums + row * groups : nullptr);

@@ -161,9 +161,9 @@ struct Factors {
 
 template <class T, class V>
 inline void put_vector(T* to, V x, int64_t room) {
-    if (room >= LANES)
+    if (room >= NATIVE)
         store(to, x);
-    else
+    else if (room > 0)
         std::memcpy(to, &x, room * sizeof(T));
 }
 
@@ -185,24 +185,28 @@ inline void put(const Target& target, int64_t row, int64_t num_rows, int64_t vec
         using T = std::conditional_t<decltype(wide)::value, float, bf16>;
         const int64_t at = (vector + v) * LANES, room = width - at;
         const bool is_silu = target.gate == SILU;
-        f32x16 bias{}, up_bias{};
-        if (biased) bias = load<f32x16>(target.bias + at);
-        if (biased && gated) up_bias = load<f32x16>(target.bias + width + at);
+        f32xN bias[PIECES], up_bias[PIECES];
+        for (int p = 0; p < PIECES; p++) {
+            if (biased) bias[p] = load<f32xN>(target.bias + at + p * NATIVE);
+            if (biased && gated) up_bias[p] = load<f32xN>(target.bias + width + at + p * NATIVE);
+        }
         T* to = (T*)target.out + row * stride + at;
         const float* from = sums + v * LANES;
         const float* up_from = others + v * LANES;
         for (int64_t i = 0; i < num_rows; i++, to += stride, from += STRIDE, up_from += STRIDE) {
-            f32x16 x = load<f32x16>(from);
-            if (biased) x += bias;
-            if (gated) {
-                f32x16 up = load<f32x16>(up_from);
-                if (biased) up += up_bias;
-                x = (is_silu ? silu(x) : gelu_tanh(x)) * up;
+            for (int p = 0; p < PIECES; p++) {
+                f32xN x = load<f32xN>(from + p * NATIVE);
+                if (biased) x += bias[p];
+                if (gated) {
+                    f32xN up = load<f32xN>(up_from + p * NATIVE);
+                    if (biased) up += up_bias[p];
+                    x = (is_silu ? silu(x) : gelu_tanh(x)) * up;
+                }
+                if constexpr (wide)
+                    put_vector(to + p * NATIVE, x, room - p * NATIVE);
+                else
+                    put_vector(to + p * NATIVE, narrow(x), room - p * NATIVE);
             }
-            if constexpr (wide)
-                put_vector(to, x, room);
-            else
-                put_vector(to, narrow(x), room);
         }
     };
     decided(target.gate != NO_GATE, [&](auto gated) {

@@ -1,5 +1,5 @@
-// Vectors of 16 lanes that every compiler with GNU vector extensions splits into what its target
-// has, and the few operations for which instruction sets have instructions of their own.
+// Vectors of the machine's own size, in GNU vector extensions, and the few operations for which
+// instruction sets have instructions of their own.
 #pragma once
 
 #include <cmath>
@@ -16,9 +16,10 @@
 
 namespace {
 
+// Columns and positions lie in runs of this many, whatever the machine.
 constexpr int LANES = 16;
 
-// Lanes of a register: what is to stay in registers is kept in vectors of this size.
+// Lanes of a register. A longer vector would be split by the compiler, and kept in memory.
 #if defined(__AVX512F__)
 constexpr int NATIVE = 16;
 #elif defined(ONLY_AVX2)
@@ -27,15 +28,14 @@ constexpr int NATIVE = 8;
 constexpr int NATIVE = 4;
 #endif
 
+constexpr int PIECES = LANES / NATIVE;
+
 using bf16 = uint16_t;
-typedef float f32x16 __attribute__((vector_size(64)));
-typedef int32_t i32x16 __attribute__((vector_size(64)));
-typedef uint32_t u32x16 __attribute__((vector_size(64)));
-typedef uint16_t u16x16 __attribute__((vector_size(32)));
-typedef uint8_t u8x16 __attribute__((vector_size(16)));
 typedef float f32xN __attribute__((vector_size(4 * NATIVE)));
 typedef int32_t i32xN __attribute__((vector_size(4 * NATIVE)));
 typedef uint32_t u32xN __attribute__((vector_size(4 * NATIVE)));
+typedef uint16_t u16xN __attribute__((vector_size(2 * NATIVE)));
+typedef uint8_t u8xN __attribute__((vector_size(NATIVE)));
 
 template <class V>
 inline V load(const void* from) {
@@ -57,23 +57,34 @@ inline To bits(From from) {
     return to;
 }
 
-inline f32x16 all(float x) { return x - f32x16{}; }
+inline f32xN all(float x) { return x - f32xN{}; }
 
-inline f32x16 widen(u16x16 x) {
-    return bits<f32x16>(__builtin_convertvector(x, u32x16) << 16);
+inline f32xN widen(u16xN x) {
+    return bits<f32xN>(__builtin_convertvector(x, u32xN) << 16);
 }
 
 inline float widen(bf16 x) { return bits<float>(uint32_t(x) << 16); }
 
 // To the nearest, half to even; what is not a number stays so.
-inline u16x16 narrow(f32x16 x) {
+inline u16xN narrow(f32xN x) {
 #if defined(__AVX512BF16__)
-    return bits<u16x16>(_mm512_cvtneps_pbh(x));
+    return bits<u16xN>(_mm512_cvtneps_pbh(x));
 #else
-    const u32x16 raw = bits<u32x16>(x);
-    const u32x16 rounded = (raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16;
-    const u32x16 nan = (raw >> 16) | 0x40u;
-    return __builtin_convertvector(x == x ? rounded : nan, u16x16);
+    const u32xN raw = bits<u32xN>(x);
+    const u32xN near = (raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16;
+    const u32xN nan = (raw >> 16) | 0x40u;
+    return __builtin_convertvector(x == x ? near : nan, u16xN);
+#endif
+}
+
+// What narrow leaves of it.
+inline f32xN rounded(f32xN x) {
+#if defined(__AVX512BF16__)
+    return widen(narrow(x));
+#else
+    const u32xN raw = bits<u32xN>(x);
+    const u32xN near = raw + 0x7fffu + ((raw >> 16) & 1u);
+    return bits<f32xN>((x == x ? near : raw | 0x400000u) & 0xffff0000u);
 #endif
 }
 
@@ -83,9 +94,9 @@ inline bf16 narrow(float x) {
     return bf16((raw + 0x7fff + (raw >> 16 & 1)) >> 16);
 }
 
-inline f32x16 load_wide(const bf16* from) { return widen(load<u16x16>(from)); }
+inline f32xN load_wide(const bf16* from) { return widen(load<u16xN>(from)); }
 
-inline f32x16 larger(f32x16 a, f32x16 b) {
+inline f32xN larger(f32xN a, f32xN b) {
 #if defined(__AVX512F__)
     return _mm512_max_ps(a, b);
 #else
@@ -93,50 +104,50 @@ inline f32x16 larger(f32x16 a, f32x16 b) {
 #endif
 }
 
-inline float sum(f32x16 v) {
+inline float sum(f32xN v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps(v);
 #else
-    float s[LANES];
+    float s[NATIVE];
     store(s, v);
-    for (int half = LANES / 2; half; half /= 2)
+    for (int half = NATIVE / 2; half; half /= 2)
         for (int i = 0; i < half; i++) s[i] += s[i + half];
     return s[0];
 #endif
 }
 
-inline float largest(f32x16 v) {
+inline float largest(f32xN v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_max_ps(v);
 #else
-    float s[LANES];
+    float s[NATIVE];
     store(s, v);
-    for (int half = LANES / 2; half; half /= 2)
+    for (int half = NATIVE / 2; half; half /= 2)
         for (int i = 0; i < half; i++) s[i] = s[i] > s[i + half] ? s[i] : s[i + half];
     return s[0];
 #endif
 }
 
 // e to the power of x within 2 units in the last place (Cody and Waite, 1980): x = n ln 2 + r.
-inline f32x16 exponential(f32x16 x) {
+inline f32xN exponential(f32xN x) {
     x = x < -87.3f ? all(-87.3f) : x;
     x = x > 88.3f ? all(88.3f) : x;
-    const f32x16 magic = all(12582912.f);  // adding 1.5 * 2^23 rounds to an integer
-    const f32x16 n = (x * 1.44269504f + magic) - magic;
-    const f32x16 r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    f32x16 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    const f32xN magic = all(12582912.f);  // adding 1.5 * 2^23 rounds to an integer
+    const f32xN n = (x * 1.44269504f + magic) - magic;
+    const f32xN r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    f32xN p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.f;
-    const i32x16 power = (__builtin_convertvector(n, i32x16) + 127) << 23;
-    return p * bits<f32x16>(power);
+    const i32xN power = (__builtin_convertvector(n, i32xN) + 127) << 23;
+    return p * bits<f32xN>(power);
 }
 
 // 2 to the power of r within 3e-6 of it, for r within -0.5..0.5.
-inline f32x16 rough_fraction(f32x16 r) {
-    f32x16 p = r * 9.58277e-3f + 5.590636e-2f;
+inline f32xN rough_fraction(f32xN r) {
+    f32xN p = r * 9.58277e-3f + 5.590636e-2f;
     p = p * r + 2.40241e-1f;
     p = p * r + 6.931242e-1f;
     return p * r + 1.f;
@@ -144,42 +155,42 @@ inline f32x16 rough_fraction(f32x16 r) {
 
 // 2 to the power of x as exactly as that, for what is rounded to bf16; x is at most 126, and
 // below -126 the result is rough or 0.
-inline f32x16 rough_power_of_two(f32x16 x) {
+inline f32xN rough_power_of_two(f32xN x) {
 #if defined(__AVX512F__)
     x = _mm512_min_ps(all(126.f), x);
-    const f32x16 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const f32xN n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     return _mm512_scalef_ps(rough_fraction(x - n), n);
 #else
     x = x < -126.f ? all(-126.f) : x;
     x = x > 126.f ? all(126.f) : x;
-    const f32x16 magic = all(12582912.f);
-    const f32x16 shifted = x + magic;
-    const f32x16 p = rough_fraction(x - (shifted - magic));
-    const f32x16 power = bits<f32x16>(bits<i32x16>(p) + (bits<i32x16>(shifted) << 23));
+    const f32xN magic = all(12582912.f);
+    const f32xN shifted = x + magic;
+    const f32xN p = rough_fraction(x - (shifted - magic));
+    const f32xN power = bits<f32xN>(bits<i32xN>(p) + (bits<i32xN>(shifted) << 23));
     return x == x ? power : x;
 #endif
 }
 
-inline f32x16 hyperbolic_tangent(f32x16 x) {
-    const f32x16 e = exponential(x * 2.f);
+inline f32xN hyperbolic_tangent(f32xN x) {
+    const f32xN e = exponential(x * 2.f);
     return 1.f - 2.f / (e + 1.f);
 }
 
-inline f32x16 reciprocal(f32x16 x) {
+inline f32xN reciprocal(f32xN x) {
 #if defined(__AVX512F__)
-    const f32x16 rough = _mm512_rcp14_ps(x);
+    const f32xN rough = _mm512_rcp14_ps(x);
     return rough * (2.f - x * rough);
 #else
     return 1.f / x;
 #endif
 }
 
-inline f32x16 silu(f32x16 x) {
+inline f32xN silu(f32xN x) {
     return x * reciprocal(1.f + rough_power_of_two(x * -1.44269504f));
 }
 
-inline f32x16 gelu_tanh(f32x16 x) {
-    const f32x16 inner = (x + x * x * x * 0.044715f) * 0.7978845608f;
+inline f32xN gelu_tanh(f32xN x) {
+    const f32xN inner = (x + x * x * x * 0.044715f) * 0.7978845608f;
     return x * 0.5f * (1.f + hyperbolic_tangent(inner));
 }
 

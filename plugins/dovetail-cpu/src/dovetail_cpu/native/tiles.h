@@ -67,7 +67,7 @@ struct Pairs {
     static void take(const bf16* from, int64_t size, A* to) {
         std::memcpy(to, from, size * sizeof(bf16));
     }
-    static void put(A* to, u16x16 x) { store(to, x); }
+    static void put(A* to, f32xN x) { store(to, narrow(x)); }
     static float value(A x) { return widen(x); }
 #else
     // Without an instruction for pairs, rows are kept in float32: to widen them costs nothing then
@@ -115,10 +115,10 @@ struct Pairs {
 
     static void take(const bf16* from, int64_t size, A* to) {
         int64_t i = 0;
-        for (; i + LANES <= size; i += LANES) store(to + i, load_wide(from + i));
+        for (; i + NATIVE <= size; i += NATIVE) store(to + i, load_wide(from + i));
         for (; i < size; i++) to[i] = widen(from[i]);
     }
-    static void put(A* to, u16x16 x) { store(to, widen(x)); }
+    static void put(A* to, f32xN x) { store(to, rounded(x)); }
     static float value(A x) { return x; }
 #endif
     using Product = MatrixProduct<A, B, Sum>;
@@ -190,8 +190,7 @@ inline void tile(const char* a, int64_t a_bytes, int64_t parts, int64_t depth, P
                  int64_t stride, typename Words::Sum* c, int64_t c_stride, bool add,
                  Coming coming) {
     using Sums = typename Words::Sums;
-    constexpr int PIECES = LANES / NATIVE, N = V * PIECES;
-    constexpr int RUNS = V / TOGETHER;
+    constexpr int N = V * PIECES, RUNS = V / TOGETHER;
     constexpr int WORD = Words::PER_WORD * sizeof(typename Words::A);
     // An address is a base and up to twice the stride: there are too few registers for one each.
     constexpr int BASES = (R + 2) / 3;
