@@ -69,8 +69,10 @@ PATHS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("platform", ["reference", "cpu"])
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("path", "platform"),
+    [*((path, "cpu") for path in PATHS), ("plain", "reference"), ("preemption", "reference")],
+)
 def test_tokens_equal_transformers(case: Case, path: str, platform: str) -> None:
     core = make_core(case.path, platform, **PATHS[path])
     answers = answer(core, case.prompts, PARAMS)
@@ -85,9 +87,8 @@ def test_tokens_equal_transformers(case: Case, path: str, platform: str) -> None
         assert core.scheduler.stats.num_preemptions > 0
 
 
-@pytest.mark.parametrize("platform", ["reference", "cpu"])
-def test_a_warm_prefix_cache_changes_nothing(case: Case, platform: str) -> None:
-    core = make_core(case.path, platform, block_size=16)
+def test_a_warm_prefix_cache_changes_nothing(case: Case) -> None:
+    core = make_core(case.path, "cpu", block_size=16)
     cold = answer(core, case.prompts, PARAMS)
     warm = answer(core, case.prompts, PARAMS, first_id=100)
     assert core.scheduler.stats.prefix_cache_hits > 0

@@ -16,8 +16,8 @@ from tests.checkpoints import make_checkpoint
 from tests.servers import Server
 
 NUM_STREAMS = 200
-ROUNDS = 10
-SETTLED = 5
+ROUNDS = 6
+SETTLED = 3
 NUM_PROMPTS = 25
 STEP_TOKENS = 256
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,8 +83,9 @@ def check(case: Case) -> None:
     assert tight.scheduler.stats.num_preemptions > 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype"), list(zip(FAMILIES, itertools.cycle(["bfloat16", "float32"]), strict=False))
+)
 def test_every_path_gives_the_same_bits(family: str, dtype: str, tmp_path: Path) -> None:
     check(make_case(family, dtype, tmp_path, **OVERRIDES.get(family, {})))
 
