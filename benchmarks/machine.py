@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
-from dovetail.core.config.machine import look_at_machine
+from dovetail.core.machine import look_at_machine
 
 __all__ = ["describe_machine"]
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("src/dovetail", "plugins", "tests")
 
 LAYERS = (
-    ("errors", "types"),
+    ("errors", "machine", "types"),
     ("constraint", "request", "batch", "buckets", "update"),
     ("contracts",),
     (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dovetail.core.config.machine import look_at_machine
+from dovetail.core.machine import look_at_machine
 from dovetail.core.plugins.diagnosis import diagnose
 from dovetail.core.plugins.doctor_report import doctor_text
 from dovetail.core.plugins.examination import Examination

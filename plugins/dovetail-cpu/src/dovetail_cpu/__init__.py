@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 
 from dovetail.core.contracts.platform import Platform, PlatformPlugin, ProbeResult
+from dovetail.core.machine import look_at_machine
 
 __all__ = ["PLUGIN"]
 
@@ -13,11 +13,7 @@ __all__ = ["PLUGIN"]
 def _probe() -> ProbeResult:
     if find_spec("torch") is None:
         return ProbeResult(usable=False, reason="torch is not installed: pip install torch")
-    return ProbeResult(usable=True, reason=f"{_num_cores()} cores", num_devices=1)
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ProbeResult(usable=True, reason=f"{look_at_machine().num_cores} cores", num_devices=1)
 
 
 def _create() -> Platform:

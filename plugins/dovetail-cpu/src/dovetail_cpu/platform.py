@@ -11,11 +11,11 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
-from dovetail.core.config.machine import look_at_machine
 from dovetail.core.contracts.attention import AttentionBackend
 from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.platform import Capabilities, Memory
 from dovetail.core.contracts.runner import Runner, RunnerConfig
+from dovetail.core.machine import look_at_machine
 from dovetail.platforms.torch.loading import LoadedModel, RunnableModel
 from dovetail.platforms.torch.ops import DenseLinear
 from dovetail.platforms.torch.platform import BoundLinear, TorchPlatform
@@ -67,7 +67,7 @@ class CpuPlatform(TorchPlatform):
 
     def device_names(self) -> list[str]:
         """The processor's name and the threads that compute."""
-        return [f"{look_at_machine().processor}, {torch.get_num_threads()} threads"]
+        return [f"{look_at_machine().processor}, {_default_threads()} threads"]
 
     def memory(self, device: int = 0) -> Memory:
         """The host's memory, or that of its control group."""
@@ -140,7 +140,9 @@ def _warn(message: str) -> None:
 
 
 def _default_threads() -> int:
-    """OMP_NUM_THREADS if it is set, else the cores that this process may use."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return torch.get_num_threads()
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """OMP_NUM_THREADS if it is set, else one for each core that this process may use."""
+    return (
+        torch.get_num_threads()
+        if "OMP_NUM_THREADS" in os.environ
+        else look_at_machine().num_threads
+    )

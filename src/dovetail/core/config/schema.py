@@ -160,7 +160,7 @@ class EngineConfig:
         None,
         parse=p.maybe(p.count(), words=("auto",)),
         group=_PLATFORM,
-        help="Threads that compute, on platforms that use the host's cores. Default: all cores.",
+        help="Threads that compute, on platforms that use the host's cores. Default: one per core.",
     )
     options: Mapping[str, Any] = option(
         None,

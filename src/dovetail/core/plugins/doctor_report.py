@@ -11,8 +11,8 @@ from itertools import groupby
 from typing import Any
 
 from dovetail.core.config.cache import readable_bytes
-from dovetail.core.config.machine import Machine
 from dovetail.core.errors import DovetailError, SelectionError
+from dovetail.core.machine import Machine
 from dovetail.core.plugins.diagnosis import Finding
 from dovetail.core.plugins.entries import ALLOW_VARIABLE
 from dovetail.core.plugins.examination import Examination
@@ -89,7 +89,9 @@ def _wrapped(topic: str, line: str) -> str:
 
 def _cores(machine: Machine) -> str:
     quota = "" if machine.core_quota is None else f", at most {machine.core_quota:g} at a time"
-    return f"{machine.processor}, {machine.num_cores} of {machine.num_cores_total} cores{quota}"
+    usable, total = machine.num_processors, machine.num_processors_total
+    share = f"{usable} of {total}" if usable < total else f"{total}"
+    return f"{machine.processor}, {machine.num_cores} cores, {share} threads{quota}"
 
 
 def _memory(machine: Machine) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from dovetail.core.config.env import KNOWN_VARIABLES, read_environment, unknown_variables
 from dovetail.core.config.locate import hub_cache
-from dovetail.core.config.machine import Machine, look_at_machine
 from dovetail.core.errors import DovetailError, UserError
+from dovetail.core.machine import Machine, look_at_machine
 from dovetail.core.plugins.children import Errand, Outcome, ask
 from dovetail.core.plugins.entries import AllowList, Entry, installed_entries
 from dovetail.core.plugins.examine import PLATFORM_GROUP, PlatformReport

@@ -5,12 +5,11 @@ Imported when the first grammar comes; nothing else in the engine process import
 
 from __future__ import annotations
 
-import os
-
 import llguidance.numpy as llmasks
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from dovetail.core.errors import RequestFailedError
+from dovetail.core.machine import look_at_machine
 from dovetail.core.structured.vocabulary import Encode, Vocabulary
 from dovetail.core.types import IntArray
 
@@ -49,21 +48,14 @@ class Backend:
         """
         alone = [(matcher, place) for matcher, place, drafts in work if not drafts]
         drafting = [(matcher, place, drafts) for matcher, place, drafts in work if drafts]
-        if self._executor is None:
-            self._executor = LLExecutor(num_threads=_num_cores())
+        if self._executor is None:  # nobody else here computes while masks are worked out
+            self._executor = LLExecutor(num_threads=look_at_machine().num_threads)
         if len(alone) == 1:
             llmasks.fill_next_token_bitmask(alone[0][0], bits, alone[0][1])
         elif alone:
             llmasks.fill_next_token_bitmask_par(self._executor, alone, bits)
         if drafting:
             llmasks.fill_next_token_bitmask_par_with_draft_tokens(self._executor, drafting, bits)
-
-
-def _num_cores() -> int:
-    """Cores that this process may use; while masks are worked out, nobody else here computes."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def new_matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:

@@ -9,12 +9,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dovetail.core.config.machine import look_at_machine
 from dovetail.core.contracts.communicator import Communicator
 from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.platform import Memory
 from dovetail.core.contracts.runner import Runner, RunnerConfig
 from dovetail.core.errors import ConfigError, PluginError, UnsupportedError
+from dovetail.core.machine import look_at_machine
 from dovetail.platforms.gpu.communicator import DeviceCommunicator
 from dovetail.platforms.gpu.queue import GpuQueue
 from dovetail.platforms.torch.platform import TorchPlatform

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +33,11 @@ class Machine:
     system: str
     """Operating system and architecture."""
     processor: str
+    num_processors: int
+    """What the process may run on, as the system counts: the threads of a core one by one."""
+    num_processors_total: int
     num_cores: int
-    """Cores that the process may run on."""
-    num_cores_total: int
+    """Cores that those belong to."""
     core_quota: float | None
     """Cores' worth of time that the control group allows; None: no limit."""
     memory_total: int
@@ -47,6 +49,16 @@ class Machine:
     threads: dict[str, str]
     """The thread variables that are set."""
 
+    @property
+    def num_threads(self) -> int:
+        """Threads to compute with: one for each core, and no more than may run at a time.
+
+        Two on a core share its arithmetic; more than the control group allows are all stopped
+        together until its next period.
+        """
+        quota = self.num_cores if self.core_quota is None else int(self.core_quota)
+        return max(1, min(self.num_cores, quota))
+
 
 def look_at_machine(
     environ: Mapping[str, str] = os.environ, *, root: Path = Path("/"), groups: Path = _GROUPS
@@ -55,7 +67,7 @@ def look_at_machine(
 
     Args:
         environ: Where the thread variables are looked up.
-        root: Where ``proc`` is.
+        root: Where ``proc`` and ``sys`` are.
         groups: Where the control groups are mounted.
     """
     total, free = _memory(root / "proc/meminfo")
@@ -64,13 +76,15 @@ def look_at_machine(
         if most < total:
             limit = most if limit is None else min(limit, most)
             free = min(free, max(0, most - used))
+    total_processors = os.cpu_count() or 1
     affinity = getattr(os, "sched_getaffinity", None)
-    cores = os.cpu_count() or 1
+    processors = affinity(0) if affinity else range(total_processors)
     return Machine(
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
         processor=_processor(root / "proc/cpuinfo"),
-        num_cores=len(affinity(0)) if affinity else cores,
-        num_cores_total=cores,
+        num_processors=len(processors),
+        num_processors_total=total_processors,
+        num_cores=_num_cores(root / "sys/devices/system/cpu", processors),
         core_quota=_quota(root, groups),
         memory_total=total,
         memory_free=free,
@@ -103,13 +117,21 @@ def _limits(root: Path, groups: Path) -> Iterator[tuple[int, int]]:
         yield most, used
 
 
+def _num_cores(folder: Path, processors: Iterable[int]) -> int:
+    """Processors that name the same siblings are threads of one core."""
+    siblings = (_text(folder / f"cpu{i}/topology/thread_siblings_list") for i in processors)
+    return len({text or f"processor {i}" for i, text in enumerate(siblings)})
+
+
 def _quota(root: Path, groups: Path) -> float | None:
     """The smallest share of time on its way up, in cores."""
-    shares = []
-    for group in _lineage(root, groups):
-        words = _text(group / "cpu.max").split()
-        if len(words) == 2 and words[0].isdigit() and words[1].isdigit():
-            shares.append(int(words[0]) / int(words[1]))
+    limits = [_text(group / "cpu.max").split() for group in _lineage(root, groups)]
+    limits.append([_text(groups / f"cpu/cpu.cfs_{name}_us") for name in ("quota", "period")])
+    shares = [
+        int(quota) / int(period)
+        for quota, period in (limit for limit in limits if len(limit) == 2)
+        if quota.strip().isdigit() and period.strip().isdigit()
+    ]
     return min(shares, default=None)
 
 

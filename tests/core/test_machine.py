@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from dovetail.core.config.machine import Machine, look_at_machine
+import pytest
+
+from dovetail.core.machine import Machine, look_at_machine
 
 GIB = 1 << 30
 
@@ -29,7 +32,8 @@ def test_without_a_control_group(tmp_path: Path) -> None:
     assert (found.memory_total, found.memory_free) == (16 * GIB, 12 * GIB)
     assert (found.memory_limit, found.core_quota) == (None, None)
     assert found.processor == "Acme 9000"
-    assert 1 <= found.num_cores <= found.num_cores_total
+    assert 1 <= found.num_cores <= found.num_processors <= found.num_processors_total
+    assert found.num_threads == found.num_cores
     assert found.threads == {"OMP_NUM_THREADS": "2"}
 
 
@@ -55,6 +59,34 @@ def test_the_tightest_of_the_groups_that_the_process_lies_in(tmp_path: Path) -> 
     )
     assert (found.memory_limit, found.memory_free) == (2 * GIB, GIB)
     assert found.core_quota == 1.5
+    assert found.num_threads == 1
+
+
+@pytest.mark.parametrize(
+    ("processors", "siblings", "num_cores"),
+    [
+        ({0, 1, 2, 3}, {0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"}, 2),
+        ({1, 2, 3}, {0: "0-1", 1: "0-1", 2: "2-3", 3: "2-3"}, 2),
+        ({0, 1, 2}, {0: "0", 1: "1", 2: "2"}, 3),
+        ({0, 1, 2}, {}, 3),
+    ],
+)
+def test_threads_of_one_core_are_counted_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    processors: set[int],
+    siblings: dict[int, str],
+    num_cores: int,
+) -> None:
+    for number, text in siblings.items():
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{number}/topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(text + "\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: processors, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    found = machine(tmp_path)
+    assert (found.num_processors, found.num_processors_total) == (len(processors), 4)
+    assert found.num_cores == found.num_threads == num_cores
 
 
 def test_the_first_version_of_control_groups(tmp_path: Path) -> None:
@@ -62,5 +94,9 @@ def test_the_first_version_of_control_groups(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "memory.limit_in_bytes").write_text(str(GIB))
     (folder / "memory.usage_in_bytes").write_text(str(2 * GIB))
+    (tmp_path / "groups" / "cpu").mkdir()
+    (tmp_path / "groups" / "cpu" / "cpu.cfs_quota_us").write_text("250000\n")
+    (tmp_path / "groups" / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
     found = machine(tmp_path)
     assert (found.memory_limit, found.memory_free) == (GIB, 0)
+    assert found.core_quota == 2.5
