@@ -90,6 +90,16 @@ def test_dtype(stored, wish, dtype):
     assert decide(facts={"dtype": stored}, dtype=wish).dtype == dtype
 
 
+def test_auto_leaves_what_is_slow():
+    machine = Machine(dtypes=("bfloat16", "float16"), slow_dtypes=frozenset({"float16"}))
+    found = decide(machine, facts={"dtype": "float16"})
+    assert found.dtype == "bfloat16"
+    assert found.reasons["dtype"] == (
+        "the checkpoint is float16, platform toy is much faster in bfloat16"
+    )
+    assert decide(machine, facts={"dtype": "float16"}, dtype="half").dtype == "float16"
+
+
 def test_kv_dtype_follows_the_activations_where_it_can():
     assert decide(Machine(kv_dtypes=("auto",))).kv_dtype == "bfloat16"
     found = decide(Machine(kv_dtypes=("float32",)))

@@ -35,6 +35,8 @@ CAPABILITIES: dict[str, dict[str, Any]] = {
     "fewer tokens than rows": {"max_num_batched_tokens": 4, "max_num_seqs": 8},
     "no family": {"family": ""},
     "a draft model for nothing": {"features": frozenset({"draft_model"})},
+    "slow in the dtype that it prefers": {"slow_dtypes": frozenset({"float32"})},
+    "slow in an unknown dtype": {"slow_dtypes": frozenset({"float8"})},
 }
 
 

@@ -43,6 +43,7 @@ class CpuPlatform(TorchPlatform):
     capabilities = Capabilities(
         family="torch",
         dtypes=("bfloat16", "float32", "float16"),
+        slow_dtypes=frozenset({"float16"}),
         kv_dtypes=("auto", "bfloat16", "float32", "float16", "int8", "fp8_e4m3", "fp8_e5m2"),
         block_sizes=(32, 16, 64, 128, 8, 4, 2, 1),
         features=frozenset(

@@ -107,12 +107,14 @@ def _assemble(
 def _decide_dtypes(
     intent: EngineConfig, facts: ModelFacts, platform: PlatformView, reasons: dict[str, str]
 ) -> dict[str, Any]:
-    able = platform.capabilities.dtypes
+    able, slow = platform.capabilities.dtypes, platform.capabilities.slow_dtypes
     dtype = intent.dtype
     if dtype == "auto":
-        dtype = facts.dtype if facts.dtype in able else able[0]
+        dtype = facts.dtype if facts.dtype in able and facts.dtype not in slow else able[0]
         stored = f"the checkpoint is {facts.dtype}" if facts.dtype else "the checkpoint names none"
-        beyond = "" if facts.dtype in able else f", platform {platform.name} prefers {dtype}"
+        is_slow = facts.dtype in slow
+        why = f"is much faster in {dtype}" if is_slow else f"prefers {dtype}"
+        beyond = "" if dtype == facts.dtype else f", platform {platform.name} {why}"
         reasons["dtype"] = stored + beyond
     elif dtype not in able:
         raise UnsupportedError(

@@ -113,7 +113,7 @@ class EngineConfig:
         synonyms={"half": "float16", "float": "float32"},
         group=_MODEL,
         help="Type of weights and activations. auto is the checkpoint's, where the platform has "
-        "it. half is float16, float is float32.",
+        "it and is not slow in it. half is float16, float is float32.",
     )
     quantization: str | None = option(
         None,

@@ -97,6 +97,10 @@ def _capabilities(subject: Subject) -> None:
     expect(isinstance(able, Capabilities), f"capabilities is a {type(able).__name__}")
     expect(bool(able.family) and isinstance(able.family, str), f"family is {able.family!r}")
     _known("dtypes", able.dtypes, frozenset(ITEM_SIZE))
+    expect(
+        able.slow_dtypes < set(able.dtypes) and able.dtypes[0] not in able.slow_dtypes,
+        f"slow_dtypes {sorted(able.slow_dtypes)} must be some of dtypes, and not the first",
+    )
     _known("kv_dtypes", able.kv_dtypes, KV_DTYPES)
     expect(isinstance(able.features, frozenset), "features must be a frozenset")
     unknown = sorted(able.features - FEATURES)

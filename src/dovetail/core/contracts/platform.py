@@ -73,6 +73,9 @@ class Capabilities:
     """Weight and activation dtypes, preferred first."""
     kv_dtypes: tuple[str, ...]
     """KV cache dtypes, preferred first; ``auto`` is the activation dtype."""
+    slow_dtypes: frozenset[str] = frozenset()
+    """Those of ``dtypes`` in which it is far slower than in the preferred one, which ``auto`` takes
+    in their place."""
     block_sizes: tuple[int, ...]
     """Positions per KV block, preferred first."""
     features: frozenset[str] = frozenset()
