@@ -30,6 +30,11 @@ from dovetail_cpu.recorded import RecordedModel
 __all__ = ["CpuPlatform"]
 
 _log = logging.getLogger(__name__)
+_OPENMP_DECIDES = (
+    "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY",
+)  # fmt: skip
+"""Variables by which a user has OpenMP choose threads. One that binds them has bound this thread to
+one core by now, which hides the others from it."""
 _KEPT_FREE = 0.08
 """Share of all memory that is left to the rest of the machine."""
 
@@ -141,9 +146,7 @@ def _warn(message: str) -> None:
 
 
 def _default_threads() -> int:
-    """OMP_NUM_THREADS if it is set, else one for each core that this process may use."""
-    return (
-        torch.get_num_threads()
-        if "OMP_NUM_THREADS" in os.environ
-        else look_at_machine().num_threads
-    )
+    """What OpenMP was told, else one for each core that this process may use."""
+    if not os.environ.keys().isdisjoint(_OPENMP_DECIDES):
+        return torch.get_num_threads()
+    return look_at_machine().num_threads
