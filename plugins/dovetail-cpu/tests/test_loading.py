@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import re
 import shutil
@@ -12,17 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cpu_kernels import NAMES
 from dovetail_cpu import kernels, platform
 from dovetail_cpu.attention import NativeAttention
 from dovetail_cpu.linear import PanelLinear
 from dovetail_cpu.platform import CpuPlatform
+from safetensors.torch import load_file, save_file
 
 from dovetail.core.contracts.ops import OpTable
 from dovetail.core.errors import PluginError
 from dovetail.platforms.torch.ops import references
+from tests.checkpoints import make_checkpoint
+from tests.engines import answer, make_core
 
 PACKAGE = Path(__file__).parents[1]
+_WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +127,6 @@ def test_a_set_that_the_processor_lacks() -> None:
 def test_a_platform_without_kernels_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import torch
 
     monkeypatch.setenv(kernels.VARIABLE, "off")
     cpu, table = CpuPlatform(), OpTable(references())
@@ -222,3 +227,18 @@ def test_every_set_is_compiled(
     assert sorted(match[1] if match else "" for match in found) == suffixes
     assert all(line.startswith("--first ") and " -DMINE " in line for line in compiled)
     assert "-shared" in linked
+
+
+def test_a_checkpoint_in_float16_is_computed_in_bfloat16(tmp_path: Path) -> None:
+    half = make_checkpoint("llama", tmp_path / "half", dtype="float16")
+    rounded = make_checkpoint("llama", tmp_path / "rounded", dtype="float16")
+    weights = {name: w.bfloat16() for name, w in load_file(rounded / _WEIGHTS).items()}
+    save_file(weights, rounded / _WEIGHTS, metadata={"format": "pt"})
+    config = json.loads((rounded / "config.json").read_text())
+    (rounded / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    prompts = [[3, 4, 5], list(range(3, 60))]
+    found, wanted = (
+        [(a.token_ids, a.logprobs) for a in answer(make_core(path, "cpu", dtype="auto"), prompts)]
+        for path in (half, rounded)
+    )
+    assert found == wanted
