@@ -16,8 +16,8 @@ from tests.checkpoints import make_checkpoint
 from tests.servers import Server
 
 NUM_STREAMS = 200
-ROUNDS = 6
-SETTLED = 3
+ROUNDS = 10
+SETTLED = 5
 NUM_PROMPTS = 25
 STEP_TOKENS = 256
 
@@ -89,7 +89,7 @@ async def test_streams_survive_others_that_leave(server: Server) -> None:
     sizes = []
     for number in range(ROUNDS):
         await one_round(server, expected, number)
-        deadline = time.monotonic() + 2.0
+        deadline = time.monotonic() + 10.0
         while server.gauge("dovetail:kv_cache_usage_perc") and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         assert server.gauge("dovetail:kv_cache_usage_perc") == 0.0
