@@ -65,28 +65,22 @@ inline f32xN widen(u16xN x) {
 
 inline float widen(bf16 x) { return bits<float>(uint32_t(x) << 16); }
 
-// To the nearest, half to even; what is not a number stays so.
-inline u16xN narrow(f32xN x) {
+// To the nearest bf16, half to even; what is not a number stays so.
 #if defined(__AVX512BF16__)
-    return bits<u16xN>(_mm512_cvtneps_pbh(x));
-#else
-    const u32xN raw = bits<u32xN>(x);
-    const u32xN near = (raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16;
-    const u32xN nan = (raw >> 16) | 0x40u;
-    return __builtin_convertvector(x == x ? near : nan, u16xN);
-#endif
-}
+inline u16xN narrow(f32xN x) { return bits<u16xN>(_mm512_cvtneps_pbh(x)); }
 
-// What narrow leaves of it.
-inline f32xN rounded(f32xN x) {
-#if defined(__AVX512BF16__)
-    return widen(narrow(x));
+inline f32xN rounded(f32xN x) { return widen(narrow(x)); }
 #else
+inline f32xN rounded(f32xN x) {
     const u32xN raw = bits<u32xN>(x);
     const u32xN near = raw + 0x7fffu + ((raw >> 16) & 1u);
     return bits<f32xN>((x == x ? near : raw | 0x400000u) & 0xffff0000u);
-#endif
 }
+
+inline u16xN narrow(f32xN x) {
+    return __builtin_convertvector(bits<u32xN>(rounded(x)) >> 16, u16xN);
+}
+#endif
 
 inline bf16 narrow(float x) {
     const uint32_t raw = bits<uint32_t>(x);
