@@ -167,6 +167,50 @@ void check_rows(int64_t rows, int64_t size) {
     }
 }
 
+void check_layer_norm(int64_t rows, int64_t size) {
+    auto x = drawn(rows * size, 2.f);
+    for (bf16& v : x) v = narrow(widen(v) + 3.f);
+    const auto weight = drawn(size), bias = drawn(size);
+    std::vector<bf16> out(rows * size);
+    layer_norm_generic(x.data(), rows, size, weight.data(), bias.data(), 0, 1e-5f, out.data());
+    for (int64_t r = 0; r < rows; r++) {
+        const bf16* row = &x[r * size];
+        double mean = 0, spread = 0;
+        for (int64_t i = 0; i < size; i++) mean += double(widen(row[i])) / size;
+        for (int64_t i = 0; i < size; i++) spread += std::pow(widen(row[i]) - mean, 2) / size;
+        for (int64_t i = 0; i < size; i++) {
+            const double normed = (widen(row[i]) - mean) / std::sqrt(spread + 1e-5);
+            expect(near(widen(out[r * size + i]),
+                        float(normed * widen(weight[i]) + widen(bias[i])), 0.01f),
+                   "layer norm", r, i);
+        }
+    }
+}
+
+void check_numbers(int64_t count) {
+    const auto x = drawn(count, 8.f), y = drawn(count, 8.f);
+    std::vector<bf16> out(count);
+    add_generic(x.data(), y.data(), count, out.data());
+    for (int64_t i = 0; i < count; i++)
+        expect(out[i] == narrow(widen(x[i]) + widen(y[i])), "add", count, i);
+    const auto compare = [&](Pointwise kind, float parameter, auto plain) {
+        pointwise_generic(x.data(), count, int64_t(kind), parameter, out.data());
+        for (int64_t i = 0; i < count; i++)
+            expect(near(widen(out[i]), float(plain(double(widen(x[i])))), 0.01f), "function",
+                   int64_t(kind), i);
+    };
+    const auto half = [](double share) { return 0.5 * (1. + share); };
+    compare(Pointwise::RELU, 0.f, [](double v) { return v < 0. ? 0. : v; });
+    compare(Pointwise::SCALE, 2.5f, [](double v) { return 2.5 * v; });
+    compare(Pointwise::SOFT_CAP, 3.f, [](double v) { return 3. * std::tanh(v / 3.); });
+    compare(Pointwise::SILU, 0.f, [](double v) { return v / (1. + std::exp(-v)); });
+    compare(Pointwise::GELU, 0.f,
+            [&](double v) { return v * half(std::erf(v * std::sqrt(0.5))); });
+    compare(Pointwise::GELU_TANH, 0.f, [&](double v) {
+        return v * half(std::tanh(0.7978845608 * (v + 0.044715 * v * v * v)));
+    });
+}
+
 void check_likeliest(int64_t size) {
     auto x = drawn(3 * size);
     x[1 * size + size / 2] = x[1 * size + size - 1] = narrow(5.f);
@@ -245,7 +289,8 @@ int main() {
     check_linear(5, 33, 4098);
     for (int64_t inputs : {1, 33, 64, 130}) check_int8(7, 50, inputs), check_int8(60, 32, inputs);
     for (int64_t inputs : {64, 192}) check_int4(7, 50, inputs), check_int4(60, 32, inputs);
-    for (int64_t size : {2, 30, 32, 34, 256}) check_rows(9, size);
+    for (int64_t size : {2, 30, 32, 34, 256}) check_rows(9, size), check_layer_norm(9, size);
+    for (int64_t count : {1, 15, 1024, 1031, 5000}) check_numbers(count);
     for (int64_t size : {3, 16, 17, 8191, 8193, 20000}) check_likeliest(size);
     check_attention(40, 1, 4, 2, 16);
     check_attention(37, 5, 7, 1, 64);

@@ -70,6 +70,96 @@ def test_norms_of_other_layouts_and_dtypes(ops: Any, plain: Any) -> None:
     assert ops.rms_norm(deep[:0], weight, 1e-6).shape == (0, 4, 24)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_layer_norm(width: int, kind: torch.dtype, ops: Any, plain: Any) -> None:
+    weight, bias = random_tensor(width, dtype=kind), random_tensor(width, dtype=kind, seed=3)
+    for count in (1, 7, 100):
+        x = random_tensor(count, width, seed=1) + 3
+        x[0] *= 1e-3
+        for own in (bias, None):
+            wide = None if own is None else own.bfloat16().float()
+            exact = plain.layer_norm(x.float(), weight.bfloat16().float(), wide, 1e-5)
+            for num in (1, 2):
+                with threads(num):
+                    got = ops.layer_norm(x, weight, own, 1e-5)
+                assert got.dtype is torch.bfloat16
+                # Where weight and bias take each other away, the errors of float32 are left.
+                assert torch.allclose(got.float(), exact, rtol=2**-8, atol=1e-4)
+
+
+def test_layer_norm_of_other_layouts_and_dtypes(ops: Any, plain: Any) -> None:
+    weight, bias = random_tensor(24), random_tensor(24, seed=1)
+    apart, deep = random_tensor(5, 30)[:, 3:27], random_tensor(5, 4, 24)
+    for x in (apart, deep):
+        same = ops.layer_norm(x.contiguous(), weight, bias, 1e-5)
+        assert torch.equal(ops.layer_norm(x, weight, bias, 1e-5), same)
+    mixed = (weight, bias.float())
+    assert torch.equal(ops.layer_norm(deep, *mixed, 1e-5), plain.layer_norm(deep, *mixed, 1e-5))
+    wide = deep.float()
+    assert torch.equal(
+        ops.layer_norm(wide, weight, bias, 1e-5), plain.layer_norm(wide, weight, bias, 1e-5)
+    )
+    assert ops.layer_norm(deep[:0], weight, bias, 1e-5).shape == (0, 4, 24)
+
+
+EVERY = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+"""Every number of the dtype, and what is none."""
+POINTWISE: dict[str, tuple[float, ...]] = {
+    "relu": (),
+    "scale": (45.2548,),
+    "soft_cap": (30.0,),
+    "silu": (),
+    "gelu": (),
+    "gelu_tanh": (),
+}
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_functions_of_every_number(name: str, ops: Any, plain: Any) -> None:
+    """Up to where silu, which takes 2**-126 for what is less, is off by 1e-4."""
+    x, parameter = EVERY[~(EVERY.abs() > 1e33)], POINTWISE[name]
+    got = getattr(ops, name)(x, *parameter)
+    if name == "scale":
+        assert torch.equal(got.nan_to_num(7), plain.scale(x, *parameter).nan_to_num(7))
+        return
+    exact = getattr(plain, name)(x.double(), *parameter)
+    assert got.dtype is torch.bfloat16
+    assert torch.allclose(got.double(), exact, rtol=2**-8, atol=1e-4, equal_nan=True)
+    infinity = torch.tensor([INFINITY], dtype=torch.bfloat16)
+    assert getattr(ops, name)(infinity, *parameter) == getattr(plain, name)(infinity, *parameter)
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_functions_of_other_sizes_and_dtypes(name: str, ops: Any, plain: Any) -> None:
+    ours, theirs = getattr(ops, name), getattr(plain, name)
+    parameter = POINTWISE[name]
+    whole = random_tensor(70, 1024)
+    want = ours(whole, *parameter)
+    for count in (0, 1, 7, 17, 1023, 1024, 1025, 5000):
+        for num in (1, 2):
+            with threads(num):
+                got = ours(whole.view(-1)[:count], *parameter)
+            assert torch.equal(got, want.view(-1)[:count])
+    assert torch.equal(ours(whole[:, 3:20], *parameter), want[:, 3:20])
+    for dtype in (torch.float32, torch.float16):
+        other = whole[:2].to(dtype)
+        assert torch.equal(ours(other, *parameter), theirs(other, *parameter))
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 17, 1025, 70000])
+def test_add(count: int, ops: Any) -> None:
+    x, y = random_tensor(count), random_tensor(count, seed=1)
+    for num in (1, 2):
+        with threads(num):
+            assert torch.equal(ops.add(x, y), x + y)
+    deep, other = random_tensor(5, 30)[:, 3:27], random_tensor(5, 24)
+    assert torch.equal(ops.add(deep, other), deep + other)
+    assert torch.equal(ops.add(deep.float(), other.float()), deep.float() + other.float())
+    assert ops.add(deep, other.float()).dtype is torch.float32
+    assert torch.equal(ops.add(deep, other[:1]), deep + other[:1])
+
+
 def test_rows_do_not_meet(ops: Any) -> None:
     x, weight = random_tensor(6, 48), random_tensor(48)
     before, gated = ops.rms_norm(x, weight, 1e-6), ops.silu_and_mul(x)
@@ -101,13 +191,12 @@ def test_gates(width: int, name: str, ops: Any, plain: Any) -> None:
 @pytest.mark.parametrize("name", ["silu_and_mul", "gelu_tanh_and_mul"])
 def test_gates_of_every_number(name: str, ops: Any, plain: Any) -> None:
     """Up to where silu, which takes 2**-126 for what is less, is off by 1e-4."""
-    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
-    finite = every[every.abs() < 1e33].reshape(-1, 1)
+    finite = EVERY[EVERY.abs() < 1e33].reshape(-1, 1)
     x = torch.cat([finite, torch.ones_like(finite)], 1)
     got, want = getattr(ops, name)(x).float(), getattr(plain, name)(x).float()
     assert torch.allclose(got, want, rtol=2**-6, atol=1e-4)
     assert not got.isnan().any()
-    wrong = every[every.isnan()].reshape(-1, 1)
+    wrong = EVERY[EVERY.isnan()].reshape(-1, 1)
     assert getattr(ops, name)(torch.cat([wrong, torch.ones_like(wrong)], 1)).isnan().all()
 
 

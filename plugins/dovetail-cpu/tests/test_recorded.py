@@ -18,7 +18,8 @@ from dovetail_cpu.recorded import MOST_TOKENS, RecordedModel
 
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.request import SamplingParams
-from tests.checkpoints import make_checkpoint
+from dovetail.platforms.torch.ops import references
+from tests.checkpoints import FAMILIES, make_checkpoint
 from tests.engines import answer
 
 pytestmark = pytest.mark.skipif(not NAMES, reason="the kernels were not compiled")
@@ -154,15 +155,27 @@ def test_nothing_live_lies_in_what_a_record_writes_to(core: EngineCore) -> None:
         expect_same((recorded, plain), rows)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gpt2", "opt"])
-def test_other_ops_are_found_out(
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_recorded(
     family: str, kernels: Kernels, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    core = make_cpu_core(checkpoint(family), kernels, monkeypatch)
+    both = machines(make_cpu_core(checkpoint(family), kernels, monkeypatch))
+    for count in (3, 3, 1, 3, 16):
+        expect_same(both, decoding(count))
+    expect_same(both, [Row(tokens(40), 0, [1, 2, 3])])
+    expect_same(both, [Row(tokens(1), 40, [1, 2, 3]), *decoding(2)])
+    assert both[0].model._obstacle is None
+    assert set(both[0].model._records) >= {1, 3, 16}
+
+
+def test_other_ops_are_found_out(core: EngineCore) -> None:
     both = machines(core)
+    both[0].model._records.clear()
+    # Both machines run this, the first of them without records.
+    both[0].model._model._ops.add_rms_norm = references()["add_rms_norm"]
     for count in (3, 3, 1, 3):
         expect_same(both, decoding(count))
-    assert both[0].model._obstacle is not None
+    assert "aten" in both[0].model._obstacle
     assert not both[0].model._records
 
 

@@ -145,6 +145,9 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "int4_linear": (_P, _N, _P, _P),
     "rms_norm": (_P, _P, _N, _N, _P, _N, c_float, _P, _P),
     "gate": (_P, _N, _N, _N, _P),
+    "layer_norm": (_P, _N, _N, _P, _P, _N, c_float, _P),
+    "add": (_P, _P, _N, _P),
+    "pointwise": (_P, _N, _N, c_float, _P),
     "attend": (_P, _P, _P, _P),
     "embedding": (_P, _N, _P, _N, _N, _P),
     "likeliest": (_P, _N, _N, _P, _P),
@@ -160,6 +163,9 @@ _REPLAYED = (
     "attend",
     "embedding",
     "int4_linear",
+    "layer_norm",
+    "add",
+    "pointwise",
 )
 """In the order of their numbers in ``replay`` (native/kernels.cpp), from 1."""
 _MOST_ARGUMENTS = 12
@@ -240,6 +246,9 @@ class Kernels:
     int4_linear: Function
     rms_norm: Function
     gate: Function
+    layer_norm: Function
+    add: Function
+    pointwise: Function
     attend: Function
     embedding: Function
     likeliest: Function

@@ -22,6 +22,8 @@ from dovetail_cpu.memory import HugePages
 __all__ = ["likeliest", "override_ops"]
 
 _NORM_WEIGHTS = (torch.bfloat16, torch.float32)
+_POINTWISE = ("relu", "scale", "soft_cap", "silu", "gelu", "gelu_tanh")
+"""In the order of their numbers (native/elementwise.h)."""
 _BOUND_ALONE = (Int8, Int4)
 """Schemes that do nothing but apply what a layer is bound to; one derived from them may."""
 
@@ -42,6 +44,10 @@ def override_ops(table: OpTable, kernels: Kernels, memory: HugePages, origin: st
     gates = {name: _Gate(kernels, number, plain[name]) for name, number in GATES.items()}
     for name, gate in gates.items():
         table.override(name, gate, origin=origin)
+    table.override("layer_norm", ops.layer_norm, origin=origin)
+    table.override("add", partial(_add, kernels, plain["add"]), origin=origin)
+    for kind, name in enumerate(_POINTWISE):
+        table.override(name, _Pointwise(kernels, kind, plain[name]), origin=origin)
     table.override("embedding", partial(_embedding, kernels, plain["embedding"]), origin=origin)
     for bits, packed in ((8, Int8Panels), (4, Int4Panels)):
         table.override(f"int{bits}_weight", partial(packed, kernels, memory), origin=origin)
@@ -52,6 +58,7 @@ def override_ops(table: OpTable, kernels: Kernels, memory: HugePages, origin: st
 class _NormOps:
     def __init__(self, kernels: Kernels, plain: dict[str, Any]) -> None:
         self._run = kernels.rms_norm
+        self._run_layer_norm = kernels.layer_norm
         self._plain = plain
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -75,6 +82,23 @@ class _NormOps:
         out, total = torch.empty_like(x), torch.empty_like(x)
         self._norm(x, residual.data_ptr(), weight, eps, out, total.data_ptr())
         return out, total
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """See ``Ops``."""
+        alike = bias is None or bias.dtype is weight.dtype
+        if x.dtype is not torch.bfloat16 or weight.dtype not in _NORM_WEIGHTS or not alike:
+            plain: Tensor = self._plain["layer_norm"](x, weight, bias, eps)
+            return plain
+        x = x.contiguous()
+        size = x.shape[-1]
+        wide = weight.dtype is torch.float32
+        at_bias = None if bias is None else bias.data_ptr()
+        out = torch.empty_like(x)
+        rows = x.numel() // size
+        self._run_layer_norm(
+            x.data_ptr(), rows, size, weight.data_ptr(), at_bias, wide, eps, out.data_ptr()
+        )
+        return out
 
     def _norm(
         self,
@@ -110,6 +134,36 @@ class _Gate:
         out = x.new_empty(*x.shape[:-1], width)
         self._run(x.data_ptr(), x.numel() // (2 * width), width, self._number, out.data_ptr())
         return out
+
+
+class _Pointwise:
+    """A function of each number, which may have a parameter."""
+
+    def __init__(self, kernels: Kernels, kind: int, plain: Any) -> None:
+        self._run = kernels.pointwise
+        self._kind = kind
+        self._plain = plain
+
+    def __call__(self, x: Tensor, *parameter: float) -> Tensor:
+        if x.dtype is not torch.bfloat16:
+            plain: Tensor = self._plain(x, *parameter)
+            return plain
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        number = float(parameter[0]) if parameter else 0.0
+        self._run(x.data_ptr(), x.numel(), self._kind, number, out.data_ptr())
+        return out
+
+
+def _add(kernels: Kernels, plain: Any, x: Tensor, y: Tensor) -> Tensor:
+    """See ``Ops``."""
+    if x.dtype is not torch.bfloat16 or y.dtype is not torch.bfloat16 or x.shape != y.shape:
+        other: Tensor = plain(x, y)
+        return other
+    x, y = x.contiguous(), y.contiguous()
+    out = torch.empty_like(x)
+    kernels.add(x.data_ptr(), y.data_ptr(), x.numel(), out.data_ptr())
+    return out
 
 
 def _integer_linear(x: Tensor, weight: IntegerPanels) -> Tensor:

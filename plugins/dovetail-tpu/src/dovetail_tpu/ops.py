@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array, lax, nn
 
 from dovetail.core.contracts.ops import OP_NAMES
 from dovetail.core.errors import UnsupportedError
@@ -91,6 +90,14 @@ def add_rms_norm(x: Array, residual: Array, weight: Array, eps: float) -> tuple[
     return rms_norm(total, weight, eps), total
 
 
+add, relu = jnp.add, nn.relu
+
+
+def scale(x: Array, factor: float) -> Array:
+    """By a factor of x's dtype."""
+    return x * jnp.asarray(factor, x.dtype)
+
+
 def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
     """All of it in float32, with weight and bias as the activations' dtype has them."""
     wide = x.astype(jnp.float32)
@@ -123,22 +130,17 @@ def gelu_tanh_and_mul(gate_up: Array) -> Array:
 
 def gelu(x: Array) -> Array:
     """In float32."""
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
+    return nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
 
 
 def gelu_tanh(x: Array) -> Array:
     """In float32."""
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
-
-
-def relu(x: Array) -> Array:
-    """max(x, 0)."""
-    return jnp.maximum(x, 0)
+    return nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
 def silu(x: Array) -> Array:
     """In float32."""
-    return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype)
+    return nn.silu(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def soft_cap(x: Array, cap: float) -> Array:

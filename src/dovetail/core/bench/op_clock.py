@@ -27,9 +27,10 @@ _CLASSES: Mapping[str, str] = {
     "add_rms_norm": NORMS,
     "layer_norm": NORMS,
     "embedding": EMBEDDING,
+    "scale": EMBEDDING,
     "rotary": EMBEDDING,
     **dict.fromkeys(("silu_and_mul", "gelu_tanh_and_mul", "soft_cap"), ACTIVATIONS),
-    **dict.fromkeys(("gelu", "gelu_tanh", "relu", "silu"), ACTIVATIONS),
+    **dict.fromkeys(("gelu", "gelu_tanh", "relu", "silu", "add"), ACTIVATIONS),
     SAMPLING: SAMPLING,
 }
 """Of ops by name. Any other is of the class of the layer that it is given, or one of its own."""

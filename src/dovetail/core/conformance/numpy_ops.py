@@ -129,6 +129,16 @@ def add_rms_norm(
     return rms_norm(total, weight, eps), total
 
 
+def add(x: NumpyArray, y: NumpyArray) -> NumpyArray:
+    """Rounded once."""
+    return _round(_wide(x) + _wide(y), x)
+
+
+def scale(x: NumpyArray, factor: float) -> NumpyArray:
+    """The factor is rounded first."""
+    return _round(_wide(x) * _wide(np.array(factor, x.dtype)), x)
+
+
 def layer_norm(
     x: NumpyArray, weight: NumpyArray, bias: NumpyArray | None, eps: float
 ) -> NumpyArray:

@@ -142,8 +142,12 @@ def _gated(random: Random, dtype: np.dtype[Any], rows: int, width: int) -> Itera
     yield (_draw(random, dtype, rows, 2 * width),)
 
 
-def _capped(random: Random, dtype: np.dtype[Any], rows: int, width: int) -> Iterator[Arguments]:
-    yield _draw(random, dtype, rows, width), 2.5
+def _numbered(random: Random, dtype: np.dtype[Any], rows: int, width: int) -> Iterator[Arguments]:
+    yield _draw(random, dtype, rows, width), 2.53
+
+
+def _pair(random: Random, dtype: np.dtype[Any], rows: int, width: int) -> Iterator[Arguments]:
+    yield _draw(random, dtype, rows, width), _draw(random, dtype, rows, width)
 
 
 def _embedding(random: Random, dtype: np.dtype[Any], rows: int, width: int) -> Iterator[Arguments]:
@@ -237,9 +241,11 @@ _CASES: dict[str, Callable[[Random, np.dtype[Any], int, int], Iterator[Arguments
     "int4_linear": _int4_linear,
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
+    "add": _pair,
+    "scale": _numbered,
     "layer_norm": _layer_norm,
     "rotary": _rotary,
     "silu_and_mul": _gated,
     "gelu_tanh_and_mul": _gated,
-    "soft_cap": _capped,
+    "soft_cap": _numbered,
 }

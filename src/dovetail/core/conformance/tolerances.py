@@ -33,6 +33,8 @@ OP: Mapping[str, Table] = {
     "embedding": _EXACT,
     "relu": _EXACT,
     "all_reduce": _EXACT,
+    "add": _EXACT,
+    "scale": _EXACT,
     "linear": _units(3),
     "int8_linear": _units(2),
     "int4_linear": _units(2),

@@ -80,6 +80,12 @@ class Ops(Protocol):
     ) -> tuple[Array, Array]:
         """``s = x + residual``; returns (rms_norm(s), s)."""
 
+    def add(self, x: Array, y: Array) -> Array:
+        """``x + y``, of one shape and dtype."""
+
+    def scale(self, x: Array, factor: float) -> Array:
+        """``x * factor``, with the factor rounded to x's dtype first."""
+
     def layer_norm(self, x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
         """Layer norm over the last axis (Ba et al., 2016)."""
 

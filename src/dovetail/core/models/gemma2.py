@@ -72,8 +72,7 @@ class Gemma2(RotaryDecoder):
     def embedded(self, ops: Ops, weights: Mapping[str, Any], token_ids_T: Array) -> Array:
         """The scaled embedding, (T, D)."""
         x_TD = super().embedded(ops, weights, token_ids_T)
-        # The sum has the model's dtype: training rounded the scale to it before multiplying.
-        return x_TD * (x_TD[:1, :1] * 0.0 + self.embed_scale)
+        return ops.scale(x_TD, self.embed_scale)
 
     def logits(self, ops: Ops, weights: Mapping[str, Any], hidden_ND: Array) -> Array:
         """Capped logits of chosen rows, (N, V)."""

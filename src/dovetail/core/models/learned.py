@@ -129,8 +129,9 @@ class NormBefore:
         """(T, D) and the cache."""
         normed = self.attention_norm(ops, w["attention_norm"], x_TD)
         attended, cache = self.attention(ops, w["attention"], normed, step, cache)
-        x_TD = x_TD + attended
-        return x_TD + self.mlp(ops, w["mlp"], self.mlp_norm(ops, w["mlp_norm"], x_TD)), cache
+        x_TD = ops.add(x_TD, attended)
+        fed = self.mlp(ops, w["mlp"], self.mlp_norm(ops, w["mlp_norm"], x_TD))
+        return ops.add(x_TD, fed), cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +157,9 @@ class NormAfter:
     ) -> tuple[Array, Array]:
         """(T, D) and the cache."""
         attended, cache = self.attention(ops, w["attention"], x_TD, step, cache)
-        x_TD = self.attention_norm(ops, w["attention_norm"], x_TD + attended)
+        x_TD = self.attention_norm(ops, w["attention_norm"], ops.add(x_TD, attended))
         fed = self.mlp(ops, w["mlp"], x_TD)
-        return self.mlp_norm(ops, w["mlp_norm"], x_TD + fed), cache
+        return self.mlp_norm(ops, w["mlp_norm"], ops.add(x_TD, fed)), cache
 
 
 class LearnedDecoder(Model):
@@ -232,7 +233,7 @@ class LearnedDecoder(Model):
         step = Step(plan=inputs.plan)
         tokens = ops.embedding(inputs.token_ids_T, weights["embed"])
         positions = ops.embedding(inputs.positions_T, weights["position_embed"])
-        x = self.stage_in(ops, weights["stage_in"], tokens) + positions
+        x = ops.add(self.stage_in(ops, weights["stage_in"], tokens), positions)
         written: list[Array] = []
         for layer, w, cache in zip(self.layers, weights["layers"], caches, strict=True):
             x, cache = layer(ops, w, x, step, cache)

@@ -82,6 +82,16 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return rms_norm(total, weight, eps), total
 
 
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """Rounded once."""
+    return x + y
+
+
+def scale(x: Tensor, factor: float) -> Tensor:
+    """By a factor of x's dtype, made where x is."""
+    return x * x.new_full((), factor)
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """Mean and variance in float32, as torch computes them."""
     weight = weight.to(x.dtype)

@@ -74,6 +74,92 @@ inline void rms_norm(const bf16* x, const bf16* residual, int64_t num_rows, int6
     });
 }
 
+inline f32xN load_weight(const void* weight, bool wide, int64_t i) {
+    // One in float32 is rounded to the dtype of what it meets.
+    return wide ? rounded(load<f32xN>((const float*)weight + i)) : load_wide((const bf16*)weight + i);
+}
+
+inline float one_weight(const void* weight, bool wide, int64_t i) {
+    return wide ? widen(narrow(((const float*)weight)[i])) : widen(((const bf16*)weight)[i]);
+}
+
+// Layer norm (Ba et al., 2016); a bias may be null. The variance is that of the row less its mean.
+inline void layer_norm(const bf16* x, int64_t num_rows, int64_t size, const void* weight,
+                       const void* bias, bool wide, float eps, bf16* out) {
+    share_out(num_rows, rows_at_once(size), [&](int64_t row) {
+        const bf16* from = x + row * size;
+        bf16* to = out + row * size;
+        const int64_t whole = size / NATIVE * NATIVE;
+        f32xN sums = all(0.f), squares = all(0.f);
+        for (int64_t i = 0; i < whole; i += NATIVE) sums += load_wide(from + i);
+        float total = sum(sums);
+        for (int64_t i = whole; i < size; i++) total += widen(from[i]);
+        const float mean = total / float(size);
+        for (int64_t i = 0; i < whole; i += NATIVE) {
+            const f32xN apart = load_wide(from + i) - mean;
+            squares += apart * apart;
+        }
+        float spread = sum(squares);
+        for (int64_t i = whole; i < size; i++) {
+            const float apart = widen(from[i]) - mean;
+            spread += apart * apart;
+        }
+        const float factor = 1.f / std::sqrt(spread / float(size) + eps);
+        for (int64_t i = 0; i < whole; i += NATIVE) {
+            f32xN y = (load_wide(from + i) - mean) * factor * load_weight(weight, wide, i);
+            if (bias) y += load_weight(bias, wide, i);
+            store(to + i, narrow(y));
+        }
+        for (int64_t i = whole; i < size; i++) {
+            float y = (widen(from[i]) - mean) * factor * one_weight(weight, wide, i);
+            if (bias) y += one_weight(bias, wide, i);
+            to[i] = narrow(y);
+        }
+    });
+}
+
+// Functions of one number, some of which have a parameter.
+enum class Pointwise : int64_t { RELU, SCALE, SOFT_CAP, SILU, GELU, GELU_TANH };
+
+// Numbers in runs; the last vector is filled up with zeros.
+template <class Function>
+inline void for_each(const bf16* x, const bf16* y, int64_t count, bf16* out, Function function) {
+    constexpr int64_t RUN = 1024;
+    share_out(ceil_div(count, RUN), rows_at_once(RUN), [&](int64_t run) {
+        const int64_t end = std::min(count, (run + 1) * RUN);
+        int64_t i = run * RUN;
+        for (; i + NATIVE <= end; i += NATIVE)
+            store(out + i, narrow(function(load_wide(x + i), load_wide(y + i))));
+        if (i < end) {
+            bf16 a[NATIVE] = {}, b[NATIVE] = {};
+            const int64_t bytes = (end - i) * sizeof(bf16);
+            std::memcpy(a, x + i, bytes);
+            std::memcpy(b, y + i, bytes);
+            store(a, narrow(function(load_wide(a), load_wide(b))));
+            std::memcpy(out + i, a, bytes);
+        }
+    });
+}
+
+inline void add(const bf16* x, const bf16* y, int64_t count, bf16* out) {
+    for_each(x, y, count, out, [](f32xN a, f32xN b) { return a + b; });
+}
+
+inline void pointwise(const bf16* x, int64_t count, Pointwise kind, float parameter, bf16* out) {
+    const auto apply = [&](auto function) {
+        for_each(x, x, count, out, [&](f32xN v, f32xN) { return function(v); });
+    };
+    const float factor = widen(narrow(parameter));  // a factor has the numbers' own dtype
+    switch (kind) {
+        case Pointwise::RELU: return apply([](f32xN v) { return v < 0.f ? all(0.f) : v; });
+        case Pointwise::SCALE: return apply([=](f32xN v) { return v * factor; });
+        case Pointwise::SOFT_CAP: return apply([=](f32xN v) { return soft_cap(v, parameter); });
+        case Pointwise::SILU: return apply([](f32xN v) { return silu(v); });
+        case Pointwise::GELU: return apply([](f32xN v) { return gelu(v); });
+        case Pointwise::GELU_TANH: return apply([](f32xN v) { return gelu_tanh(v); });
+    }
+}
+
 inline void gate(const bf16* x, int64_t num_rows, int64_t width, Gate kind, bf16* out) {
     share_out(num_rows, rows_at_once(width), [&](int64_t row) {
         const bf16 *a = x + row * 2 * width, *b = a + width;

@@ -61,6 +61,19 @@ void EXPORT(gate)(const bf16* x, int64_t num_rows, int64_t width, int64_t kind, 
     gate(x, num_rows, width, Gate(kind), out);
 }
 
+void EXPORT(layer_norm)(const bf16* x, int64_t num_rows, int64_t size, const void* weight,
+                        const void* bias, int64_t wide, float eps, bf16* out) {
+    layer_norm(x, num_rows, size, weight, bias, wide != 0, eps, out);
+}
+
+void EXPORT(add)(const bf16* x, const bf16* y, int64_t count, bf16* out) {
+    add(x, y, count, out);
+}
+
+void EXPORT(pointwise)(const bf16* x, int64_t count, int64_t kind, float parameter, bf16* out) {
+    pointwise(x, count, Pointwise(kind), parameter, out);
+}
+
 void EXPORT(attend)(const Layer* layer, const Step* step, const Heads* heads, bf16* out) {
     attend(*layer, *step, *heads, out);
 }
@@ -109,6 +122,16 @@ static void repeat(const Call& c) {
         case 8:
             EXPORT(int4_linear)(c.address<Quantized>(0), n[1], c.address<Int4Weight>(2),
                                 c.address<Target>(3));
+            break;
+        case 9:
+            EXPORT(layer_norm)(c.address<bf16>(0), n[1], n[2], c.address<void>(3),
+                               c.address<void>(4), n[5], c.number(6), c.address<bf16>(7));
+            break;
+        case 10:
+            EXPORT(add)(c.address<bf16>(0), c.address<bf16>(1), n[2], c.address<bf16>(3));
+            break;
+        case 11:
+            EXPORT(pointwise)(c.address<bf16>(0), n[1], n[2], c.number(3), c.address<bf16>(4));
             break;
     }
 }

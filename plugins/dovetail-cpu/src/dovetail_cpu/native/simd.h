@@ -183,6 +183,26 @@ inline f32xN silu(f32xN x) {
     return x * reciprocal(1.f + rough_power_of_two(x * -1.44269504f));
 }
 
+// cap * tanh(x / cap) (Gemma Team, 2024). Near 0, where 1 is a bad start, by the series.
+inline f32xN soft_cap(f32xN x, float cap) {
+    const f32xN u = x / cap, square = u * u;
+    const f32xN series = u * (1.f - square * (1.f / 3 - square * (2.f / 15)));
+    return cap * (square < 0.01f ? series : hyperbolic_tangent(u));
+}
+
+// x times the normal distribution's share below x: by 7.1.26 of Abramowitz and Stegun (1964), which
+// gives the complement of the error function within 1.5e-7.
+inline f32xN gelu(f32xN x) {
+    const f32xN z = (x < 0.f ? -x : x) * 0.70710678f;
+    const f32xN t = 1.f / (1.f + 0.3275911f * z);
+    f32xN p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    const f32xN beyond = p * t * exponential(z * z * -1.f) * 0.5f;
+    return x * (x < 0.f ? beyond : 1.f - beyond);
+}
+
 inline f32xN gelu_tanh(f32xN x) {
     const f32xN inner = (x + x * x * x * 0.044715f) * 0.7978845608f;
     return x * 0.5f * (1.f + hyperbolic_tangent(inner));
