@@ -38,6 +38,15 @@ def test_a_distribution_that_is_on_the_path_twice_counts_once(
     assert [e.name for e in fakes.entries()].count("acme") == 1
 
 
+def test_what_is_installed_meanwhile_is_found_and_else_nothing_is_read_again(fakes: Fakes) -> None:
+    before = installed_entries()
+    assert installed_entries() is before
+    fakes.install("dovetail-acme", "")
+    assert {e.name for e in installed_entries()} - {e.name for e in before} == {"acme"}
+    (fakes.folder / "dovetail_acme-1.2.dist-info").rename(fakes.folder / "gone")
+    assert installed_entries() == before
+
+
 @pytest.mark.parametrize("text", ["[dovetail.platforms]\nthis is not a pair\n", "no section = 1"])
 def test_a_package_with_unreadable_metadata_is_reported_and_hurts_nobody(
     fakes: Fakes, caplog: pytest.LogCaptureFixture, text: str

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 
 __all__ = ["ALLOW_VARIABLE", "AllowList", "Entry", "installed_entries"]
@@ -75,10 +78,25 @@ def installed_entries() -> tuple[Entry, ...]:
     """Every entry in Dovetail's groups, in order of group, name and distribution.
 
     A distribution that is on the path twice counts once: the first one, which Python imports too.
+    Read again only after the path or a folder on it has changed: a start asks ten times.
     """
+    return _entries_on(tuple((folder, _changed(folder)) for folder in sys.path))
+
+
+@lru_cache(maxsize=8)
+def _entries_on(path: tuple[tuple[str, int], ...]) -> tuple[Entry, ...]:
+    """Of the path as it is; what is given is what distinguishes it from others."""
     names = {name for found in metadata.distributions() if (name := _contributor(found))}
     entries = (entry for name in names for entry in _entries(metadata.distribution(name)))
     return tuple(sorted(entries, key=lambda e: (e.group, e.name, e.distribution)))
+
+
+def _changed(folder: str) -> int:
+    """When something was last put into the folder or taken away, in ns; 0 if it is not there."""
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _contributor(distribution: metadata.Distribution) -> str | None:
