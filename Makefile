@@ -19,7 +19,7 @@ KIT     := $(PYTEST) --pyargs dovetail.core.conformance --platform
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: help setup serve test test-core test-triton test-reference determinism aot lint format
-.PHONY: cross bench bench-cpu bench-cuda certify simulate clean
+.PHONY: thorough cross bench bench-cpu bench-cuda certify simulate clean
 .PHONY: $(PLATFORMS:%=test-%)
 
 help: ## Show this list
@@ -69,17 +69,30 @@ test-reference: $(VENV)/.tools ## Certify the reference platform, with which oth
 # Where there is no TPU, the host stands in for eight; its kernels have tests of their own, and
 # what XLA makes of bfloat16 there is not what it makes of it on a TPU.
 test-tpu: export DOVETAIL_TPU_SIMULATE ?= 8
-test-tpu: SKIP = -k 'not pallas and not (attention and bfloat16)'
+test-tpu: SKIP = -k 'not pallas and not ((attention or ops) and bfloat16) and $(SOME_FAMILIES)'
+test-sim: SKIP = -k '$(SOME_FAMILIES)'
+# The reference platform and the cpu's run models of all families, and `make certify` has the others.
+SOME_FAMILIES := not (tokens and (mistral or qwen2 or phi3 or opt))
 
 $(PLATFORMS:%=test-%): test-%: $(VENV)/.tools $(VENV)/.platform-%
 	$(PYTEST) plugins/dovetail-$*/tests $(PARALLEL) $(ARGS)
 	$(KIT) $* $(SKIP) $(PARALLEL) $(ARGS)
 
 certify: export OMP_NUM_THREADS ?= 1
-certify: $(VENV)/.dev ## Certify tpu, cuda and rocm with the whole kit, simulated, kernels interpreted (an hour)
+certify: $(VENV)/.dev ## Certify sim, tpu, cuda and rocm with the whole kit, simulated, kernels interpreted (an hour)
+	$(KIT) sim --numprocesses auto
 	DOVETAIL_TPU_SIMULATE=8 $(KIT) tpu --numprocesses auto
 	DOVETAIL_CUDA_SIMULATE=1 TRITON_INTERPRET=1 $(KIT) cuda --numprocesses auto
 	DOVETAIL_ROCM_SIMULATE=1 TRITON_INTERPRET=1 $(KIT) rocm --numprocesses auto
+
+thorough: export OMP_NUM_THREADS ?= 1
+thorough: EACH = $(PYTEST) -m thorough --numprocesses auto
+thorough: $(VENV)/.dev ## Run the cases that `make test` has only a sample of (half an hour)
+	$(EACH) tests --dist loadfile
+	TRITON_INTERPRET=1 $(EACH) tests/attention_backends/triton tests/platforms/gpu
+	$(EACH) plugins/dovetail-sim/tests
+	DOVETAIL_TPU_SIMULATE=8 $(EACH) plugins/dovetail-tpu/tests
+	DOVETAIL_CUDA_SIMULATE=1 TRITON_INTERPRET=1 $(EACH) plugins/dovetail-cuda/tests
 
 determinism: $(VENV)/.dev ## Run the whole determinism matrix (many minutes)
 	DOVETAIL_DETERMINISM=full $(BIN)/python -m pytest tests/system/test_determinism.py --timeout 3600 $(ARGS)

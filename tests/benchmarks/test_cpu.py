@@ -9,6 +9,7 @@ import pytest
 from benchmarks import cpu, processes
 from benchmarks.grid import GRID, Cell, cells
 from tests.checkpoints import make_checkpoint
+from tests.thorough import thorough
 
 FAST, PROMPT = Cell(2, 8, 4), Cell(2, 16, 1)
 SMALL = ["--rounds", "1", "--repeats", "1", "--cells", f"{FAST},{PROMPT}"]
@@ -56,6 +57,7 @@ def test_the_engine_beside_a_peer(tmp_path):
     assert "benchmarks.grid FOLDER/tiny" in table
 
 
+@thorough
 def test_a_checkpoint_on_disk_and_quantized(tmp_path):
     model = make_checkpoint("llama", tmp_path / "model")
     words = ["--model", str(model), "--quantization", "int8", "--device", "reference"]

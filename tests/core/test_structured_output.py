@@ -14,6 +14,7 @@ from dovetail.core.errors import RequestError
 from dovetail.core.request import RequestOutput
 from tests.core.structured.cases import check_json
 from tests.core.structured.schemas import HAND_WRITTEN, generated
+from tests.thorough import every, thorough
 
 SCHEMAS = [*HAND_WRITTEN, *generated(100)]
 PROMPT = "def main():\n    return "
@@ -68,12 +69,15 @@ UNBOUNDED = (
 """Of these a model may want more and more: digits, properties, levels."""
 
 
+@pytest.mark.parametrize("schemas", [SCHEMAS[::5], pytest.param(SCHEMAS, marks=thorough)])
 @pytest.mark.parametrize(("temperature", "most"), [(0.0, 450), (2.0, 900)])
-def test_every_schema_gives_valid_json(llm: LLM, temperature: float, most: int) -> None:
-    asked = [params(temperature, most=most, json=schema) for schema in SCHEMAS]
+def test_every_schema_gives_valid_json(
+    llm: LLM, temperature: float, most: int, schemas: list[Any]
+) -> None:
+    asked = [params(temperature, most=most, json=schema) for schema in schemas]
     outputs = llm.generate([PROMPT] * len(asked), asked, use_tqdm=False)
     num_complete = 0
-    for schema, output in zip(SCHEMAS, outputs, strict=True):
+    for schema, output in zip(schemas, outputs, strict=True):
         (answer,) = output.outputs
         written = json.dumps(schema)
         if answer.finish_reason == "length" and any(kind in written for kind in UNBOUNDED):
@@ -84,7 +88,7 @@ def test_every_schema_gives_valid_json(llm: LLM, temperature: float, most: int) 
             check_json(schema, answer.text)
         except (ValueError, jsonschema.ValidationError) as error:
             pytest.fail(f"{written}\n{answer.text!r}\n{error}")
-    assert num_complete >= 200
+    assert num_complete >= 0.8 * len(schemas)
     assert len(llm._core.scheduler.grammars) == 0  # type: ignore[arg-type]
 
 
@@ -142,12 +146,15 @@ def test_free_requests_notice_nothing_of_their_neighbours(
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"enable_prefix_caching": False},
-        {"max_num_batched_tokens": 32},
-        {"max_num_seqs": 3},
-        {"num_gpu_blocks_override": 26, "block_size": 16, "max_model_len": 400},
-    ],
+    every(
+        2,
+        [
+            {"max_num_batched_tokens": 32},
+            {"enable_prefix_caching": False},
+            {"num_gpu_blocks_override": 26, "block_size": 16, "max_model_len": 400},
+            {"max_num_seqs": 3},
+        ],
+    ),
 )
 def test_chunks_caches_and_preemption_change_nothing(
     settings: dict[str, Any], mixed_tokens: list[list[int]]

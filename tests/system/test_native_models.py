@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.checkpoints import make_checkpoint
 from tests.engines import GREEDY, answer, make_core
+from tests.thorough import every, thorough
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "opt", "gpt2"]
 OVERRIDES: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": 32}}
@@ -69,9 +70,17 @@ PATHS: dict[str, dict[str, Any]] = {
 }
 
 
+WAYS = [*((path, "cpu") for path in PATHS), ("plain", "reference"), ("preemption", "reference")]
+OFTEN = {(family, *way) for i, family in enumerate(FAMILIES) for way in (WAYS[0], WAYS[i % 8])}
+
+
 @pytest.mark.parametrize(
-    ("path", "platform"),
-    [*((path, "cpu") for path in PATHS), ("plain", "reference"), ("preemption", "reference")],
+    ("case", "path", "platform"),
+    [
+        pytest.param(*each, marks=() if each in OFTEN else thorough)
+        for each in ((family, *way) for family in FAMILIES for way in WAYS)
+    ],
+    indirect=["case"],
 )
 def test_tokens_equal_transformers(case: Case, path: str, platform: str) -> None:
     core = make_core(case.path, platform, **PATHS[path])
@@ -87,6 +96,7 @@ def test_tokens_equal_transformers(case: Case, path: str, platform: str) -> None
         assert core.scheduler.stats.num_preemptions > 0
 
 
+@pytest.mark.parametrize("case", every(3, FAMILIES), indirect=True)
 def test_a_warm_prefix_cache_changes_nothing(case: Case) -> None:
     core = make_core(case.path, "cpu", block_size=16)
     cold = answer(core, case.prompts, PARAMS)

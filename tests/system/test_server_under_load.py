@@ -14,9 +14,9 @@ import pytest
 
 from tests.checkpoints import make_checkpoint
 from tests.servers import Server
+from tests.thorough import thorough
 
 NUM_STREAMS = 200
-ROUNDS = 10
 SETTLED = 5
 NUM_PROMPTS = 25
 STEP_TOKENS = 256
@@ -80,14 +80,16 @@ async def one_round(server: Server, expected: dict[str, str], number: int) -> No
         assert text == (None if leave is not None else expected[prompt])
 
 
-async def test_streams_survive_others_that_leave(server: Server) -> None:
+@pytest.mark.parametrize("rounds", [2, pytest.param(10, marks=thorough)])
+async def test_streams_survive_others_that_leave(server: Server, rounds: int) -> None:
     prompts = [f"the story number {i} " * (1 + i % 7) for i in range(NUM_PROMPTS)]
     async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
         expected = {p: await read_stream(client, p, None) or "" for p in prompts}
-        await every_size(client)
+        if rounds > SETTLED:
+            await every_size(client)
     assert len(set(expected.values())) > NUM_PROMPTS // 2
     sizes = []
-    for number in range(ROUNDS):
+    for number in range(rounds):
         await one_round(server, expected, number)
         deadline = time.monotonic() + 10.0
         while server.gauge("dovetail:kv_cache_usage_perc") and time.monotonic() < deadline:
@@ -97,9 +99,9 @@ async def test_streams_survive_others_that_leave(server: Server) -> None:
         assert server.gauge("dovetail:num_requests_waiting") == 0.0
         sizes.append(server.resident_bytes())
     # Allocators settle for a while; what a round leaks, every later one leaks too.
-    growth = sizes[-1] - sizes[SETTLED - 1]
-    rounds = ROUNDS - SETTLED
-    assert growth < rounds * 1.2 * (1 << 20), f"{growth} bytes over {rounds} rounds: {sizes}"
+    if rounds > SETTLED:
+        growth = (sizes[-1] - sizes[SETTLED - 1]) / (rounds - SETTLED)
+        assert growth < 1.2 * (1 << 20), f"{growth} bytes a round: {sizes}"
 
 
 def test_a_signal_to_all_processes_lets_running_requests_end(server: Server) -> None:

@@ -13,6 +13,7 @@ from dovetail.core.request import SamplingParams
 from dovetail.core.tokenizer import load_tokenizer
 from tests.checkpoints import make_checkpoint
 from tests.engines import answer, make_core
+from tests.thorough import diagonal
 
 PARAMS = [
     SamplingParams(temperature=0.0, max_tokens=48),
@@ -63,8 +64,10 @@ def wanted(target: Path) -> list[Any]:
     return told(make_core(target, "reference"))
 
 
-@pytest.mark.parametrize("platform", ["reference", "cpu"])
-@pytest.mark.parametrize("method", ["ngram", "suffix", "itself", "another"])
+@pytest.mark.parametrize(
+    ("method", "platform"),
+    diagonal(["ngram", "suffix", "itself", "another"], ["reference", "cpu"]),
+)
 def test_the_tokens_are_those_without_it(
     method: str, platform: str, target: Path, other: Path, wanted: list[Any]
 ) -> None:
@@ -78,16 +81,15 @@ def test_the_tokens_are_those_without_it(
         assert greedy_share > 0.3, "a model agrees with itself wherever nothing is drawn"
 
 
-@pytest.mark.parametrize("method", ["ngram", "itself"])
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"max_num_batched_tokens": 24, "max_num_seqs": 8},
-        {"num_gpu_blocks_override": 22, "block_size": 16, "max_model_len": 128},
-        {"async_scheduling": True},
-        {"enable_prefix_caching": False},
-    ],
-)
+PATHS: list[dict[str, Any]] = [
+    {"max_num_batched_tokens": 24, "max_num_seqs": 8},
+    {"num_gpu_blocks_override": 22, "block_size": 16, "max_model_len": 128},
+    {"async_scheduling": True},
+    {"enable_prefix_caching": False},
+]
+
+
+@pytest.mark.parametrize(("method", "settings"), diagonal(["ngram", "itself"], PATHS))
 def test_on_every_path(
     method: str, settings: dict[str, Any], target: Path, other: Path, wanted: list[Any]
 ) -> None:

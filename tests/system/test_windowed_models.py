@@ -13,13 +13,17 @@ from dovetail.core.request import SamplingParams
 from dovetail.core.scheduler.scheduler import Scheduler
 from tests.checkpoints import make_checkpoint
 from tests.engines import answer, make_core
+from tests.thorough import diagonal
 
 WINDOW, SIZE, STEP = 40, 16, 64
 PARAMS = SamplingParams(temperature=0.0, max_tokens=60, logprobs=0)
 LENGTHS = (5, 39, 41, 130, 200, 333)
 
 
-@pytest.fixture(scope="module", params=["mistral", "phi3"])
+FAMILIES, PLATFORMS = ("mistral", "phi3"), ("reference", "cpu")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     return make_checkpoint(request.param, folder, sliding_window=WINDOW)
@@ -43,8 +47,9 @@ def peaks(core: EngineCore) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("platform", ["reference", "cpu"])
-@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize(
+    ("model", "platform", "ahead"), diagonal(FAMILIES, PLATFORMS, [False, True]), indirect=["model"]
+)
 def test_freeing_changes_no_token(model: Path, platform: str, ahead: bool) -> None:
     rng = random.Random(1)
     prompts = [[rng.randrange(3, 250) for _ in range(length)] for length in LENGTHS]
@@ -68,7 +73,7 @@ def test_freeing_changes_no_token(model: Path, platform: str, ahead: bool) -> No
     assert [a.token_ids for a in warm] == [a.token_ids for a in want]
 
 
-@pytest.mark.parametrize("platform", ["reference", "cpu"])
+@pytest.mark.parametrize(("model", "platform"), diagonal(FAMILIES, PLATFORMS), indirect=["model"])
 def test_a_pool_smaller_than_the_prompt(model: Path, platform: str) -> None:
     prompt = [random.Random(2).randrange(3, 250) for _ in range(400)]
     large = answer(make_core(model, platform, block_size=SIZE), [prompt], PARAMS)

@@ -19,12 +19,14 @@ from dovetail.core.errors import OutOfMemoryError
 from dovetail.core.request import Request, SamplingParams
 from dovetail.core.update import Update
 from tests.checkpoints import make_checkpoint
-from tests.engines import GREEDY, answer, make_core
+from tests.engines import answer, make_core
+from tests.thorough import every
 
 SMALL: dict[str, Any] = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 160}
 RNG = random.Random(0)
 PROMPTS = [[RNG.randrange(3, 250) for _ in range(length)] for length in (1, 17, 40, 90, 3)]
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "max_tokens": 24}
+GREEDY = SamplingParams(temperature=0.0, max_tokens=32)
 
 
 def make_sim(model: Path, **settings: Any) -> EngineCore:
@@ -40,7 +42,7 @@ def tokens(core: EngineCore, params: SamplingParams = GREEDY, **more: Any) -> li
     return [each.token_ids for each in answer(core, PROMPTS, params, **more)]
 
 
-@pytest.mark.parametrize("family", ["mistral", "gemma2", "opt"])
+@pytest.mark.parametrize("family", every(2, ["mistral", "gemma2", "opt"]))
 def test_tokens_are_those_of_the_reference(family: str, tmp_path: Path, device: Hardware) -> None:
     more = {"sliding_window": 32} if family == "mistral" else {}
     model = make_checkpoint(family, tmp_path, **more)
@@ -49,7 +51,7 @@ def test_tokens_are_those_of_the_reference(family: str, tmp_path: Path, device: 
     got = tokens(core)
     assert device.counters.signatures <= known, "a shape that the warm-up did not meet"
     assert got == tokens(make_core(model, "reference", **SMALL))
-    assert all(len(each) == 64 for each in got)
+    assert all(len(each) == 32 for each in got)
 
 
 PATHS: dict[str, dict[str, Any]] = {

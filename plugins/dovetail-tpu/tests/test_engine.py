@@ -19,6 +19,7 @@ from dovetail.core.plugins.selection import load_platform
 from dovetail.core.request import SamplingParams
 from tests.checkpoints import make_checkpoint
 from tests.engines import GREEDY, answer, make_core
+from tests.thorough import every
 
 SMALL: dict[str, Any] = {
     "max_num_seqs": 8,
@@ -156,7 +157,7 @@ def test_copied_blocks_hold_what_the_first_ones_do(model: Path) -> None:
     np.testing.assert_array_equal(found[:, pairs[:, 1]], held[:, pairs[:, 0]])
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", every(2, ["llama", "gpt2"]))
 def test_four_devices_give_the_same_tokens(family: str, tmp_path: Path) -> None:
     heads = {"num_key_value_heads": 4} if family == "llama" else {}
     path = make_checkpoint(family, tmp_path, **heads)

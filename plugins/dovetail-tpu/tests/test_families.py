@@ -9,6 +9,7 @@ import pytest
 
 from tests.checkpoints import make_checkpoint
 from tests.engines import Answer, answer, make_core
+from tests.thorough import every
 
 FAMILIES = ["mistral", "gemma2", "opt"]
 OVERRIDES: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": 32}}
@@ -38,7 +39,7 @@ def check(found: list[Answer], wanted: list[Answer]) -> None:
     assert max(differences) < 1e-4
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", every(3, FAMILIES))
 def test_64_tokens_equal_the_reference(family: str, tmp_path: Any) -> None:
     path = make_checkpoint(family, tmp_path, **OVERRIDES.get(family, {}))
     num_blocks = NUM_BLOCKS.get(family, 20)

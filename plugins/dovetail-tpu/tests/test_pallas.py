@@ -20,6 +20,7 @@ from dovetail.core.batch import Batch, SamplingBatch
 from dovetail.core.buckets import Buckets
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
 from dovetail.core.errors import UnsupportedError
+from tests.thorough import every
 
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2}
 """Largest difference, for values of about 1: sums in another order, and weights in 8 bits."""
@@ -183,7 +184,7 @@ def test_any_way_to_cut_sequences_gives_dense_attention(pieces: Any) -> None:
     sequences.check(pieces(sequences))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", every(2, CASES))
 def test_shapes_and_features_give_dense_attention(case: str) -> None:
     spec, more = CASES[case]
     sequences = Sequences(spec, make_need(spec, **more), LENGTHS, COARSE)

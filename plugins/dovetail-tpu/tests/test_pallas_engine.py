@@ -9,11 +9,12 @@ import pytest
 
 from tests.checkpoints import make_checkpoint
 from tests.engines import answer, make_core
+from tests.thorough import every
 
 LENGTHS = (1, 7, 33, 90)
 
 
-@pytest.mark.parametrize(("family", "num_devices"), [("gemma2", 1), ("llama", 2)])
+@pytest.mark.parametrize(("family", "num_devices"), every(2, [("gemma2", 1), ("llama", 2)]))
 def test_tokens_equal_the_reference(family: str, num_devices: int, tmp_path: Any) -> None:
     """Gemma 2 has windows in every other layer and a soft cap; two devices share the heads."""
     rng = random.Random(0)

@@ -14,6 +14,7 @@ from dovetail.core.cli import main
 from dovetail.core.errors import ConfigError
 from dovetail.core.template import plugin_files, write_plugin
 from tests.commands import dovetail, environment, install
+from tests.thorough import thorough
 
 ROOT = Path(__file__).parents[3]
 NAME = "acme-two"
@@ -80,6 +81,7 @@ def test_its_code_is_styled_as_ours(tmp_path: Path) -> None:
         check(tool, project)
 
 
+@thorough
 def test_its_code_is_typed(tmp_path: Path) -> None:
     # With ours and by our settings, which are its own, too: so what `make lint` found serves again,
     # and torch is not read anew, which takes half a minute or more.

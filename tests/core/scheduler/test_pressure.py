@@ -1,5 +1,6 @@
 """A pool that is far too small: everybody ends, with the right tokens, in bounded disturbance."""
 
+import itertools
 import random
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from dovetail.core.engine.core import EngineCore
 from dovetail.core.scheduler.sequence import Sequence
 from tests.core.oracle import expected, make_engine, make_request, run
+from tests.thorough import diagonal, every
 
 LENGTH, SIZE = 128, 4
 EACH = LENGTH // SIZE
@@ -37,9 +39,9 @@ def fill(engine: EngineCore, prompt_len: int | None, count: int = 64) -> dict[in
     return answers
 
 
-@pytest.mark.parametrize("steps_ahead", [0, 1])
-@pytest.mark.parametrize("prompt_len", [8, 60, None])
-@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+@pytest.mark.parametrize(
+    ("steps_ahead", "prompt_len", "policy"), diagonal([0, 1], [8, 60, None], ["fcfs", "priority"])
+)
 def test_sixty_four_of_full_length_in_a_pool_for_four(
     steps_ahead: int, prompt_len: int | None, policy: str
 ) -> None:
@@ -63,9 +65,10 @@ def test_sixty_four_of_full_length_in_a_pool_for_four(
     assert engine.scheduler.stats.num_steps <= calm.scheduler.stats.num_steps / 0.7
 
 
-@pytest.mark.parametrize("steps_ahead", [0, 1])
-@pytest.mark.parametrize("caching", [False, True])
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    ("steps_ahead", "caching", "seed"),
+    every(3, itertools.product([0, 1], [False, True], range(10))),
+)
 def test_a_pool_of_exactly_one_sequence(steps_ahead: int, caching: bool, seed: int) -> None:
     rng = random.Random(seed)
     engine = make_engine(

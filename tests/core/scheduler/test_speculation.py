@@ -1,5 +1,6 @@
 """Drafts, right or wrong, never change an answer: over the oracle, whose every token is checked."""
 
+import itertools
 import random
 
 import pytest
@@ -11,6 +12,7 @@ from dovetail.core.scheduler.scheduler import Scheduler
 from dovetail.core.types import IntArray
 from tests.core.oracle import EOS, expected, make_engine, make_request, run
 from tests.core.scheduler.test_scheduler import prompts
+from tests.thorough import every
 
 
 class SometimesRight:
@@ -39,10 +41,10 @@ def accepted(scheduler: Scheduler) -> int:
     return scheduler.speculation.stats.num_accepted_tokens  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("method", ["ngram", "draft_model"])
-@pytest.mark.parametrize("steps_ahead", [0, 1])
-@pytest.mark.parametrize("num_blocks", [34, 65, 400])
-@pytest.mark.parametrize("budget", [8, 16, 200])
+@pytest.mark.parametrize(
+    ("method", "steps_ahead", "num_blocks", "budget"),
+    every(5, itertools.product(["ngram", "draft_model"], [0, 1], [34, 65, 400], [8, 16, 200])),
+)
 def test_every_request_gets_its_own_tokens(
     method: str, steps_ahead: int, num_blocks: int, budget: int
 ) -> None:
@@ -61,9 +63,10 @@ def test_every_request_gets_its_own_tokens(
         assert engine.scheduler.stats.num_preemptions > 0
 
 
-@pytest.mark.parametrize("method", ["ngram", "suffix", "draft_model"])
-@pytest.mark.parametrize("steps_ahead", [0, 1])
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(
+    ("method", "steps_ahead", "seed"),
+    every(5, itertools.product(["ngram", "suffix", "draft_model"], [0, 1], range(8))),
+)
 def test_random_arrivals_aborts_and_forks(method: str, steps_ahead: int, seed: int) -> None:
     rng = random.Random(seed)
     engine = make_speculating(

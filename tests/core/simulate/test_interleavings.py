@@ -13,6 +13,7 @@ from dovetail.core.scheduler.scheduler import Scheduler, SchedulerConfig
 from dovetail.core.simulate.ledger import Ledger
 from dovetail.platforms.oracle import OracleRunner
 from tests.core.oracle import RULE, VOCAB, make_request, runner_config
+from tests.thorough import thorough
 
 CONFIG = SchedulerConfig(
     num_blocks=6,
@@ -114,7 +115,9 @@ def played(groups: list[list[Request]], actions: tuple[str, ...]) -> World | Non
     return world
 
 
-@pytest.mark.parametrize(("groups", "length"), [(PAIR, 8), (FORK, 7)], ids=["pair", "fork"])
+@pytest.mark.parametrize(
+    ("groups", "length"), [(PAIR, 8), (FORK, 6), pytest.param(FORK, 7, marks=thorough)]
+)
 def test_every_interleaving(groups: list[list[Request]], length: int) -> None:
     ids = [request.id for group in groups for request in group]
     actions = ["submit", "schedule", "result", "fault", "preempt", *(f"abort {i}" for i in ids)]

@@ -17,7 +17,7 @@ from dovetail.core.simulate.workload import Scenario, draw
 from dovetail.core.simulate.world import run
 from tests.core.simulate.planted import SLIPS, plant
 
-SEEDS = 150
+SEEDS = 80
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_the_seeds_bring_every_setting_and_pressure() -> None:
         assert len({getattr(knob.scheduler, name) for knob in knobs}) == 2
     assert {knob.steps_ahead for knob in knobs} == {0, 1}
     assert len({knob.scheduler.window for knob in knobs}) > 2
-    assert sum(run(draw(seed)).num_preemptions for seed in range(60)) > 100
+    assert sum(run(draw(seed)).num_preemptions for seed in range(20)) > 60
 
 
 def digest(scenario: Scenario) -> str:
@@ -54,12 +54,12 @@ def digest(scenario: Scenario) -> str:
 
 
 def test_a_seed_gives_the_same_trace_byte_for_byte() -> None:
-    want = [digest(draw(seed)) for seed in range(8)]
-    assert [digest(draw(seed)) for seed in range(8)] == want
-    assert len(set(want)) == 8
+    want = [digest(draw(seed)) for seed in range(4)]
+    assert [digest(draw(seed)) for seed in range(4)] == want
+    assert len(set(want)) == 4
     code = (
         "from tests.core.simulate.test_simulate import digest, draw\n"
-        "print(*[digest(draw(seed)) for seed in range(8)])\n"
+        "print(*[digest(draw(seed)) for seed in range(4)])\n"
     )
     for hash_seed in ("1", "77"):
         environ = os.environ | {"PYTHONHASHSEED": hash_seed}

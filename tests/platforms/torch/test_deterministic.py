@@ -16,6 +16,7 @@ from dovetail.core.errors import SelectionError, UnsupportedError
 from dovetail.core.request import SamplingParams
 from tests.checkpoints import FAMILIES, make_checkpoint
 from tests.engines import Answer, answer, make_core
+from tests.thorough import every
 
 PARAMS = SamplingParams(temperature=0.0, max_tokens=16, logprobs=3)
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=16, logprobs=3)
@@ -84,13 +85,14 @@ def check(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype"), list(zip(FAMILIES, itertools.cycle(["bfloat16", "float32"]), strict=False))
+    ("family", "dtype"),
+    every(3, zip(FAMILIES, itertools.cycle(["bfloat16", "float32"]), strict=False)),
 )
 def test_every_path_gives_the_same_bits(family: str, dtype: str, tmp_path: Path) -> None:
     check(make_case(family, dtype, tmp_path, **OVERRIDES.get(family, {})))
 
 
-@pytest.mark.parametrize("kv_dtype", ["int8", "fp8_e4m3", "float16"])
+@pytest.mark.parametrize("kv_dtype", every(3, ["int8", "fp8_e4m3", "float16"]))
 def test_a_cache_of_another_dtype(kv_dtype: str, tmp_path: Path) -> None:
     """What is near a boundary of rounding would show any difference of the last bit."""
     check(replace(make_case("qwen2", "bfloat16", tmp_path), kv_dtype=kv_dtype))
@@ -100,7 +102,7 @@ def test_float16(tmp_path: Path) -> None:
     check(make_case("llama", "float16", tmp_path))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", every(2, ["float32", "bfloat16"]))
 def test_a_wide_model(dtype: str, tmp_path: Path) -> None:
     case = make_case("qwen2", dtype, tmp_path, **WIDE, **WIDE_HEADS)
     short = [structs.replace(params, max_tokens=5) for params in case.params[6:]]

@@ -19,6 +19,7 @@ from dovetail.core.request import SamplingParams
 from dovetail.platforms.torch.library.probe import Recorder, check_independence
 from tests.checkpoints import FAMILIES, randomise
 from tests.engines import Answer, answer, make_core
+from tests.thorough import every
 
 LENGTHS = (3, 17, 33, 50)
 NUM_NEW = 24
@@ -137,7 +138,10 @@ def edit(path: Path, **changes: Any) -> None:
     (path / "config.json").write_text(json.dumps(config | changes))
 
 
-@pytest.mark.parametrize("name", RUN)
+NATIVE = [f"native {family}" for family in FAMILIES]
+
+
+@pytest.mark.parametrize("name", [*every(3, NATIVE), *list(RUN)[len(NATIVE) :]])
 def test_tokens_equal_generate(name: str, tmp_path: Path) -> None:
     wanted = generate(save(*RUN[name], tmp_path))
     core = load(tmp_path)

@@ -13,6 +13,7 @@ from dovetail.platforms.torch.sampling.weights import Controls
 from tests.platforms.gpu.ops.devices import DEVICE
 from tests.platforms.torch.fixed_cases import KINDS, LAST, choice_cases, controls_of, odd_rows
 from tests.platforms.torch.sampling_cases import draw, logits_of, noise_of
+from tests.thorough import diagonal, every, thorough
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in subtract")
 
@@ -81,19 +82,18 @@ def shrink(patch):
         patch.setattr(choice, name, value)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab", [1, 7, 1000])
+@pytest.mark.parametrize(("vocab", "dtype"), diagonal([1, 7, 1000], DTYPES))
 def test_every_kind_of_row_gets_the_samplers_token(vocab, dtype):
     agrees(logits_of(len(KINDS), vocab, dtype=dtype), KINDS, noise_of(len(KINDS), seed=vocab))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", every(2, [torch.bfloat16, torch.float32]))
 def test_a_large_vocabulary(dtype):
     x = logits_of(4, 50257, seed=5, dtype=dtype)
     agrees(x, FEW_KINDS, noise_of(4, seed=5))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", every(2, [torch.float32, torch.bfloat16]))
 def test_lists_that_are_too_short(small, dtype):
     """Rows whose list overflows, or holds too little, or is enough."""
     kinds = [*KINDS[4:6], *KINDS[9:], SamplingParams(top_k=200), SamplingParams(min_p=1e-4)]
@@ -145,6 +145,7 @@ def test_random_rows_with_ties_and_any_controls(case):
     agrees(*case)
 
 
+@thorough
 @settings(max_examples=12, deadline=None)
 @given(case=choice_cases(st, (65, 200, 700)))
 def test_random_rows_of_a_vocabulary_that_is_large_for_its_lists(case):
@@ -153,8 +154,7 @@ def test_random_rows_of_a_vocabulary_that_is_large_for_its_lists(case):
         agrees(*case)
 
 
-@pytest.mark.parametrize("params", FEW_KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("params", "dtype"), diagonal(FEW_KINDS, [torch.float32, torch.bfloat16]))
 def test_rows_that_are_not_finite_say_so(params, dtype):
     rows = odd_rows(300, dtype)
     agrees(rows, [params] * len(rows), [0.5] * len(rows))
