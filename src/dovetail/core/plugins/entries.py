@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
+from pathlib import Path
 
 __all__ = ["ALLOW_VARIABLE", "AllowList", "Entry", "installed_entries"]
 
@@ -94,7 +94,7 @@ def _entries_on(path: tuple[tuple[str, int], ...]) -> tuple[Entry, ...]:
 def _changed(folder: str) -> int:
     """When something was last put into the folder or taken away, in ns; 0 if it is not there."""
     try:
-        return os.stat(folder or ".").st_mtime_ns
+        return Path(folder).stat().st_mtime_ns
     except OSError:
         return 0
 
