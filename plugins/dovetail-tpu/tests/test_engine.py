@@ -19,7 +19,7 @@ from dovetail.core.plugins.selection import load_platform
 from dovetail.core.request import SamplingParams
 from tests.checkpoints import make_checkpoint
 from tests.engines import GREEDY, answer, make_core
-from tests.thorough import every
+from tests.thorough import every, thorough
 
 SMALL: dict[str, Any] = {
     "max_num_seqs": 8,
@@ -174,6 +174,7 @@ def test_four_devices_give_the_same_tokens(family: str, tmp_path: Path) -> None:
     assert not re.findall(r"all-gather|all-to-all|collective-permute", text)
 
 
+@thorough
 def test_the_kernels_serve_a_model_on_two_devices(tmp_path: Path) -> None:
     path = make_checkpoint("gemma2", tmp_path)
     settings = {**SMALL, "tensor_parallel_size": 2, "attention_backend": "pallas"}
@@ -198,6 +199,7 @@ def _watched_forward(core: EngineCore) -> list[Any]:
     return lowered
 
 
+@thorough
 def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
     path = make_checkpoint("llama", tmp_path, dtype="bfloat16")
     cores = {

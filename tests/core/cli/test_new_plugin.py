@@ -62,6 +62,7 @@ def test_it_generates_what_the_reference_platform_does(target: Path) -> None:
     assert json.loads(mine.stdout) == json.loads(reference.stdout)
 
 
+@thorough
 def test_it_keeps_the_contract_by_both_ways_of_asking(project: Path, target: Path) -> None:
     done = dovetail("conformance", "--device", NAME, "--level", "1", folder=target)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -136,11 +136,19 @@ def test_a_process_that_dies_of_a_constraint_takes_only_that_with_it() -> None:
     made.close()
 
 
+def stop(process: Any) -> None:
+    """Stop it, and wait until it has stopped: a signal is not there the moment it is sent."""
+    process._process.send_signal(signal.SIGSTOP)
+    state = Path(f"/proc/{process._process.pid}/stat")
+    while state.read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.001)
+
+
 def test_a_machine_that_is_busy_with_others_is_no_reason_to_refuse() -> None:
     made = Examiner(vocabulary)
     made.grammar(GOOD)
     (process,) = made._idle
-    process._process.send_signal(signal.SIGSTOP)
+    stop(process)
     timer = threading.Timer(COMPILE_S + 0.3, process._process.send_signal, (signal.SIGCONT,))
     timer.start()
     assert made.grammar(StructuredOutputsParams(regex="[ab]{5}"))
@@ -152,7 +160,7 @@ def test_a_process_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(module, "ANSWER_S", 0.2)
     made = Examiner(vocabulary)
     made.grammar(GOOD)
-    made._idle[0]._process.send_signal(signal.SIGSTOP)
+    stop(made._idle[0])
     with pytest.raises(RequestError, match=r"takes more than 0\.2 s"):
         made.grammar(StructuredOutputsParams(regex="[ab]{6}"))
     assert not made._idle

@@ -16,7 +16,7 @@ from dovetail.core.errors import SelectionError, UnsupportedError
 from dovetail.core.request import SamplingParams
 from tests.checkpoints import FAMILIES, make_checkpoint
 from tests.engines import Answer, answer, make_core
-from tests.thorough import every
+from tests.thorough import every, thorough
 
 PARAMS = SamplingParams(temperature=0.0, max_tokens=16, logprobs=3)
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=16, logprobs=3)
@@ -98,6 +98,7 @@ def test_a_cache_of_another_dtype(kv_dtype: str, tmp_path: Path) -> None:
     check(replace(make_case("qwen2", "bfloat16", tmp_path), kv_dtype=kv_dtype))
 
 
+@thorough
 def test_float16(tmp_path: Path) -> None:
     check(make_case("llama", "float16", tmp_path))
 
