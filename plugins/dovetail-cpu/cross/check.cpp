@@ -229,14 +229,21 @@ void check_likeliest(int64_t size) {
 }
 
 // A sequence of `length` whose last `count` tokens are computed, after all the others were.
-void check_attention(int64_t length, int64_t count, int64_t heads, int64_t kv_heads, int64_t size) {
+void check_attention(int64_t length, int64_t count, int64_t heads, int64_t kv_heads, int64_t size,
+                     Format format = Format::BF16) {
     constexpr int64_t PLACES = 16;
     const int64_t blocks = ceil_div(length, PLACES), group = heads / kv_heads;
     const auto q = drawn(length * heads * size), k = drawn(length * kv_heads * size);
     const auto v = drawn(length * kv_heads * size);
-    std::vector<bf16> cache((blocks + 1) * 2 * kv_heads * PLACES * size, bf16(0x7fc0));
+    const int64_t vectors = (blocks + 1) * 2 * kv_heads * PLACES;
+    std::vector<bf16> cache(vectors * size, bf16(0x7fc0)), scales(vectors, bf16(0x7fc0));
     const float scale = 1.f / std::sqrt(float(size));
-    const Layer layer{heads, kv_heads, size, PLACES, 0, nullptr, cache.data(), scale, 0.f};
+    const Layer layer{heads, kv_heads, size, PLACES, 0, nullptr, (char*)cache.data(), scales.data(),
+                      format, scale, 0.f};
+    const float tolerance = format == Format::BF16   ? 0.02f
+                            : format == Format::INT8 ? 0.03f
+                            : format == Format::E4M3 ? 0.1f
+                                                     : 0.2f;
     std::vector<int32_t> table(blocks);
     for (int64_t b = 0; b < blocks; b++) table[b] = int32_t(blocks - b);
     std::vector<bf16> out(length * heads * size);
@@ -276,7 +283,7 @@ void check_attention(int64_t length, int64_t count, int64_t heads, int64_t kv_he
                 for (int64_t e = 0; e < size; e++)
                     want[e] += weights[p] / total * widen(v[(p * kv_heads + h / group) * size + e]);
             for (int64_t e = 0; e < size; e++)
-                expect(near(widen(out[(t * heads + h) * size + e]), float(want[e]), 0.02f),
+                expect(near(widen(out[(t * heads + h) * size + e]), float(want[e]), tolerance),
                        "attention", t, h);
         }
 }
@@ -295,6 +302,8 @@ int main() {
     check_attention(40, 1, 4, 2, 16);
     check_attention(37, 5, 7, 1, 64);
     check_attention(300, 3, 2, 2, 80);
+    for (Format format : {Format::INT8, Format::E4M3, Format::E5M2})
+        check_attention(70, 3, 6, 2, 64, format), check_attention(300, 3, 2, 1, 80, format);
     if (failures) std::printf("%d results are wrong\n", failures);
     else std::printf("all kernels are right\n");
     return failures != 0;

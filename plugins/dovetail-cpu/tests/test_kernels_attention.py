@@ -13,6 +13,7 @@ from dovetail_cpu.attention import NativeAttention
 from dovetail_cpu.kernels import Kernels
 from torch import Tensor
 
+from dovetail.attention_backends.kv_codec import CODECS
 from dovetail.attention_backends.reference import ReferenceAttention
 from dovetail.core.contracts.attention import AttentionSpec
 from tests.attention_backends.sequences import Piece, Sequences, make_need, make_spec
@@ -37,9 +38,14 @@ SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-def make_work(lengths: Sequence[int] = LENGTHS, block_size: int = 16, **settings: Any) -> Sequences:
+def make_work(
+    lengths: Sequence[int] = LENGTHS,
+    block_size: int = 16,
+    kv_dtype: str = "bfloat16",
+    **settings: Any,
+) -> Sequences:
     spec = make_spec(**settings)
-    need = make_need(spec, dtype="bfloat16", kv_dtype="bfloat16", block_size=block_size)
+    need = make_need(spec, dtype="bfloat16", kv_dtype=kv_dtype, block_size=block_size)
     return Sequences(spec, need, lengths)
 
 
@@ -82,6 +88,41 @@ def test_values_are_those_of_the_reference(name: str, kernels: Kernels) -> None:
             expect_all_near(work.run(backend, steps), want)
 
 
+@pytest.mark.parametrize("kv_dtype", CODECS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_values_of_codes(name: str, kv_dtype: str, kernels: Kernels) -> None:
+    """The reference reads the same codes, so that what they lose is in neither's difference."""
+    block_size, settings = SHAPES[name]
+    work = make_work(block_size=block_size, kv_dtype=kv_dtype, **settings)
+    want = work.run(REFERENCE, work.whole())
+    backend = NativeAttention(kernels)
+    for num, steps in enumerate([work.whole(), work.mixed(), in_pieces(LENGTHS, 3, 250, 253)]):
+        with threads(1 + num % 2):
+            expect_all_near(work.run(backend, steps), want)
+
+
+@pytest.mark.parametrize("kv_dtype", CODECS)
+def test_codes_and_scales_are_the_codecs(kv_dtype: str, kernels: Kernels) -> None:
+    work = make_work((32,), 32, kv_dtype, heads=2, kv_heads=2, size=64)
+    # From zero over what is subnormal in the formats to large numbers.
+    work.k[0] *= torch.logspace(-7, 4, 64).bfloat16()
+    work.k[0][5], work.v[0][3], work.v[0][4] = 0, 1e-38, 3e38
+    backend = NativeAttention(kernels)
+    cache = backend.allocate(work.spec, work.need, work.num_blocks)
+    plan = backend.plan(work.batch(work.whole()[0]), work.need)
+    backend.attend(work.q[0], work.k[0], work.v[0], cache, plan, work.spec)
+    block = int(work.tables[0, 0])
+    keys, values = cache.entries[block]  # a row of each head
+    read = (
+        keys.view(2, 32, 32, 2).permute(2, 0, 1, 3).flatten(2),
+        values.view(2, 16, 64, 2).permute(1, 3, 0, 2).flatten(0, 1),
+    )
+    for side, got, scales in zip((work.k[0], work.v[0]), read, cache.scales[block], strict=True):
+        codes, want = CODECS[kv_dtype].encode(side)
+        assert torch.equal(scales.t(), want)
+        assert torch.equal(CODECS[kv_dtype].to_numbers(got), CODECS[kv_dtype].to_numbers(codes))
+
+
 @pytest.mark.parametrize("name", ["groups of 7", "window of 20", "soft cap", "ALiBi"])
 @pytest.mark.parametrize("length", [511, 512, 513, 1000, 1025])
 def test_long_sequences_are_cut_and_merged(length: int, name: str, kernels: Kernels) -> None:
@@ -96,9 +137,12 @@ def test_long_sequences_are_cut_and_merged(length: int, name: str, kernels: Kern
         expect_all_near(work.run(backend, last), want)
 
 
-def test_a_new_owner_does_not_see_what_an_earlier_one_left(kernels: Kernels) -> None:
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", *CODECS])
+def test_a_new_owner_does_not_see_what_an_earlier_one_left(
+    kv_dtype: str, kernels: Kernels
+) -> None:
     for block_size in (16, 64):
-        work = make_work((1, 17, 40), block_size)
+        work = make_work((1, 17, 40), block_size, kv_dtype)
         steps = [*in_pieces((1, 17, 40), 17, 18, 19, 35)]
         backend = NativeAttention(kernels)
         want = work.run(backend, steps)
@@ -106,7 +150,11 @@ def test_a_new_owner_does_not_see_what_an_earlier_one_left(kernels: Kernels) -> 
 
         def dirty(spec: AttentionSpec, need: Any, count: int, clean: Any = clean) -> Any:
             cache = clean(spec, need, count)
-            cache.entries.fill_(NAN)
+            if cache.scales is None:
+                cache.entries.fill_(NAN)
+            else:
+                cache.entries.fill_(0x7F)
+                cache.scales.fill_(NAN)
             return cache
 
         backend.allocate = dirty  # type: ignore[method-assign]
@@ -114,14 +162,17 @@ def test_a_new_owner_does_not_see_what_an_earlier_one_left(kernels: Kernels) -> 
             assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("side", ["q", "k", "v"])
-def test_a_sequence_that_is_not_finite_spoils_no_other(side: str, kernels: Kernels) -> None:
-    work = make_work((5, 20, 40))
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", *CODECS])
+@pytest.mark.parametrize(("side", "value"), [("q", NAN), ("k", NAN), ("v", NAN), ("v", 1e40)])
+def test_a_sequence_that_is_not_finite_spoils_no_other(
+    side: str, value: float, kv_dtype: str, kernels: Kernels
+) -> None:
+    work = make_work((5, 20, 40), kv_dtype=kv_dtype)
     backend = NativeAttention(kernels)
     plain = work.run(backend, work.mixed())
-    getattr(work, side)[1].fill_(NAN)
+    getattr(work, side)[1].fill_(value)
     got = work.run(backend, work.mixed())
-    assert got[1].isnan().all()
+    assert not got[1].isfinite().any()
     assert torch.equal(got[0], plain[0])
     assert torch.equal(got[2], plain[2])
 
@@ -193,26 +244,31 @@ def test_norms_and_rotation_on_the_way(
     assert torch.allclose(got.float(), composed(work, angles, norms).float(), atol=4e-2)
 
 
-def test_copied_blocks_are_copies(kernels: Kernels) -> None:
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "int8"])
+def test_copied_blocks_are_copies(kv_dtype: str, kernels: Kernels) -> None:
     backend = NativeAttention(kernels)
-    work = make_work((40,))
+    work = make_work((40,), kv_dtype=kv_dtype)
     cache = backend.allocate(work.spec, work.need, 6)
-    cache.entries.copy_(torch.randn(cache.entries.shape))
-    before = cache.entries.clone()
+    parts = [part for part in (cache.entries, cache.scales) if part is not None]
+    assert sum(part[0].nbytes for part in parts) == backend.bytes_per_block(work.spec, work.need)
+    for part in parts:
+        part.copy_(100 * torch.rand(part.shape))
+    before = [part.clone() for part in parts]
     (same,) = backend.copy_blocks([cache], np.array([[1, 4], [2, 5]], np.int32))
     assert same is cache
-    assert torch.equal(cache.entries[[4, 5]], before[[1, 2]])
-    cache.entries[1] = 0
-    assert torch.equal(cache.entries[4], before[1])
-    assert torch.equal(cache.entries[[0, 2, 3]], before[[0, 2, 3]])
+    for part, old in zip(parts, before, strict=True):
+        assert torch.equal(part[[4, 5]], old[[1, 2]])
+        part[1] = 0
+        assert torch.equal(part[4], old[1])
+        assert torch.equal(part[[0, 2, 3]], old[[0, 2, 3]])
 
 
 @pytest.mark.parametrize(
     ("settings", "need", "reason"),
     [
         ({}, {"deterministic": True}, "number of rows"),
-        ({}, {"dtype": "float32"}, "not float32"),
-        ({}, {"kv_dtype": "int8"}, "not bfloat16 and int8"),
+        ({}, {"dtype": "float32"}, "computes in bfloat16, not float32"),
+        ({}, {"kv_dtype": "float16"}, "keeps bfloat16, int8, fp8_e4m3, fp8_e5m2, not float16"),
         ({}, {"block_size": 8}, "multiple of 16 positions, not 8"),
         ({"size": 40}, {}, "not 40"),
         ({"size": 272}, {}, "entries up to 256, not 272"),

@@ -1,4 +1,4 @@
-"""Paged attention by the compiled kernels (native/attention.h), in bfloat16."""
+"""Paged attention by the compiled kernels (native/attention.h), in bfloat16 over bfloat16 or codes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dovetail.attention_backends.kv_cache import bytes_per_block
+from dovetail.attention_backends.kv_codec import CODECS
 from dovetail.attention_backends.memory import zeros
 from dovetail.core.batch import Batch
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
-from dovetail.core.types import ITEM_SIZE, IndexArray, IntArray
+from dovetail.core.types import IndexArray, IntArray
 from dovetail_cpu.kernels import HeadsStruct, Kernels, LayerStruct, StepStruct
 
 __all__ = ["NativeAttention", "Plan"]
@@ -26,15 +28,20 @@ _MOST_HEAD = 256
 _LANES = 16
 _LEAST_KEYS = 256
 """Keys that are worth a task of their own."""
+_FORMATS = {"bfloat16": 0, "int8": 1, "fp8_e4m3": 2, "fp8_e5m2": 3}
+"""Of KV caches, by their numbers in native/codes.h."""
 _PART = 2
 """Numbers that a waiting result has besides its values."""
 
 
 @dataclass(frozen=True)
 class _Cache:
-    """The KV cache of a layer: (blocks, 2, kv heads, block_size * head_size) bfloat16."""
+    """The KV cache of a layer: (blocks, 2, kv heads, block_size * head_size)."""
 
     entries: Tensor
+    """bfloat16, or codes in uint8."""
+    scales: Tensor | None
+    """Of codes: (blocks, 2, kv heads, block_size) bfloat16."""
     layer: LayerStruct
     slopes: Tensor | None
     """What ``layer`` points to."""
@@ -66,8 +73,10 @@ class NativeAttention:
         """Serves bfloat16 and everything that layers ask for but deterministic mode."""
         if need.deterministic:
             return "into how many parts its sums are cut depends on the number of rows"
-        if need.dtype != "bfloat16" or need.kv_dtype != "bfloat16":
-            return f"it computes in and keeps bfloat16, not {need.dtype} and {need.kv_dtype}"
+        if need.dtype != "bfloat16":
+            return f"it computes in bfloat16, not {need.dtype}"
+        if need.kv_dtype not in _FORMATS:
+            return f"it keeps {', '.join(_FORMATS)}, not {need.kv_dtype}"
         if need.block_size % _LANES:
             return f"its blocks have a multiple of {_LANES} positions, not {need.block_size}"
         for spec in need.specs:
@@ -82,14 +91,16 @@ class NativeAttention:
         return None
 
     def bytes_per_block(self, spec: AttentionSpec, need: AttentionNeed) -> int:
-        """Keys and values of one block."""
-        size = need.block_size * spec.head_size * ITEM_SIZE[need.kv_dtype]
-        return 2 * spec.num_kv_heads * size
+        """Keys, values and scales of one block."""
+        return bytes_per_block(spec, need)
 
     def allocate(self, spec: AttentionSpec, need: AttentionNeed, num_blocks: int) -> _Cache:
         """Zeros, whose pages are taken as they are written."""
-        shape = (num_blocks, 2, spec.num_kv_heads, need.block_size * spec.head_size)
-        entries = zeros(shape, "bfloat16", torch.device("cpu"))
+        sides, host = (num_blocks, 2, spec.num_kv_heads), torch.device("cpu")
+        coded = need.kv_dtype in CODECS
+        shape = (*sides, need.block_size * spec.head_size)
+        entries = zeros(shape, "uint8" if coded else "bfloat16", host)
+        scales = zeros((*sides, need.block_size), "bfloat16", host) if coded else None
         slopes = None if spec.alibi_slopes is None else torch.tensor(spec.alibi_slopes)
         layer = LayerStruct(
             num_heads=spec.num_heads,
@@ -99,10 +110,12 @@ class NativeAttention:
             window=spec.window or 0,
             slopes=None if slopes is None else slopes.data_ptr(),
             cache=entries.data_ptr(),
+            scales=_address(scales),
+            format=_FORMATS[need.kv_dtype],
             scale=spec.scale,
             soft_cap=spec.soft_cap or 0.0,
         )
-        return _Cache(entries, layer, slopes)
+        return _Cache(entries, scales, layer, slopes)
 
     def plan(self, batch: Batch, need: AttentionNeed) -> Plan:
         """Cut the rows into tasks of about equal work for the threads."""
@@ -207,7 +220,9 @@ class NativeAttention:
         """Copy in place, in every layer."""
         source, target = (torch.from_numpy(side.astype(np.int64)) for side in pairs.T)
         for cache in caches:
-            cache.entries[target] = cache.entries[source]
+            for part in (cache.entries, cache.scales):
+                if part is not None:
+                    part[target] = part[source]
         return caches
 
 

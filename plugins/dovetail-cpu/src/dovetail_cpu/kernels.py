@@ -56,6 +56,8 @@ class LayerStruct(ctypes.Structure):
         ("window", c_int64),
         ("slopes", c_void_p),
         ("cache", c_void_p),
+        ("scales", c_void_p),
+        ("format", c_int64),
         ("scale", c_float),
         ("soft_cap", c_float),
     ]

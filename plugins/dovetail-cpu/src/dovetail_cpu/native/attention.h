@@ -2,12 +2,13 @@
 //
 // A block of P positions keeps the keys of a KV head as words of two entries, (E / 2, P), and the
 // values as words of two positions, (P / 2, E): the second factors of the two matrix products, as
-// tiles read them. Query heads that share a KV head are rows of one product, so that keys and
+// tiles read them; or the same words with a byte for each entry (codes.h), which are expanded to
+// those before they are multiplied. Query heads that share a KV head are rows of one product, so that keys and
 // values are read once for all of them. The softmax goes along with the keys (Milakov and
 // Gimelshein, 2018; Dao et al., 2022).
 #pragma once
 
-#include "elementwise.h"
+#include "codes.h"
 
 namespace {
 
@@ -19,8 +20,12 @@ extern "C" struct Layer {
     int64_t num_heads, num_kv_heads, head_size, block_size;
     int64_t window;        // 0: none
     const float* slopes;   // of ALiBi, per head; null: none
-    bf16* cache;           // (blocks, 2, kv heads, block_size * head_size)
+    char* cache;           // (blocks, 2, kv heads, block_size * head_size) entries
+    bf16* scales;          // (blocks, 2, kv heads, block_size); null with entries in bf16
+    Format format;
     float scale, soft_cap; // 0: none
+
+    int64_t entry_bytes() const { return format == Format::BF16 ? sizeof(bf16) : 1; }
 };
 
 extern "C" struct Task {
@@ -47,13 +52,15 @@ extern "C" struct Heads {
 };
 
 struct Sides {
-    bf16 *keys, *values;
+    char *keys, *values;
+    bf16 *key_scales, *value_scales;
 };
 
 inline Sides block_of(const Layer& layer, int64_t block, int64_t head) {
-    const int64_t size = layer.block_size * layer.head_size;
-    bf16* keys = layer.cache + (block * 2 * layer.num_kv_heads + head) * size;
-    return {keys, keys + layer.num_kv_heads * size};
+    const int64_t places = layer.block_size, bytes = places * layer.head_size * layer.entry_bytes();
+    const int64_t keys = block * 2 * layer.num_kv_heads + head, values = keys + layer.num_kv_heads;
+    return {layer.cache + keys * bytes, layer.cache + values * bytes, layer.scales + keys * places,
+            layer.scales + values * places};
 }
 
 // One head of a token as attention meets it: norm, then rotation.
@@ -71,15 +78,30 @@ inline void prepare(const Heads& heads, int64_t token, int64_t size, const void*
 inline void store_token(const Layer& layer, const Step& step, const Heads& heads, int64_t token) {
     const int64_t size = layer.head_size, places = layer.block_size;
     const int64_t block = step.slots[token] / places, place = step.slots[token] % places;
+    const auto put = [&](Sides to, const auto* key, const auto* value) {
+        using Entry = std::remove_cv_t<std::remove_pointer_t<decltype(key)>>;
+        Entry *keys = (Entry*)to.keys + place * 2, *values = (Entry*)to.values + place % 2;
+        for (int64_t e = 0; e < size; e += 2)
+            std::memcpy(keys + e * places, key + e, 2 * sizeof(Entry));
+        values += place / 2 * size * 2;
+        for (int64_t e = 0; e < size; e++) values[e * 2] = value[e];
+    };
     for (int64_t h = 0; h < layer.num_kv_heads; h++) {
         const Sides to = block_of(layer, block, h);
         bf16 key[MOST_HEAD];
         prepare(heads, token, size, heads.k_norm, heads.k + token * heads.k_stride + h * size, key);
-        for (int64_t e = 0; e < size; e += 2)
-            std::memcpy(to.keys + (e / 2 * places + place) * 2, key + e, 2 * sizeof(bf16));
         const bf16* value = heads.v + token * heads.v_stride + h * size;
-        bf16* values = to.values + place / 2 * size * 2 + place % 2;
-        for (int64_t e = 0; e < size; e++) values[e * 2] = value[e];
+        if (layer.format == Format::BF16) {
+            put(to, key, value);
+            continue;
+        }
+        of_format(layer.format, [&](auto code) {
+            using C = decltype(code);
+            uint8_t key_codes[MOST_HEAD], value_codes[MOST_HEAD];
+            to.key_scales[place] = encode<C>(key, size, key_codes);
+            to.value_scales[place] = encode<C>(value, size, value_codes);
+            put(to, key_codes, value_codes);
+        });
     }
 }
 
@@ -151,12 +173,13 @@ struct Share {
     // Calls with where every LANES keys and values begin.
     template <class Call>
     void each(int64_t first, int64_t count, Call call) const {
-        const int64_t places = layer.block_size;
+        const int64_t places = layer.block_size, bytes = layer.entry_bytes();
         const int32_t* table = step.tables + task.row * step.table_width;
         for (int64_t v = 0; v * LANES < count; v++) {
             const int64_t position = first + v * LANES, place = position % places;
             const Sides block = block_of(layer, table[position / places], head);
-            call(v, Sides{block.keys + place * 2, block.values + place * size});
+            call(v, Sides{block.keys + place * 2 * bytes, block.values + place * size * bytes,
+                          block.key_scales + place, block.value_scales + place});
         }
     }
 };
@@ -169,10 +192,14 @@ struct Attended : Share {
     alignas(64) A weights[MOST_ROWS * KEYS];
     alignas(64) float result[MOST_ROWS * MOST_HEAD];
     float peaks[MOST_ROWS], totals[MOST_ROWS];
+    alignas(64) uint32_t expanded[KEYS * MOST_HEAD / 2];  // keys, then values, if they are codes
     const uint32_t *keys[KEYS / LANES], *values[KEYS / LANES];
+    int64_t key_stride;  // words from one pair of entries to the next
     Coming coming;
 
-    explicit Attended(const Share& share) : Share(share), coming(size / 2) {}
+    explicit Attended(const Share& share)
+        : Share(share), key_stride(layer.format == Format::BF16 ? layer.block_size : LANES),
+          coming(size / 2) {}
 
     void start() {
         std::fill_n(peaks, num_rows, -std::numeric_limits<float>::infinity());
@@ -192,6 +219,10 @@ struct Attended : Share {
         for (int64_t first = begin(); first < end(); first += KEYS) {
             const int64_t count = std::min(KEYS, end() - first);
             coming.clear();
+            if (layer.format != Format::BF16) {
+                of_format(layer.format, [&](auto code) { over_codes<decltype(code)>(first, count); });
+                continue;
+            }
             each(first, count, [&](int64_t v, Sides at) {
                 keys[v] = (const uint32_t*)at.keys;
                 values[v] = (const uint32_t*)at.values;
@@ -211,6 +242,35 @@ struct Attended : Share {
         }
     }
 
+    // The same over codes: each side is expanded when its turn comes.
+    template <class C>
+    void over_codes(int64_t first, int64_t count) {
+        each(first, count, [&](int64_t v, Sides at) {
+            uint32_t* to = expanded + v * size / 2 * LANES;
+            keys[v] = to;
+            for (int lane = 0; lane < LANES; lane += NATIVE) {
+                const f32xN scales = load_wide(at.key_scales + lane);
+                const uint8_t* from = (const uint8_t*)at.keys + lane * 2;
+                for (int64_t e = 0; e < size / 2; e++)
+                    expand<C>(from + e * layer.block_size * 2, scales, scales, to + e * LANES + lane);
+            }
+        });
+        score(count);
+        for (int64_t i = 0; i < num_rows; i++) weigh(i, first, count);
+        each(first, count, [&](int64_t v, Sides at) {
+            uint32_t* to = expanded + v * LANES / 2 * size;
+            values[v] = to;
+            for (int64_t pair = 0; pair < LANES / 2; pair++) {
+                const f32xN even = all(widen(at.value_scales[pair * 2]));
+                const f32xN odd = all(widen(at.value_scales[pair * 2 + 1]));
+                const uint8_t* from = (const uint8_t*)at.values + pair * size * 2;
+                for (int64_t e = 0; e < size; e += NATIVE)
+                    expand<C>(from + e * 2, even, odd, to + pair * size + e);
+            }
+        });
+        mix(first, count);
+    }
+
     void score(int64_t count) {
         const int64_t vectors = ceil_div(count, LANES);
         in_tiles<Pairs::ROWS>(num_rows, [&](auto r, int64_t first) {
@@ -222,7 +282,7 @@ struct Attended : Share {
             const auto strip = [&](auto wide) {
                 constexpr int V = decltype(wide)::value;
                 const auto part = [&](int64_t, int j) { return keys[v + j]; };
-                tile<Pairs, R, V, 1>(a, size * sizeof(A), 1, size / 2, part, layer.block_size,
+                tile<Pairs, R, V, 1>(a, size * sizeof(A), 1, size / 2, part, key_stride,
                                      c + v * LANES, KEYS, false, bringing);
                 v += V;
             };
