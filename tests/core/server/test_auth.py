@@ -101,7 +101,7 @@ async def test_route_by_credential(route: Route, at_once: int) -> None:
         for number, (template, (headers, valid)) in enumerate(pairs):
             url = spelled(template, route.path)
             public = httpx.URL(f"http://server{url}").path in ALWAYS_PUBLIC
-            # 14 spellings, 15 credentials, 5 methods: the turns of a credential would all be one.
+            # There are a multiple of as many credentials as methods: each would meet the same one.
             turn = number + number // len(CREDENTIALS)
             for method in ((METHODS * 2)[turn % 5 :])[:at_once]:
                 sent = [(name, value.encode()) for name, value in headers]

@@ -1,4 +1,4 @@
-"""Paged attention by the compiled kernels (native/attention.h), in bfloat16 over bfloat16 or codes."""
+"""Paged attention by the compiled kernels (native/attention.h), over bfloat16 or a byte each."""
 
 from __future__ import annotations
 
