@@ -138,9 +138,7 @@ def test_long_sequences_are_cut_and_merged(length: int, name: str, kernels: Kern
 
 
 @pytest.mark.parametrize("kv_dtype", ["bfloat16", *CODECS])
-def test_a_new_owner_does_not_see_what_an_earlier_one_left(
-    kv_dtype: str, kernels: Kernels
-) -> None:
+def test_a_new_owner_does_not_see_what_an_earlier_one_left(kv_dtype: str, kernels: Kernels) -> None:
     for block_size in (16, 64):
         work = make_work((1, 17, 40), block_size, kv_dtype)
         steps = [*in_pieces((1, 17, 40), 17, 18, 19, 35)]
