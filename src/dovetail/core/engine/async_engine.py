@@ -79,7 +79,9 @@ class AsyncEngine:
         self._listeners = Listeners.installed(os.environ)
         self._live = LiveRequests(self._outputs, self._gate, self._listeners)
         self._states = StateRequests()
-        self._status = EngineStatus(state="loading", reason="starting the engine process")
+        # Of what a process that dies at once has said nothing may arrive.
+        reason = f"starting the engine process of {selection.described()}"
+        self._status = EngineStatus(state="loading", reason=reason)
         self._stats = EngineStats()
         self._changed = asyncio.Condition()
         self._restarts = Restarts()

@@ -46,6 +46,11 @@ class Selection:
     reports: tuple[PlatformReport, ...]
     """All that were probed: only the chosen one, if it was named."""
 
+    def described(self) -> str:
+        """With package and version: ``platform cpu (dovetail-cpu 0.1.0)``."""
+        origin = next(report.origin for report in self.reports if report.name == self.name)
+        return f"platform {self.name} ({origin})"
+
 
 def select_platform(requested: str | None, environ: Mapping[str, str]) -> Selection:
     """Choose a platform.
