@@ -7,19 +7,18 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from _pytest.mark import ParameterSet
 
 __all__ = ["diagonal", "every", "thorough"]
 
 thorough = pytest.mark.thorough
 
 
-def every(step: int, cases: Iterable[Any]) -> list[ParameterSet]:
+def every(step: int, cases: Iterable[Any]) -> list[Any]:
     """All cases, as ``parametrize`` takes them: the first and each ``step``-th in ``make test``."""
     return [_case(case, index % step == 0) for index, case in enumerate(cases)]
 
 
-def diagonal(*axes: Iterable[Any]) -> list[ParameterSet]:
+def diagonal(*axes: Iterable[Any]) -> list[Any]:
     """Every combination; in ``make test`` only so many that each value of each axis comes once."""
     values = [list(axis) for axis in axes]
     longest = max(map(len, values))
@@ -31,6 +30,6 @@ def diagonal(*axes: Iterable[Any]) -> list[ParameterSet]:
     ]
 
 
-def _case(case: Any, often: bool) -> ParameterSet:
+def _case(case: Any, often: bool) -> Any:
     marks = () if often else (thorough,)
     return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=marks)

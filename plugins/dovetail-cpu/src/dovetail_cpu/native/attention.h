@@ -3,9 +3,9 @@
 // A block of P positions keeps the keys of a KV head as words of two entries, (E / 2, P), and the
 // values as words of two positions, (P / 2, E): the second factors of the two matrix products, as
 // tiles read them; or the same words with a byte for each entry (codes.h), which are expanded to
-// those before they are multiplied. Query heads that share a KV head are rows of one product, so that keys and
-// values are read once for all of them. The softmax goes along with the keys (Milakov and
-// Gimelshein, 2018; Dao et al., 2022).
+// those before they are multiplied. Query heads that share a KV head are rows of one product, so
+// that keys and values are read once for all of them. The softmax goes along with the keys
+// (Milakov and Gimelshein, 2018; Dao et al., 2022).
 #pragma once
 
 #include "codes.h"
@@ -59,8 +59,9 @@ struct Sides {
 inline Sides block_of(const Layer& layer, int64_t block, int64_t head) {
     const int64_t places = layer.block_size, bytes = places * layer.head_size * layer.entry_bytes();
     const int64_t keys = block * 2 * layer.num_kv_heads + head, values = keys + layer.num_kv_heads;
-    return {layer.cache + keys * bytes, layer.cache + values * bytes, layer.scales + keys * places,
-            layer.scales + values * places};
+    bf16* scales = layer.scales;
+    return {layer.cache + keys * bytes, layer.cache + values * bytes,
+            scales ? scales + keys * places : nullptr, scales ? scales + values * places : nullptr};
 }
 
 // One head of a token as attention meets it: norm, then rotation.
@@ -178,8 +179,9 @@ struct Share {
         for (int64_t v = 0; v * LANES < count; v++) {
             const int64_t position = first + v * LANES, place = position % places;
             const Sides block = block_of(layer, table[position / places], head);
+            const int64_t scale = layer.scales ? place : 0;
             call(v, Sides{block.keys + place * 2 * bytes, block.values + place * size * bytes,
-                          block.key_scales + place, block.value_scales + place});
+                          block.key_scales + scale, block.value_scales + scale});
         }
     }
 };
