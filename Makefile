@@ -87,7 +87,7 @@ certify: $(VENV)/.dev ## Certify sim, tpu, cuda and rocm with the whole kit, sim
 
 thorough: export OMP_NUM_THREADS ?= 1
 thorough: EACH = $(PYTEST) -m thorough --numprocesses auto
-thorough: $(VENV)/.dev ## Run the cases that `make test` has only a sample of (half an hour)
+thorough: $(VENV)/.dev ## Run the cases that `make test` has only a sample of (ten minutes)
 	$(EACH) tests --dist loadfile
 	TRITON_INTERPRET=1 $(EACH) tests/attention_backends/triton tests/platforms/gpu
 	$(EACH) plugins/dovetail-sim/tests
