@@ -300,8 +300,7 @@ struct Attended : Share {
         const float slope = layer.slopes ? layer.slopes[head * group + i % group] : 0.f;
         for (int64_t k = 0; k < end; k += NATIVE) {
             f32xN x = load<f32xN>(s + k) * layer.scale;
-            if (layer.soft_cap != 0.f)
-                x = hyperbolic_tangent(x / layer.soft_cap) * layer.soft_cap;
+            if (layer.soft_cap != 0.f) x = soft_cap(x, layer.soft_cap);
             x += (lanes + float(begin + k - position(i))) * slope;
             store(s + k, x);
         }
