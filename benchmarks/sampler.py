@@ -1,6 +1,9 @@
 """Time of the torch sampler per step, next to a plain argmax over the same logits.
 
-    OMP_NUM_THREADS=2 python benchmarks/sampler.py --threads 2
+    OMP_NUM_THREADS=2 python benchmarks/sampler.py --threads 2 --device cpu
+
+With ``--device``, of the platform of that name, if it is one that chooses on the host: with its own
+way of choosing, and without.
 
 The logits are those of a made-up language model: a Zipf-like head whose sharpness varies from row
 to row, in random order, over a normal tail. ``top_p flat`` draws from nearly equal logits, the
@@ -10,6 +13,7 @@ worst case: what is kept has a hundred thousand tokens. Times are the best of se
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 
@@ -17,9 +21,12 @@ import numpy as np
 import torch
 
 from dovetail.core.batch import Batch, JoinedRow, SamplingBatch
+from dovetail.core.plugins.selection import load_platform
 from dovetail.core.request import SamplingParams
 from dovetail.core.sampling.noise import uniform
+from dovetail.platforms.torch.platform import TorchPlatform
 from dovetail.platforms.torch.sampler import Sampler
+from dovetail.platforms.torch.sampling.choice import Choose, choose
 
 CASES: dict[str, tuple[SamplingParams, int | None]] = {
     "greedy": (SamplingParams(temperature=0.0), None),
@@ -32,6 +39,9 @@ CASES: dict[str, tuple[SamplingParams, int | None]] = {
     "greedy, logprobs 5": (SamplingParams(temperature=0.0), 5),
     "top_p flat": (SamplingParams(top_p=0.95), None),
 }
+
+
+HOST = torch.device("cpu")
 
 
 def model_logits(rows: int, vocab: int, flat: bool) -> torch.Tensor:
@@ -82,11 +92,13 @@ def best_of(run: Callable[[], object], repeats: int) -> float:
     return min(times) * 1e3
 
 
-def measure(dtype: torch.dtype, rows: int, args: argparse.Namespace) -> dict[str, float]:
+def measure(
+    dtype: torch.dtype, rows: int, args: argparse.Namespace, choose: Choose
+) -> dict[str, float]:
     logits = {flat: model_logits(rows, args.vocab, flat).to(dtype) for flat in (False, True)}
     found = {"plain argmax": best_of(lambda: logits[False].argmax(-1), args.repeats)}
     for name, (params, num_logprobs) in CASES.items():
-        sampler, x = Sampler(args.vocab, rows, torch.device("cpu")), logits["flat" in name]
+        sampler, x = Sampler(args.vocab, rows, HOST, choose), logits["flat" in name]
         seen = np.random.default_rng(1).integers(0, args.vocab, 1000).astype(np.int32)
         joined = [
             JoinedRow(
@@ -101,6 +113,17 @@ def measure(dtype: torch.dtype, rows: int, args: argparse.Namespace) -> dict[str
     return found
 
 
+def choices(name: str | None) -> dict[str, Choose]:
+    """The ways to be measured, by what they are called."""
+    found: dict[str, Choose] = {"torch": choose}
+    if name is not None:
+        platform = load_platform(name, os.environ)
+        if not isinstance(platform, TorchPlatform) or platform.sampling_device != HOST:
+            raise SystemExit(f"platform {name} does not choose on the host")
+        found[name] = platform.choose_rows
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--vocab", type=int, default=151936)
@@ -108,14 +131,17 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--device", metavar="PLATFORM")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for dtype in args.dtypes:
-        columns = [measure(getattr(torch, dtype), rows, args) for rows in args.rows]
-        print(f"\n{dtype}, V = {args.vocab}, {args.threads} threads; ms per step of S rows")
-        print(f"{'S':22}" + "".join(f"{rows:9}" for rows in args.rows))
-        for name in columns[0]:
-            print(f"{name:22}" + "".join(f"{column[name]:9.2f}" for column in columns))
+        for way, chooser in choices(args.device).items():
+            columns = [measure(getattr(torch, dtype), rows, args, chooser) for rows in args.rows]
+            sizes = f"{dtype}, V = {args.vocab}, {args.threads} threads"
+            print(f"\n{way}, {sizes}; ms per step of S rows")
+            print(f"{'S':22}" + "".join(f"{rows:9}" for rows in args.rows))
+            for name in columns[0]:
+                print(f"{name:22}" + "".join(f"{column[name]:9.2f}" for column in columns))
 
 
 if __name__ == "__main__":

@@ -211,13 +211,14 @@ void check_numbers(int64_t count) {
     });
 }
 
-void check_likeliest(int64_t size) {
+// The likeliest, and what is drawn.
+void check_choice(int64_t size) {
     auto x = drawn(3 * size);
     x[1 * size + size / 2] = x[1 * size + size - 1] = narrow(5.f);
     x[2 * size + size / 3] = narrow(NAN);
     int64_t ids[3];
     float values[3];
-    likeliest_generic(x.data(), 3, size, ids, values);
+    choose_generic(x.data(), 0, size, 3, size, nullptr, ids, values);
     for (int64_t row = 0; row < 2; row++) {
         int64_t best = 0;
         for (int64_t i = 1; i < size; i++)
@@ -226,6 +227,25 @@ void check_likeliest(int64_t size) {
                size);
     }
     expect(values[2] != values[2], "likeliest of what is no number", 2, size);
+    for (int64_t top_k : {int64_t(1), std::min<int64_t>(size, 5), size}) {
+        const float noise = 0.4f, k = float(top_k), heat = 0.25f;
+        const float controls[15] = {heat, heat, 0.f, NEVER, NEVER, NEVER, k, k, k,
+                                    1.f,  1.f,  1.f, noise, noise, noise};
+        choose_generic(x.data(), 0, size, 3, size, controls, ids, values);
+        for (int64_t row = 0; row < 2; row++) {
+            std::vector<std::pair<float, int64_t>> order;
+            for (int64_t i = 0; i < size; i++) order.push_back({-widen(x[row * size + i]), i});
+            std::sort(order.begin(), order.end());
+            std::vector<double> weights(size, 0.);
+            double total = 0, sum = 0;
+            for (int64_t i = 0; i < top_k; i++)
+                total += weights[order[i].second] =
+                    std::exp(double(order[0].first - order[i].first) / heat);
+            int64_t want = 0;
+            while (sum + weights[want] <= noise * total) sum += weights[want++];
+            expect(ids[row] == want, "draw", row, top_k);
+        }
+    }
 }
 
 // A sequence of `length` whose last `count` tokens are computed, after all the others were.
@@ -298,7 +318,7 @@ int main() {
     for (int64_t inputs : {64, 192}) check_int4(7, 50, inputs), check_int4(60, 32, inputs);
     for (int64_t size : {2, 30, 32, 34, 256}) check_rows(9, size), check_layer_norm(9, size);
     for (int64_t count : {1, 15, 1024, 1031, 5000}) check_numbers(count);
-    for (int64_t size : {3, 16, 17, 8191, 8193, 20000}) check_likeliest(size);
+    for (int64_t size : {3, 16, 17, 8191, 8193, 20000}) check_choice(size);
     check_attention(40, 1, 4, 2, 16);
     check_attention(37, 5, 7, 1, 64);
     check_attention(300, 3, 2, 2, 80);

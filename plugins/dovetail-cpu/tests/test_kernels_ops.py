@@ -1,4 +1,4 @@
-"""Norms, gates, the embedding and the choice of the likeliest, against the plain ops."""
+"""Norms, gates and the embedding, against the plain ops."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import torch
 from cpu_kernels import random_tensor, threads
 from dovetail_cpu.kernels import Kernels
 from dovetail_cpu.memory import HugePages
-from dovetail_cpu.ops import likeliest, override_ops
+from dovetail_cpu.ops import override_ops
 from torch import Tensor
 
 from dovetail.core.contracts.ops import OpTable
 from dovetail.platforms.torch.ops import references
-from dovetail.platforms.torch.sampling.order import greedy
 
 WIDTHS = (1, 15, 16, 17, 31, 896)
 NAN, INFINITY = float("nan"), float("inf")
@@ -214,52 +213,3 @@ def test_embedding(dtype: torch.dtype, ops: Any) -> None:
         assert torch.equal(ops.embedding(many, table), table[many])
     assert torch.equal(ops.embedding(ids, table[:, ::2]), table[ids][:, ::2])
     assert ops.embedding(ids[:0], table).shape == (0, 17)
-
-
-SIZES = (1, 2, 15, 16, 17, 8191, 8192, 8193, 16384, 16385, 50000)
-
-
-def expect_same(kernels: Kernels, logits: Tensor) -> None:
-    for num in (1, 2):
-        with threads(num):
-            ids, values = likeliest(kernels, logits)
-        want_ids, want = greedy(logits)
-        assert torch.equal(values.nan_to_num(7.5e37), want.nan_to_num(7.5e37))
-        assert torch.equal(values.isnan(), want.isnan())
-        known = ~want.isnan()
-        assert torch.equal(ids[known], want_ids[known])
-        assert ((ids >= 0) & (ids < logits.shape[1])).all()
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_likeliest_is_what_greedy_is(size: int, kernels: Kernels) -> None:
-    logits = random_tensor(9, size, seed=size)  # of so many numbers in bfloat16, some are equal
-    logits[1] = 1.0
-    logits[2] = -INFINITY
-    logits[3, size // 2] = INFINITY
-    logits[3, -1] = INFINITY
-    logits[4, -1] = NAN
-    logits[5, 0] = NAN
-    logits[6] = -INFINITY
-    logits[6, -1] = -3e38
-    logits[7] = NAN
-    logits[8] = -0.0
-    logits[8, size // 3] = 0.0
-    expect_same(kernels, logits)
-    expect_same(kernels, logits[:1])
-    expect_same(kernels, logits[:, ::2] if size > 1 else logits)
-
-
-def test_of_equal_ones_the_lowest(kernels: Kernels) -> None:
-    logits = torch.zeros(6, 20000, dtype=torch.bfloat16)
-    for row, places in enumerate([(5, 19999), (8191, 8192), (8192, 16384), (16, 17), (0, 1), ()]):
-        logits[row, list(places)] = 1
-    ids, values = likeliest(kernels, logits)
-    assert ids.tolist() == [5, 8191, 8192, 16, 0, 0]
-    assert values.tolist() == [1, 1, 1, 1, 1, 0]
-
-
-def test_likeliest_of_other_dtypes_and_of_none(kernels: Kernels) -> None:
-    expect_same(kernels, random_tensor(3, 100, dtype=torch.float32))
-    ids, values = likeliest(kernels, torch.empty(0, 100, dtype=torch.bfloat16))
-    assert len(ids) == len(values) == 0

@@ -5,7 +5,7 @@ import torch
 from dovetail.core.request import SamplingParams
 from dovetail.core.sampling.noise import uniform
 from dovetail.platforms.torch.sampler import Sampler
-from dovetail.platforms.torch.sampling.restriction import by_sort
+from dovetail.platforms.torch.sampling.choice import choose
 from dovetail.platforms.torch.sampling.rows import Rows
 from tests.platforms.torch.sampling_cases import (
     CPU,
@@ -336,19 +336,23 @@ def test_a_row_with_nothing_left_to_choose_fails():
 # What a platform may put in
 
 
-def test_a_platforms_own_restriction_is_used_and_gives_the_same_tokens():
+def test_a_platforms_own_choice_is_used_for_rows_of_every_kind():
     calls = []
 
-    def restrict(x, controls):
-        calls.append(len(x))
-        return by_sort(x.float(), controls)
+    def own(rows, which, sampling):
+        calls.append(which.tolist())
+        tokens, peaks = choose(rows, which, sampling)
+        return (tokens + 1) % rows.vocab_size, peaks
 
     params = [p for p in all_params() if not p.shapes_logits]
-    logits = logits_of(len(params), 500)
-    batch = batch_of(params, 500, noise=noise_of(len(params)))
-    own = Sampler(500, 16, CPU, restrict).sample(logits, batch).token_ids
-    assert torch.equal(own, Sampler(500, 16, CPU).sample(logits, batch).token_ids)
-    assert calls == [6]
+    params.append(SamplingParams(logit_bias={3: 5.0}, temperature=0.0))
+    logits, noise = logits_of(len(params), 500), noise_of(len(params))
+    sampler = Sampler(500, 16, CPU, own)
+    sampler.join([joined(i, p) for i, p in enumerate(params)])
+    got = sampler.sample(logits, batch_of(params, 500, noise=noise)).token_ids
+    assert torch.equal(got, (draw(logits, params, noise=noise).token_ids + 1) % 500)
+    last = len(params) - 1
+    assert calls == [list(range(last)), [last]]
 
 
 def test_a_device_that_cannot_be_asked_gives_the_same_tokens(monkeypatch):

@@ -152,7 +152,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "pointwise": (_P, _N, _N, c_float, _P),
     "attend": (_P, _P, _P, _P),
     "embedding": (_P, _N, _P, _N, _N, _P),
-    "likeliest": (_P, _N, _N, _P, _P),
+    "choose": (_P, _N, _N, _N, _N, _P, _P, _P),
     "replay": (_P, _N),
     "use_matrices": (_P, _N, _P, _N, _P),
 }
@@ -253,7 +253,7 @@ class Kernels:
     pointwise: Function
     attend: Function
     embedding: Function
-    likeliest: Function
+    choose: Function
     replay: Function
     use_matrices: Function
 

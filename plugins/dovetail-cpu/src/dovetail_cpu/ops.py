@@ -11,7 +11,6 @@ from torch import Tensor
 from dovetail.core.contracts.ops import OpTable
 from dovetail.platforms.torch.ops import QuantizedLinear, references
 from dovetail.platforms.torch.platform import BoundLinear
-from dovetail.platforms.torch.sampling.order import greedy
 from dovetail.quant.int4 import Int4
 from dovetail.quant.int8 import Int8
 from dovetail_cpu.integers import Int4Panels, Int8Panels, IntegerPanels
@@ -19,7 +18,7 @@ from dovetail_cpu.kernels import Kernels
 from dovetail_cpu.linear import GATES, PanelLayer
 from dovetail_cpu.memory import HugePages
 
-__all__ = ["likeliest", "override_ops"]
+__all__ = ["override_ops"]
 
 _NORM_WEIGHTS = (torch.bfloat16, torch.float32)
 _POINTWISE = ("relu", "scale", "soft_cap", "silu", "gelu", "gelu_tanh")
@@ -196,14 +195,3 @@ def _embedding(kernels: Kernels, plain: Any, ids_T: Tensor, table_VD: Tensor) ->
         ids_T.data_ptr(), ids_T.numel(), table_VD.data_ptr(), num_rows, row_bytes, out.data_ptr()
     )
     return out
-
-
-def likeliest(kernels: Kernels, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """As ``sampling.order.greedy``."""
-    if logits_NV.dtype is not torch.bfloat16:
-        return greedy(logits_NV)
-    rows = logits_NV.contiguous()
-    ids = torch.empty(len(rows), dtype=torch.int64)
-    values = torch.empty(len(rows))
-    kernels.likeliest(rows.data_ptr(), *rows.shape, ids.data_ptr(), values.data_ptr())
-    return ids, values

@@ -11,6 +11,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
+from dovetail.core.batch import SamplingBatch
 from dovetail.core.contracts.attention import AttentionBackend
 from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.platform import Capabilities, Memory
@@ -19,12 +20,14 @@ from dovetail.core.machine import look_at_machine
 from dovetail.platforms.torch.loading import LoadedModel, RunnableModel
 from dovetail.platforms.torch.ops import DenseLinear
 from dovetail.platforms.torch.platform import BoundLinear, TorchPlatform
+from dovetail.platforms.torch.sampling.rows import Rows, Which
 from dovetail_cpu.attention import NativeAttention
+from dovetail_cpu.choice import choose_rows
 from dovetail_cpu.kernels import Kernels, load_kernels, why_absent
 from dovetail_cpu.linear import PackedLinear, PanelLinear, can_pack
 from dovetail_cpu.matrices import has_matrix_units, use_matrix_units
 from dovetail_cpu.memory import HugePages, keep_freed_memory
-from dovetail_cpu.ops import likeliest, override_ops
+from dovetail_cpu.ops import override_ops
 from dovetail_cpu.recorded import RecordedModel
 
 __all__ = ["CpuPlatform"]
@@ -95,10 +98,14 @@ class CpuPlatform(TorchPlatform):
         kernels, others = load_kernels(), super().attention_backends()
         return others if kernels is None else [NativeAttention(kernels), *others]
 
-    def likeliest(self, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    def choose_rows(
+        self, rows: Rows, which: Which, sampling: SamplingBatch
+    ) -> tuple[Tensor, Tensor]:
         """By the compiled kernel, where there is one."""
         kernels = load_kernels()
-        return super().likeliest(logits_NV) if kernels is None else likeliest(kernels, logits_NV)
+        if kernels is None:
+            return super().choose_rows(rows, which, sampling)
+        return choose_rows(kernels, rows, which, sampling)
 
     def prepared(self, model: RunnableModel) -> RunnableModel:
         """With short steps of native models recorded, where there are kernels."""

@@ -51,6 +51,7 @@ class BuiltEngine:
     """What the platform can do: ``Capabilities.features``."""
 
 
+@paused()
 def build_engine(config: EngineConfig, platform_name: str, progress: Progress) -> BuiltEngine:
     """Make the platform, decide the settings, load the model and the cache, warm up.
 
@@ -68,8 +69,7 @@ def build_engine(config: EngineConfig, platform_name: str, progress: Progress) -
     facts = read_facts(config)
     origin = platform_registry(os.environ).entry(platform_name).origin
     progress(f"starting platform {platform_name} ({origin})", 0, 0)
-    with paused():
-        platform = load_platform(platform_name, os.environ)
+    platform = load_platform(platform_name, os.environ)
     allow_long = environment.allow_long_max_model_len
     resolved = resolve_installed(config, facts, platform, allow_long=allow_long)
     runner = platform.runner(resolved.runner_config())

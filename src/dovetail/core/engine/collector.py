@@ -15,7 +15,7 @@ go by reference counts; the default of 700 looks at them several times a step fo
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """No cycles are looked for meanwhile: what is imported stays, and there is much of it."""
+    """No cycles are looked for meanwhile: what is imported and loaded stays, and it is much."""
     was_on = gc.isenabled()
     gc.disable()
     try:

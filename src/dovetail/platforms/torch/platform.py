@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
+from dovetail.core.batch import SamplingBatch
 from dovetail.core.buckets import Buckets, doubling
 from dovetail.core.contracts.attention import AttentionBackend
 from dovetail.core.contracts.communicator import Communicator
@@ -20,8 +21,9 @@ from dovetail.core.plugins.attention import installed_backends
 from dovetail.platforms.torch.dtypes import from_numpy
 from dovetail.platforms.torch.ops import DenseLinear
 from dovetail.platforms.torch.queue import DeviceQueue
+from dovetail.platforms.torch.sampling.choice import choose
 from dovetail.platforms.torch.sampling.fixed import choose_fixed
-from dovetail.platforms.torch.sampling.order import greedy
+from dovetail.platforms.torch.sampling.rows import Rows, Which
 from dovetail.platforms.torch.sampling.weights import Controls
 from dovetail.platforms.torch.weight_uploads import WeightUploads
 
@@ -77,9 +79,11 @@ class TorchPlatform(Platform):
         """
         return choose_fixed(logits_GV, controls, restricts=restricts)
 
-    def likeliest(self, logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As ``sampling.order.greedy``, where tokens are chosen on the device."""
-        return greedy(logits_NV)
+    def choose_rows(
+        self, rows: Rows, which: Which, sampling: SamplingBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A ``Choose``, for the other steps, where tokens are chosen on the device."""
+        return choose(rows, which, sampling)
 
     def prepared(self, model: RunnableModel) -> RunnableModel:
         """What runs a loaded model, its attention bound. Default: it does."""

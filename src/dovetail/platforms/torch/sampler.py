@@ -25,11 +25,10 @@ import torch
 from torch import Tensor
 
 from dovetail.core.batch import Batch, JoinedRow, SamplingBatch
-from dovetail.platforms.torch.sampling.choice import Likeliest, Restrict, choose
+from dovetail.platforms.torch.sampling.choice import Choose, choose
 from dovetail.platforms.torch.sampling.drafts import Accepted, Places
 from dovetail.platforms.torch.sampling.logprobs import LogprobTensors, logprobs
 from dovetail.platforms.torch.sampling.masks import masked
-from dovetail.platforms.torch.sampling.order import greedy
 from dovetail.platforms.torch.sampling.rows import Rows, Which, on_device
 from dovetail.platforms.torch.sampling.shaping import Shaper
 
@@ -77,8 +76,7 @@ class Sampler:
         vocab_size: V.
         max_rows: Rows are numbered below this.
         device: Of the logits; must have float64.
-        restrict: A platform's own min_p, top_k and top_p, exact as ``restriction.by_sort`` is.
-        likeliest: A platform's own ``greedy``.
+        choose: A platform's own.
     """
 
     def __init__(
@@ -86,10 +84,9 @@ class Sampler:
         vocab_size: int,
         max_rows: int,
         device: torch.device,
-        restrict: Restrict | None = None,
-        likeliest: Likeliest = greedy,
+        choose: Choose = choose,
     ) -> None:
-        self._own = (restrict, likeliest)
+        self._choose_rows = choose
         self._shaper = Shaper(vocab_size, max_rows, device)
         self._scratch = torch.empty(0, vocab_size, device=device)
         self._heats: dict[int, float] = {}
@@ -180,7 +177,7 @@ class Sampler:
         if len(shaped):
             tokens, peak, failures = self._choose_shaped(raw, which, sampling, rows, shaped)
         else:
-            tokens, peak = choose(raw, which, sampling, *self._own)
+            tokens, peak = self._choose_rows(raw, which, sampling)
         finite = torch.isfinite(peak)
         tokens = torch.where(finite, tokens, 0)
         if len(shaped):
@@ -212,14 +209,14 @@ class Sampler:
         if len(plain):
             at = on_device(plain, raw.device)
             part = raw.subset(plain)
-            tokens[at], peak[at] = choose(part, which[plain], sampling, *self._own)
+            tokens[at], peak[at] = self._choose_rows(part, which[plain], sampling)
         x = self._room(len(shaped))
         for part_of, chunk in raw.subset(shaped).chunks():
             x[part_of] = chunk
         fine = torch.isfinite(x.amax(-1))
         failed = self._shaper.shape(x, rows[shaped], sampling.num_generated[which[shaped]])
         at = on_device(shaped.astype(np.int64), raw.device)
-        tokens[at], most = choose(Rows(x), which[shaped], sampling, *self._own)
+        tokens[at], most = self._choose_rows(Rows(x), which[shaped], sampling)
         peak[at] = torch.where(fine, most, torch.nan)
         return tokens, peak, {int(shaped[place]): reason for place, reason in failed.items()}
 

@@ -24,7 +24,7 @@ from dovetail.platforms.torch.planning import LOGIT_ROWS
 from dovetail.platforms.torch.platform import TorchPlatform
 from dovetail.platforms.torch.result import SampledStep
 from dovetail.platforms.torch.sampler import LogprobTensors, Sampler
-from dovetail.platforms.torch.sampling.order import greedy
+from dovetail.platforms.torch.sampling.choice import choose
 from dovetail.platforms.torch.transfers import fetch_later
 
 __all__ = ["DirectSteps", "Loaded", "Steps"]
@@ -88,7 +88,7 @@ class StepBase:
             loaded.model.vocab_size,
             rows,
             device,
-            likeliest=loaded.platform.likeliest if on_device else greedy,
+            loaded.platform.choose_rows if on_device else choose,
         )
         self.last_token = torch.zeros(rows + 1, dtype=torch.long, device=device)
         """What each row said last; behind them, what nobody said."""

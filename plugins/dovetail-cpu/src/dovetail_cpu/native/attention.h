@@ -204,7 +204,7 @@ struct Attended : Share {
           coming(size / 2) {}
 
     void start() {
-        std::fill_n(peaks, num_rows, -std::numeric_limits<float>::infinity());
+        std::fill_n(peaks, num_rows, NEVER);
         std::fill_n(totals, num_rows, 0.f);
         std::fill_n(result, num_rows * size, 0.f);
     }
@@ -310,7 +310,6 @@ struct Attended : Share {
     // in powers of two.
     void weigh(int64_t i, int64_t begin, int64_t count) {
         constexpr float LOG2_E = 1.44269504f;
-        constexpr float NEVER = -std::numeric_limits<float>::infinity();
         float* s = scores + i * KEYS;
         const int64_t end = ceil_div(count, LANES) * LANES, here = position(i);
         const bool is_bent = layer.soft_cap != 0.f || layer.slopes;
@@ -421,7 +420,7 @@ struct Attended : Share {
         for (int64_t i = 0; i < num_rows; i++) {
             const float* other = waiting(part, i);
             const float peak = std::max(peaks[i], other[size]);
-            if (peak == -std::numeric_limits<float>::infinity()) {
+            if (peak == NEVER) {
                 totals[i] += other[size + 1];
                 continue;
             }

@@ -1,9 +1,6 @@
 // What stands between the matrix products, each in one pass over memory.
 #pragma once
 
-#include <limits>
-#include <vector>
-
 #include "linear.h"
 
 namespace {
@@ -210,48 +207,6 @@ inline void embedding(const int64_t* ids, int64_t num_rows, const char* table, i
         else
             std::memset(out + row * bytes, 0xff, bytes);
     });
-}
-
-// The largest of each row and the first place where it is; where a row holds what is not a number
-// the largest is that. Each thread looks through a part of each row.
-inline void likeliest(const bf16* x, int64_t num_rows, int64_t size, int64_t* ids, float* values) {
-    constexpr int64_t PART = 8192;
-    const int64_t parts = ceil_div(size, PART);
-    std::vector<float> peaks(num_rows * parts);
-    share_out(num_rows * parts, 4, [&](int64_t task) {
-        const bf16* from = x + task / parts * size;
-        const int64_t begin = task % parts * PART, end = std::min(size, begin + PART);
-        const f32xN never = all(-std::numeric_limits<float>::infinity());
-        f32xN most = never, wrong = all(0.f);
-        int64_t i = begin;
-        for (; i + NATIVE <= end; i += NATIVE) {
-            const f32xN v = load_wide(from + i);
-            most = larger(v, most);
-            wrong = v == v ? wrong : all(1.f);
-        }
-        float peak = largest(most);
-        bool bad = sum(wrong) != 0.f;
-        for (; i < end; i++) {
-            const float v = widen(from[i]);
-            bad |= v != v;
-            peak = v > peak ? v : peak;
-        }
-        peaks[task] = bad ? NAN : peak;
-    });
-    for (int64_t row = 0; row < num_rows; row++) {
-        const float* of_row = peaks.data() + row * parts;
-        int64_t best = 0;
-        bool bad = false;
-        for (int64_t p = 0; p < parts; p++) {
-            bad |= of_row[p] != of_row[p];
-            if (of_row[p] > of_row[best]) best = p;
-        }
-        values[row] = bad ? NAN : of_row[best];
-        const bf16* from = x + row * size;
-        int64_t id = best * PART;
-        while (!bad && id + 1 < size && widen(from[id]) != values[row]) id++;
-        ids[row] = bad ? 0 : id;
-    }
 }
 
 }  // namespace

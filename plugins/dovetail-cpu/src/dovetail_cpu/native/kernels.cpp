@@ -1,5 +1,6 @@
 // The library's functions for one instruction set: compiled once for each, with another SUFFIX.
 #include "attention.h"
+#include "choice.h"
 #include "integers.h"
 
 #define JOIN(name, suffix) name##_##suffix
@@ -83,9 +84,9 @@ void EXPORT(embedding)(const int64_t* ids, int64_t num_rows, const char* table,
     embedding(ids, num_rows, table, table_rows, bytes, out);
 }
 
-void EXPORT(likeliest)(const bf16* x, int64_t num_rows, int64_t size, int64_t* ids,
-                       float* values) {
-    likeliest(x, num_rows, size, ids, values);
+void EXPORT(choose)(const void* x, int64_t wide, int64_t stride, int64_t num_rows, int64_t size,
+                    const float* controls, int64_t* ids, float* peaks) {
+    choose({x, wide != 0, stride, size}, num_rows, controls, ids, peaks);
 }
 
 static void repeat(const Call& c) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -29,6 +30,8 @@ constexpr int NATIVE = 4;
 #endif
 
 constexpr int PIECES = LANES / NATIVE;
+
+constexpr float NEVER = -std::numeric_limits<float>::infinity();  // a score that nothing has
 
 using bf16 = uint16_t;
 typedef float f32xN __attribute__((vector_size(4 * NATIVE)));

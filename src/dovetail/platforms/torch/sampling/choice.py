@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,38 +10,39 @@ from torch import Tensor
 
 from dovetail.core.batch import SamplingBatch
 from dovetail.core.types import BoolArray
-from dovetail.platforms.torch.sampling.boundary import Boundary
 from dovetail.platforms.torch.sampling.limited import Limited
 from dovetail.platforms.torch.sampling.order import greedy
 from dovetail.platforms.torch.sampling.rows import Rows, Which
 from dovetail.platforms.torch.sampling.weights import Controls, draw_from_all
 
-__all__ = ["GREEDY_BELOW", "Likeliest", "Restrict", "choose"]
-
-Restrict = Callable[[Tensor, Controls], Boundary]
-"""From logits (n, V) of any float dtype to the last token kept in each row, as ``by_sort`` does."""
-
-Likeliest = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From logits (n, V) to the likeliest tokens, as ``greedy`` finds them."""
+__all__ = ["GREEDY_BELOW", "Choose", "choose"]
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy, as in ``SamplingParams.is_greedy``."""
 
 
-def choose(
-    rows: Rows,
-    which: Which,
-    sampling: SamplingBatch,
-    restrict: Restrict | None = None,
-    likeliest: Likeliest = greedy,
-) -> tuple[Tensor, Tensor]:
-    """Choose for n rows, which are rows ``which`` of the batch.
+class Choose(Protocol):
+    """Chooses a token for each of n rows. Never changes their logits."""
 
-    Returns:
-        Tokens (n,) int64 and the largest logits (n,) float32, NaN where a row holds NaN.
-    """
+    def __call__(self, rows: Rows, which: Which, sampling: SamplingBatch) -> tuple[Tensor, Tensor]:
+        """The likeliest token where the temperature is below 1e-5, else a draw.
+
+        Args:
+            rows: Logits of any float dtype.
+            which: (n,) which rows of the batch they are.
+            sampling: Of the batch.
+
+        Returns:
+            Tokens (n,) int64 and the largest logits (n,) float32, NaN where a row holds NaN. The
+            token means nothing where the largest logit is not finite.
+        """
+        ...
+
+
+def choose(rows: Rows, which: Which, sampling: SamplingBatch) -> tuple[Tensor, Tensor]:
+    """A ``Choose``, each row in the way that costs least."""
     if sampling.all_greedy:
-        return likeliest(rows.tensor())
+        return greedy(rows.tensor())
     cold = sampling.temperature[which] < GREEDY_BELOW
     limited = ~cold & _limits(which, sampling, rows.vocab_size)
     tokens = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
@@ -52,9 +53,10 @@ def choose(
             continue
         part, mine, at = rows.subset(places), which[places], rows.places(places)
         if kind is cold:
-            tokens[at], peak[at] = likeliest(part.tensor())
+            tokens[at], peak[at] = greedy(part.tensor())
         elif kind is limited:
-            tokens[at], peak[at] = _draw_limited(part, mine, sampling, restrict)
+            limits = Limited.of(part, mine, sampling)
+            tokens[at], peak[at] = limits.draw(), limits.peak[:, 0]
         else:
             tokens[at], peak[at] = _draw_freely(part, mine, sampling)
     return tokens, peak
@@ -72,15 +74,3 @@ def _draw_freely(rows: Rows, which: Which, sampling: SamplingBatch) -> tuple[Ten
     peak = rows.maxima().amax(-1, keepdim=True)
     controls = Controls.of(sampling, which, rows.device)
     return draw_from_all(rows, peak, controls), peak[:, 0]
-
-
-def _draw_limited(
-    rows: Rows, which: Which, sampling: SamplingBatch, restrict: Restrict | None
-) -> tuple[Tensor, Tensor]:
-    if restrict is None:
-        limited = Limited.of(rows, which, sampling)
-        return limited.draw(), limited.peak[:, 0]
-    peak = rows.maxima().amax(-1, keepdim=True)
-    controls = Controls.of(sampling, which, rows.device)
-    boundary = restrict(rows.tensor(), controls)
-    return draw_from_all(rows, peak, controls, boundary), peak[:, 0]
