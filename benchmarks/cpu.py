@@ -20,7 +20,7 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks.grid import GRID, Cell, cells
 from benchmarks.machine import describe_machine
 from benchmarks.processes import Outcome, run
-from benchmarks.results import machine_line, rates_text, row, write_report
+from benchmarks.results import machine_line, rates_text, row, show_report, write_report
 from benchmarks.shapes import SHAPES, tiny, write_config
 
 OURS = "dovetail"
@@ -108,8 +108,8 @@ def _take(reading: Reading, line: str) -> None:
         reading.device = dict(found)
 
 
-def run_rounds(engines: Sequence[Engine], rounds: int, limit: float) -> None:
-    """Fill in the readings, one of each engine for each round."""
+def run_rounds(engines: Sequence[Engine], rounds: int, limit: float) -> Iterator[int]:
+    """Fill in the readings, one of each engine for each round; yields how many rounds are done."""
     for number in range(rounds):
         turn = number % len(engines)
         for engine in (*engines[turn:], *engines[:turn]):
@@ -117,6 +117,7 @@ def run_rounds(engines: Sequence[Engine], rounds: int, limit: float) -> None:
             reading, seconds = _round(engine.command, limit)
             engine.readings.append(reading)
             print(reading.error or f"{seconds:.0f} s", flush=True)
+        yield number + 1
 
 
 def _round(command: Sequence[str], limit: float) -> tuple[Reading, float]:
@@ -291,13 +292,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(f"{key}: {value}" for key, value in machine.items()), flush=True)
     with tempfile.TemporaryDirectory(prefix="dovetail-bench-") as folder:
         engines = [_ours(args, Path(folder) / args.shape), *peers]
-        run_rounds(engines, args.rounds, args.limit)
         what = f"`{args.model.name}`" if args.model else f"`{args.shape}`, random weights, bf16"
         if args.quantization:
             what += f"; {OURS} with {args.quantization}"
-        text = report(machine, what, engines, args.cells, args.rounds).replace(folder, "FOLDER")
-    result = {"model": what, "rounds": args.rounds, "engines": as_json(engines, args.cells)}
-    write_report(args.output, text, machine, result)
+        for done in run_rounds(engines, args.rounds, args.limit):
+            text = report(machine, what, engines, args.cells, done).replace(folder, "FOLDER")
+            result = {"model": what, "rounds": done, "engines": as_json(engines, args.cells)}
+            write_report(args.output, text, machine, result)
+    show_report(args.output, text)
     return 1 if _errors(engines) else 0
 
 

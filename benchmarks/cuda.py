@@ -26,7 +26,7 @@ from typing import Any
 
 from benchmarks.machine import describe_machine
 from benchmarks.processes import Outcome, dovetail, run, seconds_until_ready
-from benchmarks.results import machine_line, rates_text, row, write_report
+from benchmarks.results import machine_line, rates_text, row, show_report, write_report
 from benchmarks.shapes import (
     SHAPES,
     checkpoint_bytes,
@@ -301,7 +301,9 @@ def write_results(
 ) -> None:
     """``result.md``, ``result.json``, and the picture of the latency fit if there is one."""
     result = {"device": setting.device, "findings": [asdict(found) for found in findings]}
-    write_report(folder, report(machine, findings, setting), machine, result)
+    text = report(machine, findings, setting)
+    write_report(folder, text, machine, result)
+    show_report(folder, text)
     picture = setting.folder / "itl.svg"
     if picture.is_file():
         (folder / "itl.svg").write_bytes(picture.read_bytes())

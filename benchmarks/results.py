@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["machine_line", "rates_text", "row", "write_report"]
+__all__ = ["machine_line", "rates_text", "row", "show_report", "write_report"]
 
 
 def machine_line(machine: Mapping[str, str]) -> str:
@@ -36,4 +36,8 @@ def write_report(
     (folder / "result.md").write_text(text)
     whole = {"date": date, "machine": machine, **result}
     (folder / "result.json").write_text(json.dumps(whole, indent=2) + "\n")
+
+
+def show_report(folder: Path, text: str) -> None:
+    """To whoever waits for it."""
     print(f"\n{text}\nWritten to {folder}")

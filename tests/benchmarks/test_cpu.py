@@ -105,6 +105,16 @@ def test_rounds_take_turns_and_ratios_are_of_the_same_round(scripted, tmp_path):
     assert "| dovetail, of the machine's limit | 25% |  |" in table
 
 
+def test_rounds_that_are_done_are_written_when_a_later_one_is_given_up(scripted, tmp_path):
+    scripted(us=[[took(FAST, 1.0)], [took(FAST, 2.0)]])
+    words = ["--ours", "us", "--rounds", "3", "--cells", str(FAST), "--output", str(tmp_path)]
+    with pytest.raises(IndexError):  # as Ctrl-C would end it
+        cpu.main(words)
+    assert result(tmp_path)["rounds"] == 2
+    assert cell_of(result(tmp_path)["engines"][0], FAST)["seconds"] == [1.0, 2.0]
+    assert "rounds: 2." in (tmp_path / "result.md").read_text()
+
+
 def test_a_peer_that_fails_does_not_lose_the_others(tmp_path, capsys):
     peers = {
         "broken": says(took(FAST, 2.0), status=3),

@@ -8,10 +8,11 @@ namespace {
 constexpr int64_t GROUP_INPUTS = 64;  // that share a scale, of weights in 4 bits
 constexpr int64_t GROUP_WORDS = GROUP_INPUTS / 8;
 
+// Vectors of columns that are taken at a time, by one row (STREAMED, as in tiles.h) and by more.
 #if defined(__AVX512F__)
-constexpr int INT4_ROWS = 5, INT4_VECTORS = 2;
+constexpr int INT4_ROWS = 5, INT4_VECTORS = 2, INT4_STREAMED = 2;
 #else
-constexpr int INT4_ROWS = 2, INT4_VECTORS = 1;
+constexpr int INT4_ROWS = 2, INT4_VECTORS = 1, INT4_STREAMED = 4;
 #endif
 
 // Rows in 8 bits, padded to whole words.
@@ -34,13 +35,13 @@ inline void int8_linear(const Quantized& x, int64_t num_rows, const Int8Weight& 
                         const Target& target) {
     const int64_t depth = ceil_div(weight.num_inputs, 4);
     const Factors<Fours> factors{(const char*)x.codes, depth * 4, weight.panels, depth};
-    product(num_rows, target, [](int64_t, int64_t) {},
-            [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to, Place place) {
+    product(num_rows, target, step_of<Fours>(num_rows), [](int64_t, int64_t) {},
+            [&](int64_t row, int64_t size, Columns columns, float* to, Place place) {
                 int32_t* exact = reinterpret_cast<int32_t*>(to);
-                factors.multiply(row, size, vector, vectors, exact, place);
+                factors.multiply(row, size, columns, exact, place);
                 for (int64_t i = 0; i < size; i++)
-                    for (int64_t c = 0; c < vectors * LANES; c += NATIVE) {
-                        const int64_t at = vector * LANES + c, here = i * STRIDE + c;
+                    for (int64_t c = 0; c < columns.count * LANES; c += NATIVE) {
+                        const int64_t at = columns.first * LANES + c, here = i * columns.stride + c;
                         i32xN sum = load<i32xN>(exact + here);
                         if (!Fours::SIGNED) sum -= load<i32xN>(weight.offsets + at);
                         const f32xN scaled =
@@ -78,12 +79,13 @@ struct Eights {
 #endif
 };
 
-// R rows times V vectors of columns that lie together: sums in float32, (R, STRIDE).
+// R rows times V vectors of columns, from where they begin in a panel on: sums in float32,
+// (R, stride).
 template <int R, int V>
 inline void int4_tile(const Quantized& x, int64_t row, int64_t num_inputs, const uint32_t* words,
-                      const float* scales, float* sums) {
+                      const float* scales, float* sums, int64_t stride) {
     const int64_t groups = num_inputs / GROUP_INPUTS;
-    constexpr int N = V * PIECES;
+    constexpr int N = V * PIECES, OF_PANEL = PANEL / NATIVE;
     f32xN totals[R][N] = {};
     for (int64_t g = 0; g < groups; g++) {
         i32xN exact[R][N] = {};
@@ -92,7 +94,8 @@ inline void int4_tile(const Quantized& x, int64_t row, int64_t num_inputs, const
             for (int64_t k = done; k < done + Eights::MOST; k++, words += PANEL) {
                 const uint8_t* codes = x.codes + row * num_inputs + (g * GROUP_WORDS + k) * 8;
                 for (int j = 0; j < N; j++) {
-                    const u32xN both = load<u32xN>(words + j * NATIVE);
+                    const int64_t panel = j / OF_PANEL * (num_inputs / 8 * PANEL);
+                    const u32xN both = load<u32xN>(words + panel + j % OF_PANEL * NATIVE);
                     const u32xN low = both & 0x0f0f0f0fu, high = both >> 4 & 0x0f0f0f0fu;
                     for (int i = 0; i < R; i++) {
                         const int32_t first = load<int32_t>(codes + i * num_inputs);
@@ -106,7 +109,8 @@ inline void int4_tile(const Quantized& x, int64_t row, int64_t num_inputs, const
                 for (int j = 0; j < N; j++) exact[i][j] += Eights::whole(part[i][j]);
         }
         for (int j = 0; j < N; j++) {
-            const f32xN scale = load<f32xN>(scales + g * PANEL + j * NATIVE);
+            const int64_t panel = j / OF_PANEL * groups * PANEL;
+            const f32xN scale = load<f32xN>(scales + panel + g * PANEL + j % OF_PANEL * NATIVE);
             for (int i = 0; i < R; i++) {
                 const i32xN sum = exact[i][j] - 8 * x.group_sums[(row + i) * groups + g];
                 totals[i][j] += __builtin_convertvector(sum, f32xN) * scale;
@@ -115,29 +119,35 @@ inline void int4_tile(const Quantized& x, int64_t row, int64_t num_inputs, const
     }
     for (int i = 0; i < R; i++)
         for (int j = 0; j < N; j++)
-            store(sums + i * STRIDE + j * NATIVE, totals[i][j] * x.steps[row + i]);
+            store(sums + i * stride + j * NATIVE, totals[i][j] * x.steps[row + i]);
 }
 
 inline void int4_linear(const Quantized& x, int64_t num_rows, const Int4Weight& weight,
                         const Target& target) {
     const int64_t inputs = weight.num_inputs;
-    product(num_rows, target, [](int64_t, int64_t) {},
-            [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to, Place) {
-                for (int64_t v = 0; v < vectors;) {
-                    const int64_t panel = (vector + v) / PANEL_VECTORS;
-                    const int64_t column = (vector + v) % PANEL_VECTORS * LANES;
+    product(num_rows, target, STEP, [](int64_t, int64_t) {},
+            [&](int64_t row, int64_t size, Columns columns, float* to, Place) {
+                for (int64_t v = 0; v < columns.count;) {
+                    const int64_t panel = (columns.first + v) / PANEL_VECTORS;
+                    const int64_t column = (columns.first + v) % PANEL_VECTORS * LANES;
                     const uint32_t* words = weight.panels + panel * inputs / 8 * PANEL + column;
                     const float* scales =
                         weight.scales + panel * inputs / GROUP_INPUTS * PANEL + column;
                     const auto strip = [&](auto wide) {
                         constexpr int V = decltype(wide)::value;
                         in_tiles<INT4_ROWS>(size, [&](auto r, int64_t first) {
-                            int4_tile<decltype(r)::value, V>(x, row + first, inputs, words, scales,
-                                                             to + first * STRIDE + v * LANES);
+                            int4_tile<decltype(r)::value, V>(
+                                x, row + first, inputs, words, scales,
+                                to + first * columns.stride + v * LANES, columns.stride);
                         });
                         v += V;
                     };
-                    if (vectors - v >= INT4_VECTORS)
+                    const int64_t left = columns.count - v;
+                    if (size == 1 && left >= INT4_STREAMED)
+                        strip(std::integral_constant<int, INT4_STREAMED>{});
+                    else if (size <= FEW && left >= PANEL_VECTORS)
+                        strip(std::integral_constant<int, PANEL_VECTORS>{});
+                    else if (left >= INT4_VECTORS)
                         strip(std::integral_constant<int, INT4_VECTORS>{});
                     else
                         strip(std::integral_constant<int, 1>{});

@@ -16,8 +16,7 @@ namespace {
 
 constexpr int64_t PANEL = 32;
 constexpr int64_t PANEL_VECTORS = PANEL / LANES;
-constexpr int64_t STEP = 4;            // vectors of columns whose sums are kept at a time
-constexpr int64_t STRIDE = STEP * LANES;
+constexpr int64_t STEP = 4;            // vectors of columns that are taken at a time
 #if defined(__AVX512F__)
 constexpr int64_t ROW_BLOCK = 96;
 constexpr int64_t DEPTH_BLOCK = 1024;  // words of a panel that stay in a core's second cache
@@ -27,6 +26,7 @@ constexpr int64_t ROW_BLOCK = 48;
 constexpr int64_t DEPTH_BLOCK = 256;   // in its first one
 constexpr int64_t NEAR_ROWS = 4;
 #endif
+constexpr int64_t MOST_SUMS = ROW_BLOCK * STEP * LANES;
 constexpr int64_t GROUP = 4;           // steps that meet a block of rows in the second cache
 constexpr int64_t MANY_ROWS = 48;      // from here on products are bound by arithmetic
 constexpr int64_t LINE_OF_WORDS = PANEL * sizeof(uint32_t);  // bytes of a panel for a word of a row
@@ -44,6 +44,13 @@ struct Target {
     Gate gate;
 };
 
+// Vectors of columns, and how far their sums of a row are from those of the next.
+struct Columns {
+    int64_t first, count, stride;
+
+    Columns from(int64_t done, int64_t size) const { return {first + done, size, stride}; }
+};
+
 // Packed weights, with the rows that they are multiplied with.
 template <class Words>
 struct Factors {
@@ -52,53 +59,59 @@ struct Factors {
     const uint32_t* panels;
     int64_t depth;  // words of a row
 
-    // Rows times up to STEP vectors of columns: sums (num_rows, STRIDE). What lies before a place
-    // that is not the first was read just now, and what lies behind one that is not the last is
-    // read next.
-    void multiply(int64_t row, int64_t num_rows, int64_t vector, int64_t vectors,
-                  typename Words::Sum* sums, Place place) const {
+    // Sums of rows times columns. What lies before a place that is not the first was read just now,
+    // and what lies behind one that is not the last is read next.
+    void multiply(int64_t row, int64_t num_rows, Columns columns, typename Words::Sum* sums,
+                  Place place) const {
         if constexpr (Words::HAS_MATRICES) {
             if (Matrices<Words>::product && num_rows >= Matrices<Words>::least_rows &&
-                vectors % PANEL_VECTORS == 0) {
-                by_matrices(row, num_rows, vector, vectors, sums);
+                columns.count % PANEL_VECTORS == 0) {
+                by_matrices(row, num_rows, columns, sums);
                 return;
             }
         }
         if constexpr (Words::FEW_ROWS > 0) {
-            if (num_rows <= Words::FEW_ROWS && vectors % FEW_VECTORS == 0) {
-                strips<FEW, FEW_VECTORS>(row, num_rows, vector, vectors, sums, place);
+            if (num_rows <= Words::FEW_ROWS && columns.count % FEW_VECTORS == 0) {
+                if (num_rows == 1)
+                    strips<1, Words::STREAMED>(row, num_rows, columns, sums, place);
+                else if (num_rows <= FEW)
+                    strips<FEW, Words::STREAMED_FEW>(row, num_rows, columns, sums, place);
+                else
+                    strips<FEW, FEW_VECTORS>(row, num_rows, columns, sums, place);
                 return;
             }
         }
-        if (num_rows >= MANY_ROWS && vectors % Words::WIDE_VECTORS == 0)
-            strips<Words::WIDE_ROWS, Words::WIDE_VECTORS>(row, num_rows, vector, vectors, sums,
-                                                          place);
+        if (num_rows >= MANY_ROWS && columns.count % Words::WIDE_VECTORS == 0)
+            strips<Words::WIDE_ROWS, Words::WIDE_VECTORS>(row, num_rows, columns, sums, place);
         else
-            strips<Words::ROWS, Words::VECTORS>(row, num_rows, vector, vectors, sums, place);
+            strips<Words::ROWS, Words::VECTORS>(row, num_rows, columns, sums, place);
     }
 
+    // Vectors of columns V at a time, and what is left in narrower strips.
     template <int ROWS, int V>
-    void strips(int64_t row, int64_t num_rows, int64_t vector, int64_t vectors,
-                typename Words::Sum* sums, Place place) const {
+    void strips(int64_t row, int64_t num_rows, Columns columns, typename Words::Sum* sums,
+                Place place) const {
         int64_t v = 0;
-        for (; v + V <= vectors; v += V) {
-            const bool is_last = place.is_last && v + 2 * V > vectors;
-            strip<ROWS, V>(row, num_rows, vector + v, sums + v * LANES,
-                           {place.is_first && v == 0, is_last});
+        for (; v + V <= columns.count; v += V)
+            strip<ROWS, V>(row, num_rows, columns.from(v, V), sums + v * LANES,
+                           {place.is_first && v == 0, place.is_last && v + V == columns.count});
+        if constexpr (V > 1) {
+            if (v < columns.count)
+                strips<ROWS, V / 2>(row, num_rows, columns.from(v, columns.count - v),
+                                    sums + v * LANES, {place.is_first && v == 0, place.is_last});
         }
-        for (; v < vectors; v++)
-            strip<ROWS, 1>(row, num_rows, vector + v, sums + v * LANES, place);
     }
 
-    void by_matrices(int64_t row, int64_t num_rows, int64_t vector, int64_t vectors,
+    void by_matrices(int64_t row, int64_t num_rows, Columns columns,
                      typename Words::Sum* sums) const {
         constexpr int64_t SIZE = Words::PER_WORD;
         const auto* a = (const typename Words::A*)(rows + row * row_bytes);
         const int64_t a_stride = row_bytes / sizeof(typename Words::A);
-        for (int64_t v = 0; v < vectors; v += PANEL_VECTORS) {
-            const uint32_t* panel = panels + (vector + v) / PANEL_VECTORS * depth * PANEL;
-            Matrices<Words>::product(num_rows, PANEL, depth * SIZE, a_stride, PANEL, STRIDE, false,
-                                     a, (const typename Words::B*)panel, sums + v * LANES, true);
+        for (int64_t v = 0; v < columns.count; v += PANEL_VECTORS) {
+            const uint32_t* panel = panels + (columns.first + v) / PANEL_VECTORS * depth * PANEL;
+            Matrices<Words>::product(num_rows, PANEL, depth * SIZE, a_stride, PANEL, columns.stride,
+                                     false, a, (const typename Words::B*)panel, sums + v * LANES,
+                                     true);
         }
         Matrices<Words>::release(true);
     }
@@ -107,21 +120,25 @@ struct Factors {
     template <int R, int V>
     [[gnu::noinline]] static void block(const char* a, int64_t a_bytes, int64_t depth,
                                         const uint32_t* b, int64_t panel_words,
-                                        typename Words::Sum* sums, bool add, Ahead ahead) {
+                                        typename Words::Sum* sums, int64_t stride, bool add,
+                                        Ahead ahead) {
         const auto part = [&](int64_t, int j) { return b + j / PANEL_VECTORS * panel_words; };
         tile<Words, R, V, std::min<int>(V, PANEL_VECTORS)>(a, a_bytes, 1, depth, part, PANEL, sums,
-                                                           STRIDE, add, ahead);
+                                                           stride, add, ahead);
     }
 
     // V vectors of columns: part of a panel, a panel, or several.
     template <int ROWS, int V>
-    void strip(int64_t row, int64_t num_rows, int64_t vector, typename Words::Sum* sums,
+    void strip(int64_t row, int64_t num_rows, Columns columns, typename Words::Sum* sums,
                Place place) const {
         constexpr int64_t WHOLE = V / PANEL_VECTORS;  // panels
         constexpr int64_t WORD = Words::PER_WORD * sizeof(typename Words::A);
+        const int64_t vector = columns.first;
         const uint32_t* words = panels + vector / PANEL_VECTORS * depth * PANEL +
                                 vector % PANEL_VECTORS * LANES;
-        const int64_t most = ceil_div(depth, ceil_div(depth, DEPTH_BLOCK));
+        // Where several panels are read at once and only once, they need no place in a cache.
+        const int64_t parts = WHOLE > 1 && num_rows <= ROWS ? 1 : ceil_div(depth, DEPTH_BLOCK);
+        const int64_t most = ceil_div(depth, parts);
         for (int64_t done = 0; done < depth; done += most) {
             const int64_t size = std::min(most, depth - done);
             const bool ends = done + size == depth;
@@ -152,8 +169,8 @@ struct Factors {
                     const uint32_t* panel = behind + from / part * depth * PANEL;
                     ahead = {(const char*)panel + from % part, ceil_div(line * R, sharing)};
                 }
-                block<R, V>(a, row_bytes, size, b, depth * PANEL, sums + first * STRIDE, done > 0,
-                            ahead);
+                block<R, V>(a, row_bytes, size, b, depth * PANEL, sums + first * columns.stride,
+                            columns.stride, done > 0, ahead);
             });
         }
     }
@@ -176,14 +193,14 @@ inline void decided(bool flag, Call call) {
         call(std::false_type{});
 }
 
-// Rounds sums (num_rows, STRIDE) of some vectors of columns into the result.
-inline void put(const Target& target, int64_t row, int64_t num_rows, int64_t vector,
-                int64_t vectors, const float* sums, const float* others) {
+// Rounds sums of some columns into the result.
+inline void put(const Target& target, int64_t row, int64_t num_rows, Columns columns,
+                const float* sums, const float* others) {
     const int64_t width = target.gate ? target.num_columns / 2 : target.num_columns;
     const int64_t stride = target.stride;
     const auto put_column = [&](int64_t v, auto gated, auto wide, auto biased) {
         using T = std::conditional_t<decltype(wide)::value, float, bf16>;
-        const int64_t at = (vector + v) * LANES, room = width - at;
+        const int64_t at = (columns.first + v) * LANES, room = width - at;
         const bool is_silu = target.gate == SILU;
         f32xN bias[PIECES], up_bias[PIECES];
         for (int p = 0; p < PIECES; p++) {
@@ -193,7 +210,8 @@ inline void put(const Target& target, int64_t row, int64_t num_rows, int64_t vec
         T* to = (T*)target.out + row * stride + at;
         const float* from = sums + v * LANES;
         const float* up_from = others + v * LANES;
-        for (int64_t i = 0; i < num_rows; i++, to += stride, from += STRIDE, up_from += STRIDE) {
+        for (int64_t i = 0; i < num_rows;
+             i++, to += stride, from += columns.stride, up_from += columns.stride) {
             for (int p = 0; p < PIECES; p++) {
                 f32xN x = load<f32xN>(from + p * NATIVE);
                 if (biased) x += bias[p];
@@ -212,17 +230,19 @@ inline void put(const Target& target, int64_t row, int64_t num_rows, int64_t vec
     decided(target.gate != NO_GATE, [&](auto gated) {
         decided(target.wide, [&](auto wide) {
             decided(target.bias != nullptr, [&](auto biased) {
-                for (int64_t v = 0; v < vectors; v++) put_column(v, gated, wide, biased);
+                for (int64_t v = 0; v < columns.count; v++) put_column(v, gated, wide, biased);
             });
         });
     });
 }
 
-// Calls sums(row, num_rows, vector, vectors, to, place) for whatever part of the product is needed,
-// and puts it into the target. With a gate, half the columns are a whole number of vectors. A
-// thread calls prepare(row, num_rows) before the sums of those rows.
+// Calls sums(row, num_rows, columns, to, place) for whatever part of the product is needed, and puts
+// it into the target. With a gate, half the columns are a whole number of vectors. A thread calls
+// prepare(row, num_rows) before the sums of those rows.
+//
+// `most`: how many vectors of columns are taken at a time, if there are many.
 template <class Prepare, class Sums>
-void product(int64_t num_rows, const Target& target, Prepare prepare, Sums sums) {
+void product(int64_t num_rows, const Target& target, int64_t most, Prepare prepare, Sums sums) {
     if (num_rows == 0) return;
     const int64_t width = target.gate ? target.num_columns / 2 : target.num_columns;
     const int64_t num_vectors = ceil_div(width, LANES);
@@ -233,8 +253,9 @@ void product(int64_t num_rows, const Target& target, Prepare prepare, Sums sums)
     // Few columns and many threads: a thread takes less than a step. So it does where the half that
     // is multiplied with the gate begins within a panel: vectors of a strip lie in one.
     const bool is_aligned = !target.gate || num_vectors % PANEL_VECTORS == 0;
-    const bool is_long = num_vectors * row_parts >= 2 * threads * STEP;
-    const int64_t step = is_aligned && is_long ? STEP : 1;
+    const int64_t each = num_vectors * row_parts / threads;
+    const int64_t step = !is_aligned || each < 2 * STEP ? 1 : each < 2 * most ? STEP : most;
+    const int64_t stride = step * LANES;
     const int64_t steps = ceil_div(num_vectors, step);
     const int64_t together = std::clamp<int64_t>(steps * row_parts / (32 * threads), 1, GROUP);
     const int64_t group = num_rows > ROW_BLOCK ? together * step : step;
@@ -244,25 +265,32 @@ void product(int64_t num_rows, const Target& target, Prepare prepare, Sums sums)
         const int64_t end = std::min(num_vectors, begin + group);
         const int64_t first_row = task / num_groups * part_rows;
         const int64_t end_row = std::min(num_rows, first_row + part_rows);
-        alignas(64) float own[ROW_BLOCK * STRIDE];
-        alignas(64) float others[ROW_BLOCK * STRIDE];
+        alignas(64) float own[MOST_SUMS];
+        alignas(64) float others[MOST_SUMS];
         for (int64_t row = first_row; row < end_row; row += ROW_BLOCK) {
             const int64_t size = std::min(ROW_BLOCK, end_row - row);
             prepare(row, size);
             for (int64_t vector = begin; vector < end; vector += step) {
-                const int64_t vectors = std::min(step, end - vector);
+                const Columns columns{vector, std::min(step, end - vector), stride};
                 // What lies behind a group is brought by the last rows, the rest by the first.
-                const bool is_last_step = vector + vectors == end;
+                const bool is_last_step = vector + columns.count == end;
                 const bool brings = is_last_step ? row + size == end_row && end < num_vectors &&
                                                        !among.is_last
                                                  : row == first_row;
                 const Place place{among.is_first && vector == begin && row == first_row, !brings};
-                sums(row, size, vector, vectors, own, place);
-                if (target.gate) sums(row, size, num_vectors + vector, vectors, others, place);
-                put(target, row, size, vector, vectors, own, others);
+                sums(row, size, columns, own, place);
+                if (target.gate)
+                    sums(row, size, columns.from(num_vectors, columns.count), others, place);
+                put(target, row, size, columns, own, others);
             }
         }
     });
+}
+
+// How many vectors of columns are taken at a time.
+template <class Words>
+inline int64_t step_of(int64_t num_rows) {
+    return Words::FEW_ROWS > 0 && num_rows <= FEW ? 2 * STEP : STEP;
 }
 
 // Memory of a thread's own that is kept from call to call.
@@ -279,23 +307,24 @@ inline void bf16_linear(const bf16* x, int64_t x_stride, int64_t num_rows, int64
     Factors<Pairs> factors{(const char*)x, x_stride * 2, panels, num_inputs / 2};
     if constexpr (std::is_same_v<A, bf16>) {
         product(
-            num_rows, target, [](int64_t, int64_t) {},
-            [&](int64_t row, int64_t size, int64_t vector, int64_t vectors, float* to,
-                Place place) { factors.multiply(row, size, vector, vectors, to, place); });
+            num_rows, target, step_of<Pairs>(num_rows), [](int64_t, int64_t) {},
+            [&](int64_t row, int64_t size, Columns columns, float* to, Place place) {
+                factors.multiply(row, size, columns, to, place);
+            });
         return;
     }
     factors.row_bytes = num_inputs * sizeof(A);
     product(
-        num_rows, target,
+        num_rows, target, step_of<Pairs>(num_rows),
         [&](int64_t row, int64_t size) {
             A* rows = scratch<A>(size * num_inputs);
             for (int64_t i = 0; i < size; i++)
                 Pairs::take(x + (row + i) * x_stride, num_inputs, rows + i * num_inputs);
         },
-        [&](int64_t, int64_t size, int64_t vector, int64_t vectors, float* to, Place place) {
+        [&](int64_t, int64_t size, Columns columns, float* to, Place place) {
             Factors<Pairs> own = factors;
             own.rows = (const char*)scratch<A>(0);
-            own.multiply(0, size, vector, vectors, to, place);
+            own.multiply(0, size, columns, to, place);
         });
 }
 

@@ -26,6 +26,8 @@ struct Matrices {
 // sums of R rows and N vectors of columns. `row(i)` is the address of the word of a row, `column(j)`
 // of the words of a vector of columns. Up to FEW_ROWS rows are multiplied in tiles of FEW x
 // FEW_VECTORS (of LANES), MANY_ROWS and more in WIDE_ROWS x WIDE_VECTORS, others in ROWS x VECTORS.
+// One row, and up to FEW rows, wait for memory alone: they take STREAMED and STREAMED_FEW vectors, so
+// that several panels are read side by side. A processor reads several streams faster than one.
 constexpr int FEW = 2, FEW_VECTORS = 2;
 
 // What a word adds, for words that are multiplied as they are: by `dot` of their kind.
@@ -78,7 +80,7 @@ struct Pairs {
 #else
     static constexpr int ROWS = 4;
 #endif
-    static constexpr int FEW_ROWS = 4;
+    static constexpr int FEW_ROWS = 4, STREAMED = 8, STREAMED_FEW = 4;
     static constexpr int VECTORS = 1, WIDE_ROWS = ROWS, WIDE_VECTORS = VECTORS;
     static constexpr bool HAS_MATRICES = false;
 
@@ -139,7 +141,7 @@ struct Fours {
     static constexpr bool HAS_MATRICES = true;
 #else
     static constexpr int ROWS = 4, VECTORS = 1, WIDE_ROWS = ROWS, WIDE_VECTORS = VECTORS;
-    static constexpr int FEW_ROWS = 12;
+    static constexpr int FEW_ROWS = 12, STREAMED = 8, STREAMED_FEW = 8;
     static constexpr bool HAS_MATRICES = false;
 #endif
     // Bytes of A have signs; otherwise each lies 128 higher.
