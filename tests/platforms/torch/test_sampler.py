@@ -341,8 +341,8 @@ def test_a_platforms_own_choice_is_used_for_rows_of_every_kind():
 
     def own(rows, which, sampling):
         calls.append(which.tolist())
-        tokens, peaks = choose(rows, which, sampling)
-        return (tokens + 1) % rows.vocab_size, peaks
+        tokens, finite = choose(rows, which, sampling)
+        return (tokens + 1) % rows.vocab_size, finite
 
     params = [p for p in all_params() if not p.shapes_logits]
     params.append(SamplingParams(logit_bias={3: 5.0}, temperature=0.0))

@@ -24,7 +24,8 @@ def choose_rows(
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     num_rows, vocab_size = logits.shape
-    tokens, peaks = torch.empty(num_rows, dtype=torch.int64), torch.empty(num_rows)
+    tokens = torch.empty(num_rows, dtype=torch.int64)
+    finite = torch.empty(num_rows, dtype=torch.bool)
     controls = None
     if not sampling.all_greedy:
         controls = np.ascontiguousarray(Controls.pack(sampling)[:, which])
@@ -36,6 +37,6 @@ def choose_rows(
         vocab_size,
         None if controls is None else controls.ctypes.data,
         tokens.data_ptr(),
-        peaks.data_ptr(),
+        finite.data_ptr(),
     )
-    return tokens, peaks
+    return tokens, finite

@@ -170,19 +170,15 @@ class Sampler:
         self, logits_GV: Tensor, sampling: SamplingBatch, rows: Which, which: Which
     ) -> _Chosen:
         """Tokens for places ``which`` (n,) of the G, at most one of each row with rules."""
-        shaped, failures = rows[:0], _NONE_FAILED
+        shaped = rows[:0]
         if sampling.shapes_logits:
             shaped = self._shaper.shaped(rows, sampling.num_generated[which])
         raw = Rows(logits_GV).subset(which)
         if len(shaped):
-            tokens, peak, failures = self._choose_shaped(raw, which, sampling, rows, shaped)
-        else:
-            tokens, peak = self._choose_rows(raw, which, sampling)
-        finite = torch.isfinite(peak)
-        tokens = torch.where(finite, tokens, 0)
-        if len(shaped):
-            self._shaper.update(rows, tokens)
-        return _Chosen(tokens, finite, failures)
+            chosen = self._choose_shaped(raw, which, sampling, rows, shaped)
+            self._shaper.update(rows, chosen.tokens)
+            return chosen
+        return _Chosen(*self._choose_rows(raw, which, sampling), _NONE_FAILED)
 
     def _heated(self, logits_GV: Tensor, batch: Batch) -> Tensor:
         """The logits by whose log-probabilities the rows go; a copy if some are divided."""
@@ -197,28 +193,29 @@ class Sampler:
 
     def _choose_shaped(
         self, raw: Rows, which: Which, sampling: SamplingBatch, rows: Which, shaped: Which
-    ) -> tuple[Tensor, Tensor, Mapping[int, str]]:
-        """Tokens (n,) and peaks (n,): the places ``shaped`` by their rules, the others as they are.
+    ) -> _Chosen:
+        """The places ``shaped`` by their rules, the others as they are.
 
-        The peak is also NaN where the logits are not finite before the rules. Third: why rows
-        failed in their rules, by place.
+        Logits that are not finite before the rules are not afterwards.
         """
         tokens = torch.empty(len(rows), dtype=torch.int64, device=raw.device)
-        peak = torch.empty(len(rows), device=raw.device)
+        finite = torch.empty(len(rows), dtype=torch.bool, device=raw.device)
         plain = np.setdiff1d(np.arange(len(rows)), shaped)
         if len(plain):
             at = on_device(plain, raw.device)
             part = raw.subset(plain)
-            tokens[at], peak[at] = self._choose_rows(part, which[plain], sampling)
+            tokens[at], finite[at] = self._choose_rows(part, which[plain], sampling)
         x = self._room(len(shaped))
         for part_of, chunk in raw.subset(shaped).chunks():
             x[part_of] = chunk
         fine = torch.isfinite(x.amax(-1))
         failed = self._shaper.shape(x, rows[shaped], sampling.num_generated[which[shaped]])
         at = on_device(shaped.astype(np.int64), raw.device)
-        tokens[at], most = self._choose_rows(Rows(x), which[shaped], sampling)
-        peak[at] = torch.where(fine, most, torch.nan)
-        return tokens, peak, {int(shaped[place]): reason for place, reason in failed.items()}
+        found, left = self._choose_rows(Rows(x), which[shaped], sampling)
+        tokens[at], finite[at] = torch.where(fine, found, 0), fine & left
+        return _Chosen(
+            tokens, finite, {int(shaped[place]): reason for place, reason in failed.items()}
+        )
 
     def _room(self, num_rows: int) -> Tensor:
         """(n, V) float32, the same memory in every step."""

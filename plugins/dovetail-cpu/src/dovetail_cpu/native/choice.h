@@ -7,7 +7,7 @@
 
 #include <algorithm>
 #include <functional>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "parallel.h"
@@ -315,9 +315,9 @@ struct Draw {
 };
 
 // `controls`: temperature, logarithm of min_p, top_k, top_p and noise, (5, rows); null: all rows are
-// greedy. `peaks`: the largest logits; where one is not finite, the token means nothing.
+// greedy. `finite`: whether the largest logits are; where one is not, the token is 0.
 inline void choose(const Logits& x, int64_t num_rows, const float* controls, int64_t* ids,
-                   float* peaks) {
+                   bool* finite) {
     const int64_t spans = x.spans(), parts = ceil_div(spans, SPANS);
     const auto part_of = [&](int64_t task, auto work) {
         const int64_t begin = task % parts * SPANS;
@@ -334,10 +334,12 @@ inline void choose(const Logits& x, int64_t num_rows, const float* controls, int
     for (int64_t row = 0; row < num_rows; row++) {
         const auto control = [&](int field) { return controls[field * num_rows + row]; };
         const float* own = maxima.data() + row * spans;
-        std::tie(peaks[row], ids[row]) = peak_of(x, row, own);
-        if (controls && control(0) >= COLD && std::isfinite(peaks[row]))
-            draws.push_back({x, row, {peaks[row], control(0), units}, control(1),
-                             int64_t(control(2)), control(3), control(4), own, nullptr});
+        const auto [peak, likeliest] = peak_of(x, row, own);
+        finite[row] = std::isfinite(peak);
+        ids[row] = finite[row] ? likeliest : 0;
+        if (controls && control(0) >= COLD && finite[row])
+            draws.push_back({x, row, {peak, control(0), units}, control(1), int64_t(control(2)),
+                             control(3), control(4), own, nullptr});
     }
     if (draws.empty()) return;
     std::vector<double> sums(draws.size() * spans);

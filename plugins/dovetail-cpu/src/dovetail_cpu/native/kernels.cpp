@@ -85,8 +85,8 @@ void EXPORT(embedding)(const int64_t* ids, int64_t num_rows, const char* table,
 }
 
 void EXPORT(choose)(const void* x, int64_t wide, int64_t stride, int64_t num_rows, int64_t size,
-                    const float* controls, int64_t* ids, float* peaks) {
-    choose({x, wide != 0, stride, size}, num_rows, controls, ids, peaks);
+                    const float* controls, int64_t* ids, bool* finite) {
+    choose({x, wide != 0, stride, size}, num_rows, controls, ids, finite);
 }
 
 static void repeat(const Call& c) {

@@ -33,14 +33,20 @@ class Choose(Protocol):
             sampling: Of the batch.
 
         Returns:
-            Tokens (n,) int64 and the largest logits (n,) float32, NaN where a row holds NaN. The
-            token means nothing where the largest logit is not finite.
+            As ``ChooseFixed``.
         """
         ...
 
 
 def choose(rows: Rows, which: Which, sampling: SamplingBatch) -> tuple[Tensor, Tensor]:
     """A ``Choose``, each row in the way that costs least."""
+    tokens, peak = _choose(rows, which, sampling)
+    finite = torch.isfinite(peak)
+    return torch.where(finite, tokens, 0), finite
+
+
+def _choose(rows: Rows, which: Which, sampling: SamplingBatch) -> tuple[Tensor, Tensor]:
+    """Tokens (n,) and the largest logits (n,), NaN where a row holds NaN."""
     if sampling.all_greedy:
         return greedy(rows.tensor())
     cold = sampling.temperature[which] < GREEDY_BELOW
