@@ -240,13 +240,16 @@ def _tasks(batch: Batch, group: int, num_kv: int, threads: int) -> tuple[IntArra
     """Tasks (n, 6) as in native/attention.h, long rows first, merges (m, 2), and parts."""
     counts, ends = batch.query_lens, batch.sequence_lens
     at_once = max(1, _ROWS // group)
-    pieces = -(-counts // at_once)
-    rows = np.repeat(np.arange(batch.num_rows), pieces)
-    number = np.arange(len(rows)) - (np.cumsum(pieces) - pieces)[rows]
-    first = number * at_once
-    size = np.minimum(at_once, counts[rows] - first)
+    rows, first, size = np.arange(batch.num_rows), np.int64(0), counts
+    if counts.max(initial=1) > at_once:
+        pieces = -(-counts // at_once)
+        rows = np.repeat(rows, pieces)
+        first = (np.arange(len(rows)) - (np.cumsum(pieces) - pieces)[rows]) * at_once
+        size = np.minimum(at_once, counts[rows] - first)
     end = batch.context_lens[rows] + first + size
-    tasks = np.stack([rows, first, size, np.zeros_like(rows), end, np.full_like(rows, -1)], axis=1)
+    tasks = np.empty((len(rows), 6), np.int32)
+    for column, values in enumerate((rows, first, size, 0, end, -1)):
+        tasks[:, column] = values
     if 0 < len(tasks) * num_kv < 2 * threads and int(ends.max()) >= 2 * _LEAST_KEYS:
         return _cut(tasks, -(-2 * threads // (len(tasks) * num_kv)))
     if len(tasks) > 1:

@@ -53,7 +53,7 @@ class IntegerPanels(PanelLayer):
         if x.dtype not in (torch.bfloat16, torch.float32):
             return self._product(x.float(), width, gate).to(x.dtype)
         wide = x.dtype is torch.float32
-        rows = x.reshape(-1, self.num_inputs).contiguous()
+        rows = (x if x.dim() == 2 else x.reshape(-1, self.num_inputs)).contiguous()
         num_rows = len(rows)
         codes = torch.empty(num_rows, -(-self.num_inputs // _WORD) * _WORD, dtype=torch.uint8)
         steps = torch.empty(num_rows)
@@ -78,7 +78,7 @@ class IntegerPanels(PanelLayer):
         for held in (at, target):
             self._kernels.tape.keep(held)
         self.multiply(ctypes.addressof(at), num_rows, ctypes.addressof(target))
-        return out.view(*x.shape[:-1], width)
+        return out if x.dim() == 2 else out.view(*x.shape[:-1], width)
 
 
 class Int8Panels(IntegerPanels):

@@ -47,15 +47,12 @@ class SampleResult:
     """(S,) int64: how many of them are accepted."""
     finite: Tensor
     """(S,) bool: False where the logits hold NaN or +inf, or no token was left to choose."""
+    token_ids: Tensor
+    """(S,) int64: the last token of each row, which is the only one without drafts."""
     logprobs: LogprobTensors | None = None
     """Of all G places."""
     failures: Mapping[int, str] = field(default_factory=dict)
     """Why rows failed that are finite, by index into S."""
-
-    @property
-    def token_ids(self) -> Tensor:
-        """(S,) int64: the last token of each row, which is the only one without drafts."""
-        return self.chosen.gather(1, (self.num_tokens - 1)[:, None])[:, 0]
 
 
 class _Chosen(NamedTuple):
@@ -118,7 +115,7 @@ class Sampler:
             logits_GV = masked(logits_GV, sampling.masks, keep=keep)
         if batch.num_drafts is None:
             chosen = self._choose(logits_GV, sampling, rows, np.arange(len(rows)))
-            failures = chosen.failures
+            failures, last = chosen.failures, chosen.tokens
             ones = torch.ones_like(chosen.tokens)
             accepted = Accepted(chosen.tokens[:, None], ones, chosen.finite)
         else:
@@ -126,11 +123,13 @@ class Sampler:
             chosen = self._choose_drafted(logits_GV, batch, rows, places)
             failures = places.rows_of(chosen.failures)
             accepted = places.accept(chosen.tokens, chosen.finite)
+            last = accepted.token_ids.gather(1, (accepted.num_tokens - 1)[:, None])[:, 0]
         wanted = sampling.num_logprobs
         return SampleResult(
             chosen=accepted.token_ids,
             num_tokens=accepted.num_tokens,
             finite=accepted.finite,
+            token_ids=last,
             logprobs=None
             if wanted is None
             else logprobs(self._heated(raw, batch), chosen.tokens, wanted),

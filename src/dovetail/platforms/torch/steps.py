@@ -132,8 +132,12 @@ class StepBase:
         """Logits (n, V) of the tokens ``index``, and n, some tokens at a time."""
         model, device = self.loaded.model, self.last_token.device
         for rows, count in self.loaded.shapes.logit_rows(index, step, most):
-            logits = model.logits(hidden_TD[self.on_device(rows)]).to(device)
-            yield logits[:count], count
+            is_all = np.array_equal(rows, np.arange(len(hidden_TD)))
+            wanted = hidden_TD if is_all else hidden_TD[self.on_device(rows)]
+            logits = model.logits(wanted)
+            if logits.device != device:
+                logits = logits.to(device)
+            yield logits if count == len(logits) else logits[:count], count
 
     def on_device(self, array: np.ndarray[Any, Any]) -> Tensor:
         """int64, where the model is."""
