@@ -15,7 +15,7 @@ from dovetail.attention_backends.kv_codec import CODECS
 from dovetail.attention_backends.memory import zeros
 from dovetail.core.batch import Batch
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
-from dovetail.core.types import IndexArray, IntArray
+from dovetail.core.types import IntArray
 from dovetail_cpu.kernels import HeadsStruct, Kernels, LayerStruct, StepStruct
 
 __all__ = ["NativeAttention", "Plan"]
@@ -240,7 +240,8 @@ def _tasks(batch: Batch, group: int, num_kv: int, threads: int) -> tuple[IntArra
     """Tasks (n, 6) as in native/attention.h, long rows first, merges (m, 2), and parts."""
     counts, ends = batch.query_lens, batch.sequence_lens
     at_once = max(1, _ROWS // group)
-    rows, first, size = np.arange(batch.num_rows), np.int64(0), counts
+    rows = np.arange(batch.num_rows)
+    first, size = np.zeros_like(rows), counts
     if counts.max(initial=1) > at_once:
         pieces = -(-counts // at_once)
         rows = np.repeat(rows, pieces)
@@ -248,8 +249,8 @@ def _tasks(batch: Batch, group: int, num_kv: int, threads: int) -> tuple[IntArra
         size = np.minimum(at_once, counts[rows] - first)
     end = batch.context_lens[rows] + first + size
     tasks = np.empty((len(rows), 6), np.int32)
-    for column, values in enumerate((rows, first, size, 0, end, -1)):
-        tasks[:, column] = values
+    tasks[:, 0], tasks[:, 1], tasks[:, 2] = rows, first, size
+    tasks[:, 3], tasks[:, 4], tasks[:, 5] = 0, end, -1
     if 0 < len(tasks) * num_kv < 2 * threads and int(ends.max()) >= 2 * _LEAST_KEYS:
         return _cut(tasks, -(-2 * threads // (len(tasks) * num_kv)))
     if len(tasks) > 1:
@@ -258,7 +259,7 @@ def _tasks(batch: Batch, group: int, num_kv: int, threads: int) -> tuple[IntArra
     return tasks, np.zeros((0, 2), np.int32), 0
 
 
-def _cut(tasks: IndexArray, most: int) -> tuple[IntArray, IntArray, int]:
+def _cut(tasks: IntArray, most: int) -> tuple[IntArray, IntArray, int]:
     """Few tasks of many keys: each as up to ``most`` tasks whose results are merged."""
     cut: list[tuple[int, ...]] = []
     merges: list[tuple[int, int]] = []
