@@ -131,8 +131,9 @@ class StepBase:
     ) -> Iterator[tuple[Tensor, int]]:
         """Logits (n, V) of the tokens ``index``, and n, some tokens at a time."""
         model, device = self.loaded.model, self.last_token.device
+        is_fixed = self.loaded.platform.capabilities.static_shapes  # all steps do the same
         for rows, count in self.loaded.shapes.logit_rows(index, step, most):
-            is_all = np.array_equal(rows, np.arange(len(hidden_TD)))
+            is_all = not is_fixed and np.array_equal(rows, np.arange(len(hidden_TD)))
             wanted = hidden_TD if is_all else hidden_TD[self.on_device(rows)]
             logits = model.logits(wanted)
             if logits.device != device:
