@@ -1,8 +1,9 @@
 // A token for each row of logits: the likeliest, or a draw within min_p, top_k and top_p.
 //
-// What is chosen is what platforms/torch/sampling defines. Likelier is the larger logit, and of
-// equal ones the lower id; weights are whole numbers of units whose sums are exact in float64, so
-// that neither the threads nor the other rows have a say in a row's token.
+// What is chosen is what platforms/torch/sampling defines, but for the last bits of exponentials.
+// Likelier is the larger logit, and of equal ones the lower id; weights are whole numbers of units
+// whose sums are exact in float64, so that neither the threads nor the other rows have a say in a
+// row's token.
 #pragma once
 
 #include <algorithm>
@@ -48,7 +49,7 @@ struct Logits {
     }
 };
 
-// The largest logit of each of some spans; where one is not a number, that is the first of them.
+// The largest logit of each of some spans; if any is not a number, that of the first span is none.
 inline void note_maxima(const Logits& x, int64_t row, int64_t begin, int64_t end, float* maxima) {
     f32xN wrong = all(0.f);
     for (int64_t span = begin; span < end; span++) {
@@ -116,10 +117,10 @@ inline double sum_of_span(const float* weights) {
 // The first place whose running sum is beyond the target, and what lies before it. The target is
 // held below the last sum, so that what is found has a weight.
 template <class T>
-inline std::pair<int64_t, double> first_beyond(const T* weights, int64_t count, double target) {
-    double total = 0, before = 0;
-    for (int64_t i = 0; i < count; i++) total += weights[i];
+inline std::pair<int64_t, double> first_beyond(const T* weights, int64_t count, double total,
+                                               double target) {
     const double held = std::min(target, total - 1);
+    double before = 0;
     for (int64_t i = 0; i < count; i++) {
         if (before + weights[i] > held) return {i, before};
         before += weights[i];
@@ -183,15 +184,19 @@ struct Draw {
     }
 
   private:
+    double total() const {
+        double sum = 0;
+        for (int64_t span = 0; span < x.spans(); span++) sum += sums[span];
+        return sum;
+    }
+
     // By inverting the cumulative distribution, in order of id.
     int64_t drawn(const Candidate* last) const {
-        double total = 0;
-        for (int64_t span = 0; span < x.spans(); span++) total += sums[span];
-        const double target = uniform * total;
-        const auto [span, before] = first_beyond(sums, x.spans(), target);
+        const double whole = total(), target = uniform * whole;
+        const auto [span, before] = first_beyond(sums, x.spans(), whole, target);
         alignas(64) float weights[SPAN];
         weigh_kept(span, last, weights);
-        return span * SPAN + first_beyond(weights, SPAN, target - before).first;
+        return span * SPAN + first_beyond(weights, SPAN, sums[span], target - before).first;
     }
 
     // Weights of a span, those behind the last token that is kept as zeros.
@@ -208,18 +213,15 @@ struct Draw {
 
     // The last token that min_p, top_k and top_p leave, in order of likelihood.
     Candidate boundary() const {
-        double total = std::numeric_limits<double>::infinity();
-        if (is_whole()) {
-            total = 0;
-            for (int64_t span = 0; span < x.spans(); span++) total += sums[span];
-        }
+        // That of other rows is not known, and then not asked for.
+        const double whole = is_whole() ? total() : std::numeric_limits<double>::infinity();
         std::vector<Candidate> found;
         const int64_t least = top_k < x.size ? top_k : 1;
         for (int64_t count = std::max(FIRST_LOOK, least);; count *= FURTHER) {
-            if (is_whole() && count > MOST_LOOK) return boundary_by_levels(top_p * total, found);
+            if (is_whole() && count > MOST_LOOK) return boundary_by_levels(top_p * whole, found);
             const bool are_all = count >= x.spans();
             collect(count, found);
-            const int64_t kept = narrowed(found, are_all, total);
+            const int64_t kept = narrowed(found, are_all, whole);
             if (kept >= 0) return found[kept];
         }
     }
@@ -274,7 +276,7 @@ struct Draw {
 
     // Which of the likeliest tokens is the last that is kept, after which they are put in no
     // particular order; -1: that takes more of them.
-    int64_t narrowed(std::vector<Candidate>& found, bool are_all, double total) const {
+    int64_t narrowed(std::vector<Candidate>& found, bool are_all, double whole) const {
         const auto begin = found.begin();
         auto end = found.end();
         if (floor > NEVER)
@@ -286,7 +288,7 @@ struct Draw {
             std::nth_element(begin, begin + top_k, end);
             end = begin + top_k;
         }
-        const double here = mass(begin, end), goal = top_p * (is_complete ? here : total);
+        const double here = mass(begin, end), goal = top_p * (is_complete ? here : whole);
         return here < goal ? -1 : reaching(begin, end, 0., goal) - begin;
     }
 
