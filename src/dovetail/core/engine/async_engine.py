@@ -225,7 +225,7 @@ class AsyncEngine:
             self._live.set_deadline(live, left, lambda: self._end(live, late(timeout)))
         if self._child is not None and self._status.state == "ready":
             for request in requests:
-                await self._child.send(AddRequest(request=request))
+                self._child.send(AddRequest(request=request))
         return live
 
     def check_open(self, *, num_sequences: int = 1, num_tokens: int = 1) -> None:
@@ -241,7 +241,7 @@ class AsyncEngine:
         """End a request early, here and in the engine."""
         ids = self._live.end(live, error)
         if ids and self._child is not None:
-            await self._child.send(Abort(ids=ids))
+            self._child.send(Abort(ids=ids))
 
     # The engine process.
 
@@ -337,7 +337,7 @@ class AsyncEngine:
         for name, item in result.deltas:
             aborts += self._live.deliver(name, item)
         if aborts:
-            await child.send(Abort(ids=aborts))
+            child.send(Abort(ids=aborts))
 
     async def _resume(self, child: EngineChild, ready: Ready) -> None:
         """The process is ready: give it what was running on the one before it."""
@@ -345,13 +345,16 @@ class AsyncEngine:
         room = CacheRoom(num_blocks=ready.num_blocks, block_size=ready.block_size)
         self.info = self._intake.settle(ready.max_model_len, frozenset(ready.features), room)
         self._gate.max_rows = ready.max_num_seqs
-        for live in self._live:
-            for request_id, request in live.requests.items():
-                if self._outputs.is_open(request_id):
-                    emitted = self._outputs.emitted(request_id)
-                    again = msgspec.structs.replace(request, emitted=emitted)
-                    await child.send(AddRequest(request=again))
-        await self._set_status("ready", "")
+        async with self._changed:
+            # Nobody comes between the two: a request is sent here, or by whoever submits it.
+            for live in self._live:
+                for request_id, request in live.requests.items():
+                    if self._outputs.is_open(request_id):
+                        emitted = self._outputs.emitted(request_id)
+                        again = msgspec.structs.replace(request, emitted=emitted)
+                        child.send(AddRequest(request=again))
+            self._status = EngineStatus(state="ready", reason="")
+            self._changed.notify_all()
 
     async def _set_status(self, state: EngineState, reason: str) -> None:
         async with self._changed:
@@ -381,7 +384,7 @@ class AsyncEngine:
             self._live.end(live, EngineDeadError("the engine was closed"))
         child, self._child = self._child, None
         if child is not None:
-            await child.send(Control(name="shutdown"))
+            child.send(Control(name="shutdown"))
             await child.end(2.0)
 
 

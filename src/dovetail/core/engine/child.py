@@ -66,7 +66,7 @@ class EngineChild:
         child = cls(process, zmq.asyncio.Context(), folder)
         log_level = logging.getLevelName(logging.getLogger().getEffectiveLevel())
         start = Start(config=config, platform=platform, log_level=log_level)
-        await child._outbox.send(msgspec.msgpack.encode(start))
+        child._give(msgspec.msgpack.encode(start))
         return child
 
     @property
@@ -74,9 +74,18 @@ class EngineChild:
         """Process id."""
         return self._process.pid
 
-    async def send(self, message: ToEngine) -> None:
-        """Queue a message; never waits for the process."""
-        await self._outbox.send(self._numbers.wrap(encode(message)))
+    def send(self, message: ToEngine) -> None:
+        """Queue a message; never waits for the process.
+
+        What is sent to one that has ended is lost: whoever takes its place is told again.
+        """
+        self._give(self._numbers.wrap(encode(message)))
+
+    def _give(self, data: bytes) -> None:
+        # The socket keeps what it cannot send yet, in order, and drops it when it is closed. Nobody
+        # may wait for that: a process that has ended, or that never connects, would hold him up.
+        if not self._outbox.closed:
+            self._outbox.send(data)
 
     async def receive(self) -> FromEngine:
         """The next message.

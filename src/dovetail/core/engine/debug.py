@@ -33,7 +33,7 @@ class StateRequests:
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
         try:
-            await child.send(Control(name="dump"))
+            child.send(Control(name="dump"))
             return await asyncio.wait_for(answer, _PATIENCE_S)
         except TimeoutError:
             return None
