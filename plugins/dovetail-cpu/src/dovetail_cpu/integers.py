@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dovetail.core.contracts.ops import INT4_GROUP
 from dovetail_cpu.kernels import Int4Struct, Int8Struct, Kernels, QuantizedStruct, TargetStruct
-from dovetail_cpu.linear import PanelLayer, padded, panels
+from dovetail_cpu.linear import PanelLayer, padded, padded_bias, panels
 from dovetail_cpu.memory import HugePages
 
 __all__ = ["Int4Panels", "Int8Panels", "IntegerPanels"]
@@ -22,24 +24,20 @@ _HIGHER = 128
 
 
 class IntegerPanels(PanelLayer):
-    """``x @ W.T + b`` as ``Ops.int8_linear`` and ``int4_linear`` say.
+    """``x @ W.T + b`` as ``Ops.int8_linear`` and ``int4_linear`` say."""
 
-    Args:
-        kernels: For this processor.
-        num_columns: Outputs.
-        num_inputs: Inputs.
-        bias: (out,) or None.
-    """
+    struct: ClassVar[type[ctypes.Structure]]
+    """How the kernel reads the weight."""
 
-    weight: ctypes.Structure
-    """As the kernel reads it."""
-
-    def __init__(
-        self, kernels: Kernels, num_columns: int, num_inputs: int, bias: Tensor | None
+    def _hold(
+        self,
+        kernels: Kernels,
+        size: tuple[int, int],
+        arrays: Sequence[Tensor],
+        bias: Tensor | None,
     ) -> None:
-        self._kernels = kernels
-        self._bias = None if bias is None else padded(bias.float())
-        self.num_columns, self.num_inputs = num_columns, num_inputs
+        super()._hold(kernels, size, arrays, bias)
+        self.weight = self.struct(*self._addresses, self.num_inputs)
 
     @abstractmethod
     def multiply(self, quantized: int, num_rows: int, target: int) -> None:
@@ -73,7 +71,7 @@ class IntegerPanels(PanelLayer):
             at.group_sums,
         )
         out = x.new_empty(num_rows, width)
-        bias = None if self._bias is None else self._bias.data_ptr()
+        bias = self._bias_address
         target = TargetStruct(out.data_ptr(), wide, width, self.num_columns, bias, gate)
         for held in (at, target):
             self._kernels.tape.keep(held)
@@ -92,6 +90,9 @@ class Int8Panels(IntegerPanels):
         bias: (out,) or None.
     """
 
+    kind = "int8"
+    struct = Int8Struct
+
     def __init__(
         self,
         kernels: Kernels,
@@ -101,15 +102,13 @@ class Int8Panels(IntegerPanels):
         bias: Tensor | None,
     ) -> None:
         num_columns, num_inputs = codes.shape
-        super().__init__(kernels, num_columns, num_inputs, bias)
-        missing = -codes.shape[1] % _WORD
+        missing = -num_inputs % _WORD
         whole = torch.nn.functional.pad(codes, (0, missing)) if missing else codes
         wide = padded(scales.float())
         sums = torch.empty(len(wide), dtype=torch.int32)
         words = panels(kernels, memory, [whole.contiguous().view(torch.int32)], sums)
-        self._held = (words, wide, sums * _HIGHER)
-        addresses = (tensor.data_ptr() for tensor in self._held)
-        self.weight = Int8Struct(*addresses, self.num_inputs)
+        arrays = words, wide, sums * _HIGHER
+        self._hold(kernels, (num_columns, num_inputs), arrays, padded_bias(bias))
 
     def multiply(self, quantized: int, num_rows: int, target: int) -> None:
         """See ``IntegerPanels``."""
@@ -127,6 +126,9 @@ class Int4Panels(IntegerPanels):
         bias: (out,) or None.
     """
 
+    kind = "int4"
+    struct = Int4Struct
+
     def __init__(
         self,
         kernels: Kernels,
@@ -135,13 +137,11 @@ class Int4Panels(IntegerPanels):
         scales: Tensor,
         bias: Tensor | None,
     ) -> None:
-        super().__init__(kernels, len(codes), 2 * codes.shape[1], bias)
-        self._held = (
+        arrays = (
             panels(kernels, memory, [_words_of_eight(codes)]),
             panels(kernels, memory, [scales.float().contiguous().view(torch.int32)]),
         )
-        addresses = (tensor.data_ptr() for tensor in self._held)
-        self.weight = Int4Struct(*addresses, self.num_inputs)
+        self._hold(kernels, (len(codes), 2 * codes.shape[1]), arrays, padded_bias(bias))
 
     def num_groups(self) -> int:
         """See ``IntegerPanels``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ __all__ = [
     "can_gate",
     "can_pack",
     "padded",
+    "padded_bias",
     "panels",
 ]
 
@@ -113,6 +115,11 @@ def padded(row: Tensor, value: float = 0) -> Tensor:
     return functional.pad(row, (0, missing), value=value).contiguous()
 
 
+def padded_bias(bias: Tensor | None) -> Tensor | None:
+    """As the kernels read it: float32, with an entry for each column of the panels."""
+    return None if bias is None else padded(bias.float())
+
+
 def can_gate(num_columns: int) -> bool:
     """Whether the kernels can gate a layer of so many outputs."""
     return num_columns % (2 * _LANES) == 0
@@ -121,6 +128,8 @@ def can_gate(num_columns: int) -> bool:
 class PanelLayer(ABC):
     """A layer over W in panels, whose kernel may gate its result on the way."""
 
+    kind: ClassVar[str]
+    """Of its panels: what ``arrays`` of another kind mean is another thing."""
     num_columns: int
     """Outputs."""
     num_inputs: int
@@ -135,6 +144,44 @@ class PanelLayer(ABC):
             gated: Tensor = references()[activation](self(x))
             return gated
         return self._product(x, self.num_columns // 2, GATES[activation])
+
+    def arrays(self) -> tuple[list[Tensor], Tensor | None]:
+        """What the layer is made of, packed: its arrays, and its bias or None."""
+        return list(self._arrays), self._bias
+
+    @classmethod
+    def restored(
+        cls,
+        kernels: Kernels,
+        size: tuple[int, int],
+        arrays: Sequence[Tensor],
+        bias: Tensor | None,
+    ) -> Self:
+        """The same layer from its ``arrays``, for which nothing is packed or copied.
+
+        Args:
+            kernels: For this processor.
+            size: Outputs and inputs.
+            arrays: Never written to.
+            bias: With an entry for each column of the panels, or None.
+        """
+        layer = cls.__new__(cls)
+        layer._hold(kernels, size, arrays, bias)
+        return layer
+
+    def _hold(
+        self,
+        kernels: Kernels,
+        size: tuple[int, int],
+        arrays: Sequence[Tensor],
+        bias: Tensor | None,
+    ) -> None:
+        self._kernels = kernels
+        self.num_columns, self.num_inputs = size
+        self._arrays = tuple(arrays)
+        self._addresses = [array.data_ptr() for array in arrays]
+        self._bias = bias
+        self._bias_address = None if bias is None else bias.data_ptr()
 
     @abstractmethod
     def _product(self, x: Tensor, width: int, gate: int) -> Tensor:
@@ -152,6 +199,8 @@ class PanelLinear(PanelLayer):
         bias: (out,) or None.
     """
 
+    kind = "bf16"
+
     def __init__(
         self,
         kernels: Kernels,
@@ -160,14 +209,9 @@ class PanelLinear(PanelLayer):
         bias: Tensor | None,
     ) -> None:
         pieces = [weight] if isinstance(weight, Tensor) else weight
-        self.num_columns = sum(map(len, pieces))
-        self.num_inputs = pieces[0].shape[1]
-        self._run = kernels.bf16_linear
         words = [piece.contiguous().view(torch.int32) for piece in pieces]
-        self._panels = panels(kernels, memory, words)
-        self._bias = None if bias is None else padded(bias.float())
-        self._address = self._panels.data_ptr()
-        self._bias_address = None if self._bias is None else self._bias.data_ptr()
+        size = sum(map(len, pieces)), pieces[0].shape[1]
+        self._hold(kernels, size, [panels(kernels, memory, words)], padded_bias(bias))
 
     def _product(self, x: Tensor, width: int, gate: int) -> Tensor:
         if x.dtype is not torch.bfloat16 or x.shape[-1] != self.num_inputs:
@@ -180,12 +224,12 @@ class PanelLinear(PanelLayer):
             rows = rows.contiguous()
         num_rows = len(rows)
         out = x.new_empty(num_rows, width)
-        self._run(
+        self._kernels.bf16_linear(
             rows.data_ptr(),
             rows.stride(0),
             num_rows,
             self.num_inputs,
-            self._address,
+            self._addresses[0],
             self.num_columns,
             self._bias_address,
             gate,

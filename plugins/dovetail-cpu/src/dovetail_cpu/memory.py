@@ -7,11 +7,12 @@ import ctypes.util
 import math
 import mmap
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-__all__ = ["HugePages", "keep_freed_memory"]
+__all__ = ["HugePages", "in_small_pages", "keep_freed_memory"]
 
 _CHUNK = 256 << 20
 """Bytes that are reserved at a time; they are taken from the system as they are written."""
@@ -21,6 +22,8 @@ _LINE = 64
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _KEPT = 1 << 30
+_SMAPS = Path("/proc/self/smaps")
+_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 class HugePages:
@@ -52,6 +55,32 @@ class HugePages:
         self._chunk = chunk
         address = torch.frombuffer(chunk, dtype=torch.uint8).data_ptr()
         self._used = -address % _PAGE
+
+
+def in_small_pages(file: Path, *, smaps: Path = _SMAPS, enabled: Path = _ENABLED) -> bool:
+    """Whether this process has mapped a file in small pages for the most part, needlessly.
+
+    Large ones are up to the file system: Linux has them for XFS since 5.18, for ext4 since 6.16.
+    False where memory has none either, or where the system does not tell.
+
+    Args:
+        file: Of which at least some pages have been touched.
+        smaps: Where the system tells of this process's memory.
+        enabled: Where it says who may have large pages.
+    """
+    if not (smaps.exists() and enabled.exists()) or "[never]" in enabled.read_text():
+        return False
+    resident = large = 0
+    is_meant = False
+    for line in smaps.read_text().splitlines():
+        key, *values = line.split(maxsplit=5)
+        if not key.endswith(":"):
+            is_meant = values[-1:] == [str(file)]
+        elif is_meant and key == "Rss:":
+            resident += int(values[0])
+        elif is_meant and key.endswith("PmdMapped:"):
+            large += int(values[0])
+    return 2 * large < resident
 
 
 def keep_freed_memory() -> None:

@@ -17,12 +17,14 @@ from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.platform import Capabilities, Memory
 from dovetail.core.contracts.runner import Runner, RunnerConfig
 from dovetail.core.machine import look_at_machine
+from dovetail.platforms.torch.kept import KeptLayers
 from dovetail.platforms.torch.loading import LoadedModel, RunnableModel
 from dovetail.platforms.torch.ops import DenseLinear
 from dovetail.platforms.torch.platform import BoundLinear, TorchPlatform
 from dovetail.platforms.torch.sampling.rows import Rows, Which
 from dovetail_cpu.attention import NativeAttention
 from dovetail_cpu.choice import choose_rows
+from dovetail_cpu.kept import KeptPanels, kept_folder, mapped_bytes, panel_file
 from dovetail_cpu.kernels import Kernels, load_kernels, why_absent
 from dovetail_cpu.linear import PackedLinear, PanelLinear, can_pack
 from dovetail_cpu.matrices import has_matrix_units, use_matrix_units
@@ -82,7 +84,8 @@ class CpuPlatform(TorchPlatform):
         """The host's memory, or that of its control group."""
         machine = look_at_machine()
         total = machine.memory_limit or machine.memory_total
-        return Memory(free=max(0, machine.memory_free - int(_KEPT_FREE * total)), total=total)
+        needed = mapped_bytes() + int(_KEPT_FREE * total)
+        return Memory(free=max(0, machine.memory_free - needed), total=total)
 
     def override_ops(self, table: OpTable) -> None:
         """The compiled kernels, where there are any; else a warning, once, that says why not."""
@@ -127,6 +130,13 @@ class CpuPlatform(TorchPlatform):
         if can_pack(weight):
             return PackedLinear(weight, bias)
         return DenseLinear(weight, bias)
+
+    def kept_layers(self, config: RunnerConfig) -> KeptLayers | None:
+        """Packed weights of checkpoints, on disk."""
+        kernels, folder = load_kernels(), kept_folder()
+        if kernels is None or folder is None or config.load_format == "dummy":
+            return None
+        return KeptPanels(panel_file(folder, config, kernels), kernels, self._memory)
 
     def runner(self, config: RunnerConfig) -> Runner:
         """The shared runner, after setting the number of threads (option ``threads``)."""

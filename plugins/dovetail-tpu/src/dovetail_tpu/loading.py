@@ -12,8 +12,9 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dovetail.core.contracts.model import Linear, Tensor
+from dovetail.core.models.load import Unread
 from dovetail.core.models.split import share_of_parts, split_axis
-from dovetail.core.models.weights import Leaf, Parts
+from dovetail.core.models.weights import Leaf
 from dovetail_tpu.ops import DenseLinear
 
 __all__ = ["AXIS", "Binder", "partition"]
@@ -38,8 +39,9 @@ class Binder:
         self._dtype = jnp.dtype(dtype)
         self._tables: dict[str, Array] = {}
 
-    def __call__(self, leaf: Leaf, parts: Parts) -> Any:
+    def __call__(self, path: str, leaf: Leaf, unread: Unread) -> Any:
         """A ``DenseLinear`` for a Linear, else an array."""
+        parts = unread.read()
         size, axis = self._mesh.size, split_axis(leaf)
         shares = [share_of_parts(leaf, parts, rank, size) for rank in range(size)]
         weights = [share.weights for share in shares]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dovetail.core.contracts.model import Linear, Model, Tensor
@@ -26,7 +28,17 @@ from dovetail.core.models.weights import (
 )
 from dovetail.core.types import ITEM_SIZE
 
-__all__ = ["define", "parameter_bytes", "read_weights", "weight_bytes"]
+__all__ = ["Unread", "define", "parameter_bytes", "read_weights", "weight_bytes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unread:
+    """A leaf whose arrays are read when they are asked for."""
+
+    scheme: QuantScheme | None
+    """What the layer is quantized by; None: it keeps its weight."""
+    read: Callable[[], Parts]
+    """The arrays, which must not be written to."""
 
 
 def define(config: RunnerConfig) -> Model:
@@ -46,15 +58,17 @@ def define(config: RunnerConfig) -> Model:
 def read_weights(
     model: Model,
     config: RunnerConfig,
-    bind: Callable[[Leaf, Parts], Any],
+    bind: Callable[[str, Leaf, Unread], Any],
     scheme: QuantScheme | None = None,
 ) -> Generator[tuple[int, int], None, dict[str, Any]]:
     """Read and bind every parameter; yields (bytes done, bytes in all), returns the filled tree.
 
+    Bytes are those that parameters take on a device that has them all, not the checkpoint's.
+
     Args:
         model: The definition.
         config: Where the weights are, or the seed of made-up ones.
-        bind: From a leaf and its arrays, which must not be written to, to what the model is given.
+        bind: From a leaf's path, the leaf and its arrays to what the model is given.
         scheme: Of the linear layers, where it does not refuse them.
 
     Raises:
@@ -69,14 +83,18 @@ def read_weights(
     else:
         source = align(open_checkpoint(config.model_path), tree)
         check(layers.needs(), source, model.ignored)
+    sizes = {
+        path: _leaf_bytes(leaf, layers.scheme_of(path, leaf), ITEM_SIZE[config.dtype])
+        for path, leaf in leaves(tree)
+        if isinstance(leaf, Tensor | Linear)
+    }
     bound: dict[str, Any] = {}
-    done = 0
+    done, total = 0, sum(sizes.values())
     for path, leaf in leaves(tree):
-        parts = layers.assemble(path, leaf, source)
-        bound[path] = bind(leaf, parts)
-        if isinstance(leaf, Tensor | Linear):
-            done += parts.num_bytes
-        yield done, max(source.total_bytes, done)
+        read = partial(layers.assemble, path, leaf, source)
+        bound[path] = bind(path, leaf, Unread(scheme=layers.scheme_of(path, leaf), read=read))
+        done += sizes.get(path, 0)
+        yield done, total
     return fill(tree, bound)
 
 

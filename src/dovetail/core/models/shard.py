@@ -102,6 +102,9 @@ class Shard:
         if self._map is None:
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                with contextlib.suppress(OSError):  # a system without large pages
+                    self._map.madvise(mmap.MADV_HUGEPAGE)
         return self._map
 
 

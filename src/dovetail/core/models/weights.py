@@ -57,8 +57,6 @@ class Source(Protocol):
 
     shapes: dict[str, tuple[int, ...]]
     """Every tensor that there is."""
-    total_bytes: int
-    """Of all tensors together."""
 
     def tensor(self, name: str) -> NumpyArray:
         """One tensor; it must not be written to."""
@@ -88,13 +86,6 @@ class Parts:
     """(rows,) per source, or none at all."""
     quantized: QuantizedWeight | None = None
     """In place of ``weights``, of which there are none then."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all arrays together."""
-        params = self.quantized.params if self.quantized else {}
-        arrays = (*self.weights, *self.biases, *params.values())
-        return sum(array.nbytes for array in arrays)
 
 
 def leaves(tree: WeightTree) -> Iterator[tuple[str, Leaf]]:
@@ -225,7 +216,6 @@ class Dummy:
         self._pool = np.concatenate([scaled, scaled])
         self._pool.flags.writeable = False
         self.shapes: dict[str, tuple[int, ...]] = needs(tree)
-        self.total_bytes = sum(map(math.prod, self.shapes.values())) * self._dtype.itemsize
 
     def tensor(self, name: str) -> NumpyArray:
         """One tensor. Raises CheckpointError if the tree does not declare it."""

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor as TorchTensor
 
 from dovetail.core.contracts.attention import AttentionBackend, AttentionSpec, RotaryAttention
-from dovetail.core.contracts.model import Linear, Model, StepInputs, Tensor
+from dovetail.core.contracts.model import Constant, Linear, Model, StepInputs, Tensor
 from dovetail.core.contracts.observation import OpsView, Wrap
 from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.quant import QuantScheme
 from dovetail.core.contracts.runner import RunnerConfig
 from dovetail.core.errors import UnsupportedError
-from dovetail.core.models.load import define, read_weights
-from dovetail.core.models.weights import Leaf, Parts, QuantizedWeight, leaves
+from dovetail.core.models.load import Unread, define, read_weights
+from dovetail.core.models.weights import Leaf, Parts, leaves
 from dovetail.core.plugins.quant import make_scheme
 from dovetail.core.types import IntArray
 from dovetail.platforms.torch.dtypes import torch_dtype
@@ -194,6 +194,8 @@ def load_model(
     table = op_table(platform)
     binder = _Binder(platform, config, table)
     weights = yield from read_weights(model, config, binder, scheme)
+    if binder.kept is not None:
+        binder.kept.finish()
     return LoadedModel(model, weights, table, chosen_kernels(table, config, scheme))
 
 
@@ -207,16 +209,32 @@ class _Binder:
         self._dtype = torch_dtype(config.dtype)
         self._tables: dict[str, TorchTensor] = {}
         """Tensors on the device by the names of their sources: what output layers are tied to."""
+        self.kept = platform.kept_layers(config)
 
-    def __call__(self, leaf: Leaf, parts: Parts) -> Any:
+    def __call__(self, path: str, leaf: Leaf, unread: Unread) -> Any:
         """What the model will be given for a leaf."""
-        if isinstance(leaf, Linear):
-            table = self._tables.get(leaf.sources[0]) if leaf.tied_to else None
-            bias = torch.cat(self._tensors(parts.biases)) if parts.biases else None
-            if parts.quantized is not None:
-                return self._quantized(parts.quantized, bias)
-            weights = self._tensors(parts.weights) if table is None else [table]
-            return self._platform.bind_rows(weights, bias)
+        if not isinstance(leaf, Linear):
+            return self._array(leaf, unread.read())
+        bound = None if self.kept is None else self.kept.find(path, leaf)
+        if bound is None:
+            bound = self._layer(leaf, unread)
+            if self.kept is not None:
+                self.kept.keep(path, leaf, bound)
+        scheme = unread.scheme
+        return bound if scheme is None else QuantizedLinear(scheme, self._ops, bound)
+
+    def _layer(self, leaf: Linear, unread: Unread) -> Any:
+        """As ``bind_rows`` or the layer's scheme binds it."""
+        parts = unread.read()
+        bias = torch.cat(self._tensors(parts.biases)) if parts.biases else None
+        if unread.scheme is not None and parts.quantized is not None:
+            params = {name: self._tensor(a) for name, a in parts.quantized.params.items()}
+            return unread.scheme.bind(self._ops, params, bias)
+        table = self._tables.get(leaf.sources[0]) if leaf.tied_to else None
+        weights = self._tensors(parts.weights) if table is None else [table]
+        return self._platform.bind_rows(weights, bias)
+
+    def _array(self, leaf: Tensor | Constant, parts: Parts) -> TorchTensor:
         tensor = self._tensor(parts.weights[0])
         if not isinstance(leaf, Tensor):
             return tensor
@@ -224,12 +242,6 @@ class _Binder:
         tensor = tensor if leaf.offset else tensor.to(self._dtype)
         self._tables[leaf.source] = tensor
         return tensor
-
-    def _quantized(self, weight: QuantizedWeight, bias: TorchTensor | None) -> QuantizedLinear:
-        params = {name: self._tensor(array) for name, array in weight.params.items()}
-        return QuantizedLinear(
-            weight.scheme, self._ops, weight.scheme.bind(self._ops, params, bias)
-        )
 
     def _tensors(self, arrays: Sequence[Any]) -> list[TorchTensor]:
         """In the dtype of the model."""

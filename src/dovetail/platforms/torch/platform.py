@@ -19,6 +19,7 @@ from dovetail.core.contracts.runner import Runner, RunnerConfig
 from dovetail.core.contracts.workbench import Activity, Workbench
 from dovetail.core.plugins.attention import installed_backends
 from dovetail.platforms.torch.dtypes import from_numpy
+from dovetail.platforms.torch.kept import KeptLayers
 from dovetail.platforms.torch.ops import DenseLinear
 from dovetail.platforms.torch.queue import DeviceQueue
 from dovetail.platforms.torch.sampling.choice import choose
@@ -118,6 +119,10 @@ class TorchPlatform(Platform):
         """
         whole = weights[0] if len(weights) == 1 else torch.cat(list(weights))
         return self.bind_linear(whole, bias)
+
+    def kept_layers(self, config: RunnerConfig) -> KeptLayers | None:
+        """Linear layers that an earlier start has bound, and where this one's go. Default: none."""
+        return None
 
     def attention_backends(self) -> list[AttentionBackend]:
         """Every installed backend, in order of preference, made for this device."""

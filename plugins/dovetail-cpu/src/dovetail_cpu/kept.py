@@ -1,0 +1,319 @@
+"""Packed weights on disk: the next start maps them instead of packing the checkpoint's again.
+
+They are kept in a folder of the user's cache, a safetensors file for each checkpoint and way of
+packing it, whose arrays begin at whole lines of the processor's cache. A file is written in the
+background, once the weights are loaded, and takes its name when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from dovetail.core.contracts.model import Linear
+from dovetail.core.contracts.runner import RunnerConfig
+from dovetail.core.errors import CheckpointError
+from dovetail.core.models.shard import Shard
+from dovetail.platforms.torch.dtypes import from_numpy
+from dovetail_cpu.integers import Int4Panels, Int8Panels
+from dovetail_cpu.kernels import LIBRARY, Kernels
+from dovetail_cpu.linear import PanelLayer, PanelLinear
+from dovetail_cpu.memory import HugePages, in_small_pages
+
+__all__ = ["VARIABLE", "KeptPanels", "kept_folder", "mapped_bytes", "panel_file"]
+
+VARIABLE = "DOVETAIL_CPU_CACHE"
+"""Environment: the folder, or ``off``."""
+_LEAST = 64 << 20
+"""Bytes that are worth a file: fewer are packed in a moment."""
+_SHARE = 0.2
+"""Of the disk's free space, that all files together may take."""
+_KINDS = {kind.kind: kind for kind in (PanelLinear, Int8Panels, Int4Panels)}
+_LARGE = 4 << 20
+"""Bytes of an array that must have whole large pages."""
+_PAGE = 4096
+_PIECE = 16 << 20
+"""Bytes that are written at a time."""
+_STALE = 3600.0
+"""Seconds after which nobody is still writing a file that has no name."""
+_UNFINISHED = ".unfinished"
+Shape: TypeAlias = tuple[torch.dtype, tuple[int, ...]]
+Shapes: TypeAlias = dict[str, Shape]
+
+_NAMES = {torch.int32: "I32", torch.int64: "I64", torch.float32: "F32"}
+_log = logging.getLogger(__name__)
+
+
+def kept_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Where packed weights are kept; None: nowhere."""
+    wanted = environ.get(VARIABLE, "")
+    if wanted == "off":
+        return None
+    if wanted:
+        return Path(wanted).expanduser()
+    base = environ.get("XDG_CACHE_HOME") or "~/.cache"
+    with contextlib.suppress(RuntimeError):  # nobody's home is known
+        return Path(base).expanduser() / "dovetail" / "cpu"
+    return None
+
+
+def panel_file(folder: Path, config: RunnerConfig, kernels: Kernels) -> Path:
+    """The file for a checkpoint as it is now, packed by this version for these kernels."""
+    model = config.model_path.resolve()
+    files = sorted(model.glob("*.safetensors"))
+    facts = {
+        "files": [(str(file), *_identity(file)) for file in files],
+        "dtype": config.dtype,
+        "quantization": config.quantization,
+        "stored": config.hf_config.get("quantization_config"),
+        "kernels": [kernels.instruction_set, _digest_of_library()],
+        "versions": [version("dovetail"), version("dovetail-cpu")],
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    name = re.sub(r"[^\w.-]+", "-", model.name)[:60]
+    return folder / f"{name}-{digest[:24]}.safetensors"
+
+
+def _identity(file: Path) -> tuple[int, int, int]:
+    """What changes when a file does."""
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+@cache
+def _digest_of_library() -> str:
+    return hashlib.sha256(LIBRARY.read_bytes()).hexdigest()
+
+
+class _Count:
+    """Bytes of this process's layers that lie in mapped files."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.bytes = 0
+
+    def add(self, num_bytes: int) -> None:
+        """More, or fewer."""
+        with self._lock:
+            self.bytes += num_bytes
+
+
+_mapped = _Count()
+
+
+def mapped_bytes() -> int:
+    """Bytes of files that layers of this process read from.
+
+    The system counts them as memory that can be had, but every step reads them.
+    """
+    return _mapped.bytes
+
+
+class KeptPanels:
+    """``KeptLayers`` whose weights are panels: of others nothing is kept.
+
+    Args:
+        file: See ``panel_file``.
+        kernels: For this processor.
+        memory: For weights that are copied from the file, if it is mapped in small pages.
+    """
+
+    def __init__(self, file: Path, kernels: Kernels, memory: HugePages) -> None:
+        self._file = file
+        self._kernels = kernels
+        self._memory = memory
+        self._in_small_pages: bool | None = None
+        self._layers: dict[str, tuple[weakref.ref[PanelLayer], Linear]] = {}
+        """What is to be kept, as long as somebody else holds it, by path."""
+        self._shapes: Shapes = {}
+        """Of its arrays, by their names in the file."""
+        self._shard = self._opened()
+        self.writer: threading.Thread | None = None
+        """What writes the file, once it has been started."""
+
+    def _opened(self) -> Shard | None:
+        if not self._file.exists():
+            return None
+        try:
+            shard = Shard(self._file)
+        except (CheckpointError, OSError) as error:
+            _log.warning("packed weights are not used, and made again: %s", error)
+            return None
+        with contextlib.suppress(OSError):  # a folder that is only read is never made room in
+            os.utime(self._file)
+        return shard
+
+    def find(self, path: str, leaf: Linear) -> PanelLayer | None:
+        """See ``KeptLayers``."""
+        shard = self._shard
+        if shard is None:
+            return None
+        for name, kind in _KINDS.items():
+            start = f"{path}/{name}/"
+            if f"{start}about" in shard.entries:
+                return self._restored(shard, kind, start, leaf)
+        return None
+
+    def _restored(
+        self, shard: Shard, kind: type[PanelLayer], start: str, leaf: Linear
+    ) -> PanelLayer | None:
+        columns, inputs, *digest = shard.tensor(f"{start}about").tolist()
+        if digest != _digest(leaf):
+            return None
+        bias = from_numpy(shard.tensor(f"{start}bias")) if f"{start}bias" in shard.entries else None
+        arrays: list[Tensor] = []
+        num_bytes = 0
+        while (name := f"{start}{len(arrays)}") in shard.entries:
+            shard.read_ahead(name)
+            array = from_numpy(shard.tensor(name))
+            if self._is_better_copied(array):
+                array = self._memory.empty(tuple(array.shape), array.dtype).copy_(array)
+            else:
+                num_bytes += array.nbytes
+            arrays.append(array)
+        layer = kind.restored(self._kernels, (columns, inputs), arrays, bias)
+        _mapped.add(num_bytes)
+        weakref.finalize(layer, _mapped.add, -num_bytes)
+        return layer
+
+    def _is_better_copied(self, array: Tensor) -> bool:
+        """The first large array tells for the file."""
+        if array.nbytes < _LARGE:
+            return False
+        if self._in_small_pages is None:
+            self._in_small_pages = in_small_pages(self._file)
+        return self._in_small_pages
+
+    def keep(self, path: str, leaf: Linear, bound: Any) -> None:
+        """See ``KeptLayers``."""
+        if type(bound) in _KINDS.values():
+            self._layers[path] = weakref.ref(bound), leaf
+            for name, array in _arrays(path, leaf, bound):
+                self._shapes[name] = array.dtype, tuple(array.shape)
+
+    def finish(self) -> None:
+        """Write the file in the background, if there was none."""
+        if self._shard is not None:
+            if self._layers:
+                _log.warning("packed weights are of another model, and are dropped: %s", self._file)
+                self._file.unlink(missing_ok=True)
+            return
+        size = sum(map(_size, self._shapes.values()))
+        if size < _LEAST:
+            return
+        self.writer = threading.Thread(
+            target=self._write, args=(size,), name="packed weights", daemon=True
+        )
+        self.writer.start()
+
+    def _write(self, size: int) -> None:
+        folder = self._file.parent
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._make_room(folder, size):
+                self._write_all(folder)
+        except OSError as error:
+            _log.warning("packed weights are not kept in %s: %s", folder, error)
+
+    def _make_room(self, folder: Path, size: int) -> bool:
+        """Drop what has not been used for longest; False: it would not help."""
+        for left in folder.glob(f"*{_UNFINISHED}"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > _STALE:
+                    left.unlink()
+        files = [file for file in folder.glob("*.safetensors") if file != self._file]
+        found = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in files)
+        taken = sum(entry[1] for entry in found)
+        room = int(_SHARE * (shutil.disk_usage(folder).free + taken))
+        if size > room:
+            _log.info(
+                "packed weights are not kept: %d MB, with room for %d", size >> 20, room >> 20
+            )
+            return False
+        for _, num_bytes, file in found:
+            if taken + size > room:
+                file.unlink(missing_ok=True)
+                taken -= num_bytes
+        return True
+
+    def _write_all(self, folder: Path) -> None:
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=_UNFINISHED, delete=False) as file:
+            try:
+                if self._write_to(file.file):
+                    file.flush()
+                    os.fsync(file.fileno())
+                    Path(file.name).replace(self._file)
+                    _log.info("packed weights are kept in %s", self._file)
+            finally:
+                Path(file.name).unlink(missing_ok=True)
+
+    def _write_to(self, file: IO[bytes]) -> bool:
+        """False: a layer is not used any more."""
+        _write_header(file, self._shapes)
+        for path, (held, leaf) in self._layers.items():
+            layer = held()
+            if layer is None:
+                return False
+            for _, array in _arrays(path, leaf, layer):
+                flat = array.contiguous().view(-1).view(torch.uint8).numpy().data
+                for begin in range(0, len(flat), _PIECE):
+                    file.write(flat[begin : begin + _PIECE])
+        return True
+
+
+def _arrays(path: str, leaf: Linear, layer: PanelLayer) -> Iterator[tuple[str, Tensor]]:
+    """The arrays of a layer with their names: each takes a multiple of 64 bytes."""
+    arrays, bias = layer.arrays()
+    start = f"{path}/{layer.kind}/"
+    about = [layer.num_columns, layer.num_inputs, *_digest(leaf)]
+    yield f"{start}about", torch.tensor(about)
+    if bias is not None:
+        yield f"{start}bias", bias
+    for number, array in enumerate(arrays):
+        yield f"{start}{number}", array
+
+
+def _digest(leaf: Linear) -> list[int]:
+    """Six numbers that another declaration of a layer does not have."""
+    text = repr(leaf).encode()
+    whole = hashlib.sha512(text).digest()[: 6 * 8]
+    return [int.from_bytes(whole[i : i + 8], "little", signed=True) for i in range(0, 48, 8)]
+
+
+def _size(shape: Shape) -> int:
+    dtype, extents = shape
+    return dtype.itemsize * math.prod(extents)
+
+
+def _write_header(file: IO[bytes], shapes: Shapes) -> None:
+    """Eight bytes of length, and JSON up to the end of a page, behind which the arrays begin.
+
+    Format: https://huggingface.co/docs/safetensors.
+    """
+    entries, begin = {}, 0
+    for name, shape in shapes.items():
+        dtype, extents = shape
+        end = begin + _size(shape)
+        entries[name] = {"dtype": _NAMES[dtype], "shape": extents, "data_offsets": (begin, end)}
+        begin = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-(len(text) + 8) % _PAGE)
+    file.write(len(text).to_bytes(8, "little") + text)
