@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -122,17 +123,18 @@ class NativeAttention:
         group = max(spec.num_heads // spec.num_kv_heads for spec in need.specs)
         num_kv = min(spec.num_kv_heads for spec in need.specs)
         tasks, merges, num_parts = _tasks(batch, group, num_kv, torch.get_num_threads())
-        arrays = tuple(
-            np.ascontiguousarray(array, np.int32)
-            for array in (
-                batch.query_starts,
-                batch.context_lens,
-                batch.block_tables,
-                batch.slots(need.block_size),
-                tasks,
-                merges,
-            )
+        arrays = (
+            batch.query_starts,
+            batch.context_lens,
+            batch.block_tables,
+            batch.slots(need.block_size),
+            tasks,
+            merges,
         )
+        # In one piece of memory, of which one address is asked for.
+        flat = np.concatenate([array.ravel() for array in arrays], dtype=np.int32)
+        sizes = [4 * array.size for array in arrays]
+        places = accumulate(sizes[:-1], initial=flat.ctypes.data)
         room = max(spec.num_kv_heads * (spec.head_size + _PART) for spec in need.specs)
         parts = torch.empty(num_parts * _MOST_ROWS * room)
         step = StepStruct(
@@ -140,10 +142,10 @@ class NativeAttention:
             len(tasks),
             len(merges),
             batch.block_tables.shape[1],
-            *(array.ctypes.data for array in arrays),
+            *places,
             parts.data_ptr(),
         )
-        return Plan(step, (*arrays, parts), batch.num_padding)
+        return Plan(step, (flat, parts), batch.num_padding)
 
     def attend(
         self,

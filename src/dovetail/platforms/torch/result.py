@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import numpy as np
 import torch
-from torch import Tensor
 
 from dovetail.core.batch import LogprobArrays, StepOutput
-from dovetail.core.types import IntArray
+from dovetail.core.types import BoolArray, IntArray
 from dovetail.platforms.torch.sampler import LogprobTensors, SampleResult
 from dovetail.platforms.torch.transfers import Fetch, Fetched
 
 __all__ = ["ChosenStep", "SampledStep"]
+
+_Numbers: TypeAlias = tuple[IntArray, IntArray, BoolArray]
+"""Tokens (S, W), how many of a row are valid, and whether its logits are finite."""
+_NOBODY: _Numbers = np.zeros((0, 1), np.int32), np.zeros(0, np.int32), np.zeros(0, np.bool_)
 
 
 class SampledStep:
@@ -33,18 +39,18 @@ class SampledStep:
     ) -> None:
         self._failures = {} if result is None else result.failures
         self._drafts = drafts
-        self._chosen = None if result is None else fetch(_columns(result))
+        self._numbers = None if result is None else _numbers(fetch, result)
         wanted = None if result is None else result.logprobs
         self._logprobs = None if wanted is None else _fetched(fetch, wanted)
         self._prompt = None if prompt is None else _fetched(fetch, prompt)
 
     def result(self) -> StepOutput:
         """See ``core.batch.StepOutput``."""
-        table = np.zeros((0, 3), np.int32) if self._chosen is None else self._chosen.numpy()
+        token_ids, num_tokens, finite = _NOBODY if self._numbers is None else self._numbers()
         return StepOutput(
-            token_ids=table[:, :-2],
-            num_tokens=table[:, -2],
-            finite=table[:, -1].astype(np.bool_),
+            token_ids=token_ids,
+            num_tokens=num_tokens,
+            finite=finite,
             drafts=self._drafts,
             failures=self._failures,
             logprobs=_arrays(self._logprobs),
@@ -74,10 +80,23 @@ class ChosenStep:
         )
 
 
-def _columns(result: SampleResult) -> Tensor:
-    """(S, W + 2) int32: tokens, how many are valid, and whether the row is finite."""
-    columns = (result.chosen, result.num_tokens[:, None], result.finite[:, None])
-    return torch.cat(columns, 1).to(torch.int32)
+def _numbers(fetch: Fetch, result: SampleResult) -> Callable[[], _Numbers]:
+    """What was chosen: from a device in one copy, on the host without any."""
+    chosen, counts, finite = result.chosen, result.num_tokens, result.finite
+    if chosen.is_cpu:
+        return lambda: (
+            chosen.numpy().astype(np.int32),
+            counts.numpy().astype(np.int32),
+            finite.numpy(),
+        )
+    columns = torch.cat((chosen, counts[:, None], finite[:, None]), 1)
+    table = fetch(columns.to(torch.int32))
+
+    def split() -> _Numbers:
+        host = table.numpy()
+        return host[:, :-2], host[:, -2], host[:, -1].astype(np.bool_)
+
+    return split
 
 
 _Columns = tuple[Fetched, Fetched, Fetched]
