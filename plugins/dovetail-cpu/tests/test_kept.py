@@ -20,7 +20,7 @@ from dovetail_cpu.integers import Int8Panels
 from dovetail_cpu.kept import KeptPanels, kept_folder, mapped_bytes, panel_file
 from dovetail_cpu.kernels import Kernels
 from dovetail_cpu.linear import PanelLinear
-from dovetail_cpu.memory import HugePages, in_small_pages
+from dovetail_cpu.memory import HugePages, share_in_large_pages
 from dovetail_cpu.platform import CpuPlatform
 from safetensors.torch import load_file, save_file
 
@@ -230,28 +230,30 @@ def test_a_layer_comes_back_with_its_bits(
     assert file.exists()
 
 
-@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize(("share", "copied"), [(0.0, 1), (0.09, 1), (0.2, 0), (None, 0)])
 def test_a_file_that_is_mapped_in_small_pages_is_copied(
-    small: bool,
+    share: float | None,
+    copied: int,
     kernels: Kernels,
     memory: HugePages,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     layer, file = linear(kernels, memory), folder / "x.safetensors"
-    keep(file, kernels, {"a": layer})
+    keep(file, kernels, dict.fromkeys("abc", layer))
     asked: list[Path] = []
+    size = layer.arrays()[0][0].nbytes
 
-    def in_small_pages(path: Path) -> bool:
+    def share_in_large_pages(path: Path) -> float | None:
         asked.append(path)
-        return small
+        return share
 
-    monkeypatch.setattr(kept, "_LARGE", 1)
-    monkeypatch.setattr(kept, "in_small_pages", in_small_pages)
+    monkeypatch.setattr(kept, "_TELLING", 2 * size)
+    monkeypatch.setattr(kept, "share_in_large_pages", share_in_large_pages)
     store = KeptPanels(file, kernels, memory)
-    found = [store.find("a", LEAF) for _ in range(3)]
+    found = [store.find(name, LEAF) for name in "abca"]
     assert asked == [file]
-    assert mapped_bytes() == (0 if small else 3 * layer.arrays()[0][0].nbytes)
+    assert mapped_bytes() == (2 if copied else 4) * size
     x = torch.randn(5, 96).bfloat16()
     assert all(torch.equal(each(x), layer(x)) for each in found if each is not None)
 
@@ -260,22 +262,23 @@ def test_what_the_system_says_of_pages(tmp_path: Path) -> None:
     smaps, enabled, file = tmp_path / "smaps", tmp_path / "enabled", tmp_path / "a b.safetensors"
     enabled.write_text("always [madvise] never\n")
 
-    def said(resident: int, large: int) -> bool:
+    def said(resident: int, large: int) -> float | None:
         smaps.write_text(
             "7f00-7f01 rw-p 00000000 00:00 0 \nRss: 9000 kB\nAnonHugePages: 9000 kB\n"
             f"7f02-7f03 r--s 00000000 fe:00 12    {file}\nRss: {resident} kB\n"
             f"FilePmdMapped: {large} kB\nVmFlags: rd mr\n"
             "7f04-7f05 r--p 00000000 fe:00 13    /lib/c.so\nRss: 70 kB\nFilePmdMapped: 0 kB\n"
         )
-        return in_small_pages(file, smaps=smaps, enabled=enabled)
+        return share_in_large_pages(file, smaps=smaps, enabled=enabled)
 
-    assert not said(1000, 600)
-    assert said(1000, 400)
+    assert said(1000, 600) == 0.6
+    assert said(1000, 0) == 0.0
+    assert said(0, 0) is None
     enabled.write_text("always madvise [never]\n")
-    assert not said(1000, 400)
+    assert said(1000, 400) is None
     enabled.unlink()
-    assert not said(1000, 400)
-    assert isinstance(in_small_pages(file), bool)
+    assert said(1000, 400) is None
+    assert share_in_large_pages(file) is None
 
 
 def test_another_declaration_is_not_mistaken_for_this_one(

@@ -36,7 +36,7 @@ from dovetail.platforms.torch.dtypes import from_numpy
 from dovetail_cpu.integers import Int4Panels, Int8Panels
 from dovetail_cpu.kernels import LIBRARY, Kernels
 from dovetail_cpu.linear import PanelLayer, PanelLinear
-from dovetail_cpu.memory import HugePages, in_small_pages
+from dovetail_cpu.memory import HugePages, share_in_large_pages
 
 __all__ = ["VARIABLE", "KeptPanels", "kept_folder", "mapped_bytes", "panel_file"]
 
@@ -47,8 +47,10 @@ _LEAST = 64 << 20
 _SHARE = 0.2
 """Of the disk's free space, that all files together may take."""
 _KINDS = {kind.kind: kind for kind in (PanelLinear, Int8Panels, Int4Panels)}
-_LARGE = 4 << 20
-"""Bytes of an array that must have whole large pages."""
+_TELLING = 256 << 20
+"""Bytes that are mapped before the system is asked in which pages."""
+_LARGE_SHARE = 0.1
+"""Of a file in large pages; with fewer it is of a file system that has none."""
 _PAGE = 4096
 _PIECE = 16 << 20
 """Bytes that are written at a time."""
@@ -133,14 +135,16 @@ class KeptPanels:
     Args:
         file: See ``panel_file``.
         kernels: For this processor.
-        memory: For weights that are copied from the file, if it is mapped in small pages.
+        memory: For weights that are copied from the file, where it is mapped in small pages.
     """
 
     def __init__(self, file: Path, kernels: Kernels, memory: HugePages) -> None:
         self._file = file
         self._kernels = kernels
         self._memory = memory
-        self._in_small_pages: bool | None = None
+        self._num_mapped = 0
+        self._copies: bool | None = None
+        """Whether what is found is copied; None: that is not known yet."""
         self._layers: dict[str, tuple[weakref.ref[PanelLayer], Linear]] = {}
         """What is to be kept, as long as somebody else holds it, by path."""
         self._shapes: Shapes = {}
@@ -184,23 +188,23 @@ class KeptPanels:
         while (name := f"{start}{len(arrays)}") in shard.entries:
             shard.read_ahead(name)
             array = from_numpy(shard.tensor(name))
-            if self._is_better_copied(array):
+            if self._is_better_copied():
                 array = self._memory.empty(tuple(array.shape), array.dtype).copy_(array)
             else:
                 num_bytes += array.nbytes
             arrays.append(array)
         layer = kind.restored(self._kernels, (columns, inputs), arrays, bias)
+        self._num_mapped += num_bytes
         _mapped.add(num_bytes)
         weakref.finalize(layer, _mapped.add, -num_bytes)
         return layer
 
-    def _is_better_copied(self, array: Tensor) -> bool:
-        """The first large array tells for the file."""
-        if array.nbytes < _LARGE:
-            return False
-        if self._in_small_pages is None:
-            self._in_small_pages = in_small_pages(self._file)
-        return self._in_small_pages
+    def _is_better_copied(self) -> bool:
+        """What was mapped first tells for the rest of the file, and stays where it is."""
+        if self._copies is None and self._num_mapped >= _TELLING:
+            share = share_in_large_pages(self._file)
+            self._copies = share is not None and share < _LARGE_SHARE
+        return bool(self._copies)
 
     def keep(self, path: str, leaf: Linear, bound: Any) -> None:
         """See ``KeptLayers``."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["HugePages", "in_small_pages", "keep_freed_memory"]
+__all__ = ["HugePages", "keep_freed_memory", "share_in_large_pages"]
 
 _CHUNK = 256 << 20
 """Bytes that are reserved at a time; they are taken from the system as they are written."""
@@ -57,11 +57,13 @@ class HugePages:
         self._used = -address % _PAGE
 
 
-def in_small_pages(file: Path, *, smaps: Path = _SMAPS, enabled: Path = _ENABLED) -> bool:
-    """Whether this process has mapped a file in small pages for the most part, needlessly.
+def share_in_large_pages(
+    file: Path, *, smaps: Path = _SMAPS, enabled: Path = _ENABLED
+) -> float | None:
+    """Of what this process has mapped of a file, the share that lies in large pages.
 
-    Large ones are up to the file system: Linux has them for XFS since 5.18, for ext4 since 6.16.
-    False where memory has none either, or where the system does not tell.
+    They are up to the file system: Linux has them for XFS since 5.18, for ext4 since 6.16. None
+    where memory has none either, or where the system does not tell.
 
     Args:
         file: Of which at least some pages have been touched.
@@ -69,18 +71,19 @@ def in_small_pages(file: Path, *, smaps: Path = _SMAPS, enabled: Path = _ENABLED
         enabled: Where it says who may have large pages.
     """
     if not (smaps.exists() and enabled.exists()) or "[never]" in enabled.read_text():
-        return False
+        return None
     resident = large = 0
+    path = str(file.resolve())
     is_meant = False
     for line in smaps.read_text().splitlines():
         key, *values = line.split(maxsplit=5)
         if not key.endswith(":"):
-            is_meant = values[-1:] == [str(file)]
+            is_meant = values[-1:] == [path]
         elif is_meant and key == "Rss:":
             resident += int(values[0])
         elif is_meant and key.endswith("PmdMapped:"):
             large += int(values[0])
-    return 2 * large < resident
+    return large / resident if resident else None
 
 
 def keep_freed_memory() -> None:
