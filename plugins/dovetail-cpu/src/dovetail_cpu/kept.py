@@ -57,8 +57,8 @@ _PIECE = 16 << 20
 _STALE = 3600.0
 """Seconds after which nobody is still writing a file that has no name."""
 _UNFINISHED = ".unfinished"
-Shape: TypeAlias = tuple[torch.dtype, tuple[int, ...]]
-Shapes: TypeAlias = dict[str, Shape]
+_Shape: TypeAlias = tuple[torch.dtype, tuple[int, ...]]
+_Shapes: TypeAlias = dict[str, _Shape]
 
 _NAMES = {torch.int32: "I32", torch.int64: "I64", torch.float32: "F32"}
 _log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class _Count:
     """Bytes of this process's layers that lie in mapped files."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # layers may be collected at any point of this thread
         self.bytes = 0
 
     def add(self, num_bytes: int) -> None:
@@ -147,7 +147,7 @@ class KeptPanels:
         """Whether what is found is copied; None: that is not known yet."""
         self._layers: dict[str, tuple[weakref.ref[PanelLayer], Linear]] = {}
         """What is to be kept, as long as somebody else holds it, by path."""
-        self._shapes: Shapes = {}
+        self._shapes: _Shapes = {}
         """Of its arrays, by their names in the file."""
         self._shard = self._opened()
         self.writer: threading.Thread | None = None
@@ -235,7 +235,8 @@ class KeptPanels:
             if self._make_room(folder, size):
                 self._write_all(folder)
         except OSError as error:
-            _log.warning("packed weights are not kept in %s: %s", folder, error)
+            advice = f"{VARIABLE} names another folder, or off"
+            _log.warning("packed weights are not kept in %s: %s; %s", folder, error, advice)
 
     def _make_room(self, folder: Path, size: int) -> bool:
         """Drop what has not been used for longest; False: it would not help."""
@@ -302,12 +303,12 @@ def _digest(leaf: Linear) -> list[int]:
     return [int.from_bytes(whole[i : i + 8], "little", signed=True) for i in range(0, 48, 8)]
 
 
-def _size(shape: Shape) -> int:
+def _size(shape: _Shape) -> int:
     dtype, extents = shape
     return dtype.itemsize * math.prod(extents)
 
 
-def _write_header(file: IO[bytes], shapes: Shapes) -> None:
+def _write_header(file: IO[bytes], shapes: _Shapes) -> None:
     """Eight bytes of length, and JSON up to the end of a page, behind which the arrays begin.
 
     Format: https://huggingface.co/docs/safetensors.
