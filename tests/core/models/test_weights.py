@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from dovetail.core.contracts.model import Constant, Linear, Tensor
 from dovetail.core.contracts.runner import RunnerConfig
 from dovetail.core.errors import CheckpointError, UnsupportedError
-from dovetail.core.models.load import Unread, parameter_bytes, read_weights
+from dovetail.core.models.load import Unread, read_weights
 from dovetail.core.models.shard import Shard
 from dovetail.core.models.weights import (
     Dummy,
@@ -217,6 +217,7 @@ def test_dummy_tensors(tmp_path: Path) -> None:
     assert not np.array_equal(queries, outputs)
     norm = assemble(tree["norm"], source).weights[0]
     assert 0.9 < float(norm.mean()) < 1.1
+    assert source.total_bytes == 2 * sum(np.prod(shape) for shape in source.shapes.values())
 
 
 def test_large_dummy_tensors_are_cheap() -> None:
@@ -277,8 +278,7 @@ def test_what_is_not_asked_for_is_not_read(tmp_path: Path, monkeypatch: pytest.M
     assert tree["layers"][1]["mlp"]["gate_up"] is asked["layers.1.mlp.gate_up"]
     assert not any("down_proj" in name for name in touched)
     assert any("gate_proj" in name for name in touched)
-    sizes = parameter_bytes(model, config)
-    read = [path for path, leaf in leaves(model.weights()) if not isinstance(leaf, Constant)]
-    total = sum(sizes[path] for path in read)
-    assert progress[-1] == (total, total)
+    in_all = open_checkpoint(folder).total_bytes
+    assert progress[-1] == (in_all, in_all)
+    assert {total for _, total in progress} == {in_all}
     assert [done for done, _ in progress] == sorted(done for done, _ in progress)

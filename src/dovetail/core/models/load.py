@@ -63,7 +63,8 @@ def read_weights(
 ) -> Generator[tuple[int, int], None, dict[str, Any]]:
     """Read and bind every parameter; yields (bytes done, bytes in all), returns the filled tree.
 
-    Bytes are those that parameters take on a device that has them all, not the checkpoint's.
+    Bytes are those of the checkpoint. Not every leaf is read, so each counts by what it takes when
+    it is bound.
 
     Args:
         model: The definition.
@@ -94,7 +95,7 @@ def read_weights(
         read = partial(layers.assemble, path, leaf, source)
         bound[path] = bind(path, leaf, Unread(scheme=layers.scheme_of(path, leaf), read=read))
         done += sizes.get(path, 0)
-        yield done, total
+        yield source.total_bytes * done // total, source.total_bytes
     return fill(tree, bound)
 
 

@@ -57,6 +57,8 @@ class Source(Protocol):
 
     shapes: dict[str, tuple[int, ...]]
     """Every tensor that there is."""
+    total_bytes: int
+    """Of all tensors together."""
 
     def tensor(self, name: str) -> NumpyArray:
         """One tensor; it must not be written to."""
@@ -216,6 +218,7 @@ class Dummy:
         self._pool = np.concatenate([scaled, scaled])
         self._pool.flags.writeable = False
         self.shapes: dict[str, tuple[int, ...]] = needs(tree)
+        self.total_bytes = sum(map(math.prod, self.shapes.values())) * self._dtype.itemsize
 
     def tensor(self, name: str) -> NumpyArray:
         """One tensor. Raises CheckpointError if the tree does not declare it."""
