@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,14 +30,25 @@ from dovetail.core.types import ITEM_SIZE
 __all__ = ["Unread", "define", "parameter_bytes", "read_weights", "weight_bytes"]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Unread:
-    """A leaf whose arrays are read when they are asked for."""
+    """A leaf whose arrays are read when they are asked for.
 
-    scheme: QuantScheme | None
-    """What the layer is quantized by; None: it keeps its weight."""
-    read: Callable[[], Parts]
-    """The arrays, which must not be written to."""
+    Args:
+        scheme: What the layer is quantized by; None: it keeps its weight.
+        assemble: Reads them.
+    """
+
+    def __init__(self, scheme: QuantScheme | None, assemble: Callable[[], Parts]) -> None:
+        self.scheme = scheme
+        self._assemble = assemble
+        self.num_bytes: int | None = None
+        """Of what was read; None: nothing was."""
+
+    def read(self) -> Parts:
+        """The arrays, which must not be written to."""
+        parts = self._assemble()
+        self.num_bytes = parts.num_bytes
+        return parts
 
 
 def define(config: RunnerConfig) -> Model:
@@ -63,9 +73,6 @@ def read_weights(
 ) -> Generator[tuple[int, int], None, dict[str, Any]]:
     """Read and bind every parameter; yields (bytes done, bytes in all), returns the filled tree.
 
-    Bytes are those of the checkpoint. Not every leaf is read, so each counts by what it takes when
-    it is bound.
-
     Args:
         model: The definition.
         config: Where the weights are, or the seed of made-up ones.
@@ -84,18 +91,18 @@ def read_weights(
     else:
         source = align(open_checkpoint(config.model_path), tree)
         check(layers.needs(), source, model.ignored)
-    sizes = {
-        path: _leaf_bytes(leaf, layers.scheme_of(path, leaf), ITEM_SIZE[config.dtype])
-        for path, leaf in leaves(tree)
-        if isinstance(leaf, Tensor | Linear)
-    }
     bound: dict[str, Any] = {}
-    done, total = 0, sum(sizes.values())
+    done = 0
     for path, leaf in leaves(tree):
-        read = partial(layers.assemble, path, leaf, source)
-        bound[path] = bind(path, leaf, Unread(scheme=layers.scheme_of(path, leaf), read=read))
-        done += sizes.get(path, 0)
-        yield source.total_bytes * done // total, source.total_bytes
+        layer_scheme = layers.scheme_of(path, leaf)
+        unread = Unread(layer_scheme, partial(layers.assemble, path, leaf, source))
+        bound[path] = bind(path, leaf, unread)
+        if isinstance(leaf, Tensor | Linear):
+            num_bytes = unread.num_bytes
+            if num_bytes is None:
+                num_bytes = _leaf_bytes(leaf, layer_scheme, ITEM_SIZE[config.dtype])
+            done += num_bytes
+        yield done, max(source.total_bytes, done)
     return fill(tree, bound)
 
 

@@ -89,6 +89,13 @@ class Parts:
     quantized: QuantizedWeight | None = None
     """In place of ``weights``, of which there are none then."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all arrays together."""
+        params = self.quantized.params if self.quantized else {}
+        arrays = (*self.weights, *self.biases, *params.values())
+        return sum(array.nbytes for array in arrays)
+
 
 def leaves(tree: WeightTree) -> Iterator[tuple[str, Leaf]]:
     """Every leaf with its path: keys and indices joined by dots, ``layers.0.mlp.down``."""
