@@ -82,6 +82,7 @@ def test_assemble(tmp_path: Path) -> None:
     assert parts.weights[0].shape == (2, 3)
     assert np.shares_memory(parts.weights[0], source.tensor("a"))
     assert parts.biases[0].shape == (3,)
+    assert parts.num_bytes == 6 * 4 + 3 * 4
 
     offset = assemble(Tensor(source="bias", shape=(3,), offset=1.0), source).weights[0]
     np.testing.assert_array_equal(offset, tensors["bias"].numpy() + 1)
