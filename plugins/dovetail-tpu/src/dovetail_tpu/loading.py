@@ -41,8 +41,7 @@ class Binder:
 
     def __call__(self, path: str, leaf: Leaf, unread: Unread) -> Any:
         """A ``DenseLinear`` for a Linear, else an array."""
-        parts = unread.read()
-        size, axis = self._mesh.size, split_axis(leaf)
+        parts, size, axis = unread.read(), self._mesh.size, split_axis(leaf)
         shares = [share_of_parts(leaf, parts, rank, size) for rank in range(size)]
         weights = [share.weights for share in shares]
         if isinstance(leaf, Linear):
@@ -57,8 +56,7 @@ class Binder:
             return self._put(axis, weights, weights[0][0].dtype)
         # A weight with an offset keeps the precision that the sum has.
         dtype = jnp.dtype(jnp.float32) if leaf.offset else self._dtype
-        self._tables[leaf.source] = self._put(axis, weights, dtype)
-        return self._tables[leaf.source]
+        return self._tables.setdefault(leaf.source, self._put(axis, weights, dtype))
 
     def _put(
         self, axis: int | None, shares: Sequence[Sequence[_HostArray]], dtype: np.dtype[Any]
