@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -327,17 +329,64 @@ def test_room_is_made_by_what_was_not_used_for_longest(
     assert [file.stem for file in files(folder)] == ["a", "c", "d"]
 
 
-def test_what_was_left_unfinished_is_cleared_away(
+def test_what_was_left_unfinished_is_cleared_away_or_written_over(
     kernels: Kernels, memory: HugePages, folder: Path
 ) -> None:
     folder.mkdir()
-    old, new = folder / "old.unfinished", folder / "new.unfinished"
-    for file in (old, new):
-        file.write_text("part")
-    day = time.time() - 86400
-    os.utime(old, (day, day))
-    keep(folder / "x.safetensors", kernels, {"a": linear(kernels, memory)})
-    assert [file.name for file in files(folder)] == ["new.unfinished", "x.safetensors"]
+    for name in ("x", "y", "z"):
+        (folder / f"{name}.safetensors.unfinished").write_text("part" * 10000)
+    with (folder / "z.safetensors.unfinished").open("ab") as somebody:
+        fcntl.flock(somebody, fcntl.LOCK_EX)
+        layer = linear(kernels, memory)
+        keep(folder / "x.safetensors", kernels, {"a": layer})
+        left = ["x.safetensors", "z.safetensors.unfinished"]
+        assert [file.name for file in files(folder)] == left
+        keep(folder / "z.safetensors", kernels, {"a": layer})  # somebody is already writing it
+        assert [file.name for file in files(folder)] == left
+    keep(folder / "z.safetensors", kernels, {"a": layer})
+    x, z = files(folder)
+    assert x.read_bytes() == z.read_bytes()
+
+
+def test_what_was_renamed_meanwhile_is_left_alone(folder: Path) -> None:
+    folder.mkdir()
+    path, final = folder / "x.unfinished", folder / "x"
+    with path.open("ab") as opened:
+        opened.write(b"whole")
+        opened.flush()
+        path.rename(final)
+        assert not kept._is(path, opened)
+        path.write_bytes(b"another")
+        assert not kept._is(path, opened)
+    assert final.read_bytes() == b"whole"
+
+
+def test_a_process_that_dies_while_it_writes_leaves_one_file_for_the_next(
+    folder: Path, tmp_path: Path
+) -> None:
+    model = make_checkpoint("llama", tmp_path / "model", dtype="bfloat16")
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from dovetail_cpu import kept\n"
+        "from tests.engines import make_core\n"
+        "kept._LEAST = 1\n"
+        "kept.os.fsync = lambda _: os._exit(7)\n"
+        "make_core(Path(sys.argv[1]), 'cpu', dtype='bfloat16')\n"
+        "kept.threading.Event().wait(60)\n"
+    )
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", script, model], check=False, cwd=Path(__file__).parents[3]
+        )
+        assert done.returncode == 7
+        (left,) = files(folder)
+        assert left.suffix == ".unfinished"
+    _, mapped = tokens(model)
+    assert mapped == 0
+    (file,) = files(folder)
+    assert file.suffix == ".safetensors"
+    assert tokens(model)[1] > 0
 
 
 def test_a_full_disk_leaves_nothing(
@@ -371,7 +420,8 @@ def test_the_file_depends_on_everything_that_packing_does(
         {"hf_config": {**config.hf_config, "quantization_config": {"bits": 4}}},
     ):
         names.add(panel_file(tmp_path, replace(config, **change), kernels).name)
-    monkeypatch.setattr(kept, "version", lambda package: "9.9")
+    newer = [replace(entry, version="9.9") for entry in kept.installed_entries()]
+    monkeypatch.setattr(kept, "installed_entries", lambda: newer)
     names.add(panel_file(tmp_path, config, kernels).name)
     monkeypatch.setattr(kept, "_digest_of_library", lambda: "another")
     names.add(panel_file(tmp_path, config, kernels).name)

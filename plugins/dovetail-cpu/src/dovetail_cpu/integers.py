@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from abc import abstractmethod
-from collections.abc import Sequence
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -27,17 +27,12 @@ class IntegerPanels(PanelLayer):
     """``x @ W.T + b`` as ``Ops.int8_linear`` and ``int4_linear`` say."""
 
     struct: ClassVar[type[ctypes.Structure]]
-    """How the kernel reads the weight."""
+    """Of ``weight``."""
 
-    def _hold(
-        self,
-        kernels: Kernels,
-        size: tuple[int, int],
-        arrays: Sequence[Tensor],
-        bias: Tensor | None,
-    ) -> None:
-        super()._hold(kernels, size, arrays, bias)
-        self.weight = self.struct(*self._addresses, self.num_inputs)
+    @cached_property
+    def weight(self) -> ctypes.Structure:
+        """As the kernel reads it."""
+        return self.struct(*self._addresses, self.num_inputs)
 
     @abstractmethod
     def multiply(self, quantized: int, num_rows: int, target: int) -> None:

@@ -2,12 +2,14 @@
 
 They are kept in a folder of the user's cache, a safetensors file for each checkpoint and way of
 packing it, whose arrays begin at whole lines of the processor's cache. A file is written in the
-background, once the weights are loaded, and takes its name when it is complete.
+background, once the weights are loaded, and takes its name when it is complete. Of a process that
+died on the way at most one unfinished file for each of them is left, until somebody writes another.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -15,13 +17,10 @@ import math
 import os
 import re
 import shutil
-import tempfile
 import threading
-import time
 import weakref
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -32,6 +31,7 @@ from dovetail.core.contracts.model import Linear
 from dovetail.core.contracts.runner import RunnerConfig
 from dovetail.core.errors import CheckpointError
 from dovetail.core.models.shard import Shard
+from dovetail.core.plugins.entries import installed_entries
 from dovetail.platforms.torch.dtypes import from_numpy
 from dovetail_cpu.integers import Int4Panels, Int8Panels
 from dovetail_cpu.kernels import LIBRARY, Kernels
@@ -54,9 +54,8 @@ _LARGE_SHARE = 0.1
 _PAGE = 4096
 _PIECE = 16 << 20
 """Bytes that are written at a time."""
-_STALE = 3600.0
-"""Seconds after which nobody is still writing a file that has no name."""
 _UNFINISHED = ".unfinished"
+"""Behind the name of a file that somebody writes, who holds a lock on it, or wrote when he died."""
 _Shape: TypeAlias = tuple[torch.dtype, tuple[int, ...]]
 _Shapes: TypeAlias = dict[str, _Shape]
 
@@ -78,7 +77,7 @@ def kept_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
 
 
 def panel_file(folder: Path, config: RunnerConfig, kernels: Kernels) -> Path:
-    """The file for a checkpoint as it is now, packed by this version for these kernels."""
+    """The file for a checkpoint as it is now, packed by what is installed for these kernels."""
     model = config.model_path.resolve()
     files = sorted(model.glob("*.safetensors"))
     facts = {
@@ -87,7 +86,8 @@ def panel_file(folder: Path, config: RunnerConfig, kernels: Kernels) -> Path:
         "quantization": config.quantization,
         "stored": config.hf_config.get("quantization_config"),
         "kernels": [kernels.instruction_set, _digest_of_library()],
-        "versions": [version("dovetail"), version("dovetail-cpu")],
+        # Whoever may have a part in it: models and schemes of other packages, too.
+        "packages": sorted({entry.origin for entry in installed_entries()}),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
     name = re.sub(r"[^\w.-]+", "-", model.name)[:60]
@@ -150,8 +150,6 @@ class KeptPanels:
         self._shapes: _Shapes = {}
         """Of its arrays, by their names in the file."""
         self._shard = self._opened()
-        self.writer: threading.Thread | None = None
-        """What writes the file, once it has been started."""
 
     def _opened(self) -> Shard | None:
         if not self._file.exists():
@@ -223,17 +221,20 @@ class KeptPanels:
         size = sum(map(_size, self._shapes.values()))
         if size < _LEAST:
             return
-        self.writer = threading.Thread(
+        threading.Thread(
             target=self._write, args=(size,), name="packed weights", daemon=True
-        )
-        self.writer.start()
+        ).start()
 
     def _write(self, size: int) -> None:
         folder = self._file.parent
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self._make_room(folder, size):
-                self._write_all(folder)
+            with _locked(self._file.with_name(self._file.name + _UNFINISHED)) as file:
+                if file is not None and self._make_room(folder, size) and self._write_to(file):
+                    file.flush()
+                    os.fsync(file.fileno())
+                    Path(file.name).replace(self._file)
+                    _log.info("packed weights are kept in %s", self._file)
         except OSError as error:
             advice = f"{VARIABLE} names another folder, or off"
             _log.warning("packed weights are not kept in %s: %s; %s", folder, error, advice)
@@ -241,9 +242,8 @@ class KeptPanels:
     def _make_room(self, folder: Path, size: int) -> bool:
         """Drop what has not been used for longest; False: it would not help."""
         for left in folder.glob(f"*{_UNFINISHED}"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - left.stat().st_mtime > _STALE:
-                    left.unlink()
+            with _locked(left):
+                pass
         files = [file for file in folder.glob("*.safetensors") if file != self._file]
         found = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in files)
         taken = sum(entry[1] for entry in found)
@@ -259,17 +259,6 @@ class KeptPanels:
                 taken -= num_bytes
         return True
 
-    def _write_all(self, folder: Path) -> None:
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=_UNFINISHED, delete=False) as file:
-            try:
-                if self._write_to(file.file):
-                    file.flush()
-                    os.fsync(file.fileno())
-                    Path(file.name).replace(self._file)
-                    _log.info("packed weights are kept in %s", self._file)
-            finally:
-                Path(file.name).unlink(missing_ok=True)
-
     def _write_to(self, file: IO[bytes]) -> bool:
         """False: a layer is not used any more."""
         _write_header(file, self._shapes)
@@ -282,6 +271,33 @@ class KeptPanels:
                 for begin in range(0, len(flat), _PIECE):
                     file.write(flat[begin : begin + _PIECE])
         return True
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[IO[bytes] | None]:
+    """An empty file that nobody else writes; None: somebody does. It goes unless it is renamed."""
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        if not _is(path, file):  # whoever held the lock has renamed it meanwhile
+            yield None
+            return
+        try:
+            file.truncate(0)
+            yield file
+        finally:
+            if _is(path, file):
+                path.unlink()
+
+
+def _is(path: Path, file: IO[bytes]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _arrays(path: str, leaf: Linear, layer: PanelLayer) -> Iterator[tuple[str, Tensor]]:
