@@ -14,6 +14,7 @@ for name, value in PLUGIN.environment.items():  # before torch is loaded
     os.environ.setdefault(name, value)
 
 from cpu_kernels import NAMES, kernels_of  # noqa: E402
+from dovetail_cpu import kept  # noqa: E402
 from dovetail_cpu.kernels import Kernels  # noqa: E402
 from dovetail_cpu.memory import HugePages  # noqa: E402
 
@@ -28,3 +29,12 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
 def memory() -> HugePages:
     """For weights."""
     return HugePages()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where everything is kept, however small."""
+    place = tmp_path / "cache"
+    monkeypatch.setenv(kept.VARIABLE, str(place))
+    monkeypatch.setattr(kept, "_LEAST", 1)
+    return place
