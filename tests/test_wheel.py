@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECTS = [ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
-LEFT_OUT = ("__pycache__", "*.egg-info", "*.so")
-MADE_BY_TOOLS = ("*.pyc", "*.egg-info/*", "*.so")
+MADE_BY_TOOLS = ("__pycache__", "*.egg-info", "*.so")
+"""Folders and files that tools leave in a source tree, at times while a test reads it."""
+
 TOP_FILES = ("pyproject.toml", "README.md", "LICENSE", "setup.py", "hatch_build.py")
 COMPILED = {"dovetail-cpu": {"dovetail_cpu/libkernels.so"}}
 """What only the wheels of some projects have: libraries that are built with them."""
@@ -26,7 +28,7 @@ def build(project: Path, folder: Path) -> Path:
     """The wheel of a clean copy of the project, made once; needs no network."""
     folder = folder / project.name
     copy = folder / "copy"
-    shutil.copytree(project / "src", copy / "src", ignore=shutil.ignore_patterns(*LEFT_OUT))
+    shutil.copytree(project / "src", copy / "src", ignore=shutil.ignore_patterns(*MADE_BY_TOOLS))
     for name in TOP_FILES:
         if (project / name).exists():
             shutil.copy(project / name, copy)
@@ -45,13 +47,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """Paths of what people wrote, relative to the folder."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {path.as_posix() for path in found if not made_by_tools(path)}
+
+
+def made_by_tools(path: Path) -> bool:
+    return any(fnmatch(part, pattern) for part in path.parts for pattern in MADE_BY_TOOLS)
 
 
 def difference(source: Path, wheel: Path) -> dict[str, set[str]]:
     """Files of the source folder that the wheel lacks, and files that only the wheel has."""
-    left_out = {name for name in files(source) if any(map(Path(name).match, MADE_BY_TOOLS))}
-    tree = files(source) - left_out
+    tree = files(source)
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     return {"missing": tree - packed, "added": packed - tree}
@@ -76,7 +83,10 @@ def test_the_wheel_says_what_it_offers_and_under_which_licence(folder: Path) -> 
 def test_a_difference_is_found(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "data.toml").touch()
-    (tmp_path / "src" / "made.pyc").touch()
+    (tmp_path / "src" / "__pycache__").mkdir()
+    (tmp_path / "src" / "__pycache__" / "made.cpython-311.pyc.139706568528000").touch()
+    (tmp_path / "src" / "x.egg-info").mkdir()
+    (tmp_path / "src" / "x.egg-info" / "PKG-INFO").touch()
     wheel = tmp_path / "x.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("stale.py", "")
