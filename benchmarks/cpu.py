@@ -7,7 +7,8 @@ Each round starts every engine once, in turn, in a process of its own; the next 
 another one. A cell of the grid is the best of the repeats of its process, figures are medians over
 the rounds, and so is the ratio: of this engine to a peer in the same round. A peer is any command
 that prints what ``benchmarks.grid`` prints. Writes ``result.md``, a table ready for
-``docs/measurements``, and ``result.json``. The exit status is 0 if every engine ran to its end.
+``docs/measurements``, ``result.json``, and ``result.svg``, a picture of the ratios. The exit status
+is 0 if every engine ran to its end.
 
 ``--shape tiny --rounds 1`` goes through all of it in a moment.
 """
@@ -29,6 +30,7 @@ from typing import Any
 from benchmarks.grid import GRID, Cell, cells
 from benchmarks.machine import describe_machine
 from benchmarks.processes import Outcome, run
+from benchmarks.ratio_plot import ratio_plot
 from benchmarks.results import machine_line, rates_text, row, show_report, write_report
 from benchmarks.shapes import SHAPES, tiny, write_config
 
@@ -62,8 +64,7 @@ class Engine:
 
     def middle(self, value: Callable[[Reading], float | None]) -> float | None:
         """The median over the rounds that have a value; None if none has."""
-        found = [known for known in map(value, self.readings) if known is not None]
-        return median(found) if found else None
+        return _middle([known for known in map(value, self.readings) if known is not None])
 
     def speed(self, cell: Cell) -> float | None:
         """Tokens per second."""
@@ -128,12 +129,15 @@ def _round(command: Sequence[str], limit: float) -> tuple[Reading, float]:
     return read(outcome), outcome.seconds
 
 
-def ratio(ours: Engine, peer: Engine, value: Callable[[Reading], float | None]) -> float | None:
-    """How many times as long a peer takes: the median over the rounds that have both."""
+def ratios(ours: Engine, peer: Engine, value: Callable[[Reading], float | None]) -> list[float]:
+    """How many times as long a peer takes, in each round that has both."""
     pairs = zip(ours.readings, peer.readings, strict=True)
     known = [(value(a), value(b)) for a, b in pairs]
-    found = [theirs / own for own, theirs in known if own and theirs]
-    return median(found) if found else None
+    return [theirs / own for own, theirs in known if own and theirs]
+
+
+def _cell_ratios(ours: Engine, peer: Engine, cell: Cell) -> list[float]:
+    return ratios(ours, peer, lambda reading: reading.seconds.get(cell))
 
 
 def report(machine: Mapping[str, str], what: str, engines: Sequence[Engine], grid: Sequence[Cell],
@@ -175,9 +179,13 @@ def _ready(engine: Engine) -> str:
 
 
 def _ratios(ours: Engine, peer: Engine, grid: Iterable[Cell]) -> str:
-    found = [ratio(ours, peer, lambda reading, c=cell: reading.seconds.get(c)) for cell in grid]
-    start = ratio(ours, peer, lambda reading: reading.ready)
-    return row([f"{ours.name} / {peer.name}", *(_shown(x, ".2f") for x in (*found, start))])
+    found = [_cell_ratios(ours, peer, cell) for cell in grid]
+    found.append(ratios(ours, peer, lambda reading: reading.ready))
+    return row([f"{ours.name} / {peer.name}", *(_shown(_middle(x), ".2f") for x in found)])
+
+
+def _middle(found: Sequence[float]) -> float | None:
+    return median(found) if found else None
 
 
 def _shown(value: float | None, form: str) -> str:
@@ -191,7 +199,10 @@ def _device(ours: Engine) -> list[str]:
     keys = ("read_bytes_per_second", "matrix_flops_per_second")
     rates = {key: median(device[key] for device in devices) for key in keys}
     name = devices[0].get("device", "The device")
-    return [f"{name}: {rates_text(rates)}, measured in each round; the limit follows from that."]
+    return [
+        f"{name}: {rates_text(rates)}, measured in each round; the limit follows from what it"
+        " reaches around each cell."
+    ]
 
 
 def _errors(engines: Iterable[Engine]) -> list[str]:
@@ -216,9 +227,7 @@ def as_json(engines: Sequence[Engine], grid: Sequence[Cell]) -> list[dict[str, A
                     "cell": str(cell),
                     "tokens_per_second": engine.speed(cell),
                     "limit_fraction": engine.fraction(cell),
-                    "ratio": None
-                    if engine is ours
-                    else ratio(ours, engine, lambda reading, c=cell: reading.seconds.get(c)),
+                    **_ratio_entries(ours, engine, cell),
                     "seconds": [reading.seconds.get(cell) for reading in engine.readings],
                 }
                 for cell in grid
@@ -229,6 +238,25 @@ def as_json(engines: Sequence[Engine], grid: Sequence[Cell]) -> list[dict[str, A
         }
         for engine in engines
     ]
+
+
+def _ratio_entries(ours: Engine, engine: Engine, cell: Cell) -> dict[str, Any]:
+    found = [] if engine is ours else _cell_ratios(ours, engine, cell)
+    return {"ratio": _middle(found), "ratios": found}
+
+
+def draw(folder: Path, title: str, engines: Sequence[Engine], grid: Sequence[Cell]) -> None:
+    """``result.svg``; none if there is no ratio to draw."""
+    ours, *peers = engines
+    series = {}
+    for peer in peers:
+        found = {str(cell): _cell_ratios(ours, peer, cell) for cell in grid}
+        if known := {cell: each for cell, each in found.items() if each}:
+            series[peer.name] = known
+    picture = folder / "result.svg"
+    picture.unlink(missing_ok=True)
+    if series:
+        picture.write_text(ratio_plot(title, series))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -299,6 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text = report(machine, what, engines, args.cells, done).replace(folder, "FOLDER")
             result = {"model": what, "rounds": done, "engines": as_json(engines, args.cells)}
             write_report(args.output, text, machine, result)
+            draw(args.output, f"{OURS}, times as fast: {what}", engines, args.cells)
     show_report(args.output, text)
     return 1 if _errors(engines) else 0
 

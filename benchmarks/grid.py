@@ -4,8 +4,8 @@
 
 Prints ``ready s X`` once the model is loaded, a line of JSON with what the device was measured to
 do, and a line of JSON for each cell: ``{"requests": 1, "prompt": 32, "new": 64, "s": 2.47}``, the
-best of a few repeats, with the seconds that the device would need at least (``limit_s``). Any
-program that prints such lines can stand beside it.
+best of a few repeats, with the seconds that the device would need at least (``limit_s``), by what
+it was measured to do before and after. Any program that prints such lines can stand beside it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dovetail import LLM
-    from dovetail.core.bench.roofline import Roofline
+    from dovetail.core.bench.roofline import StepCost
+    from dovetail.core.contracts.platform import Rates
 
-__all__ = ["GRID", "Cell", "cells"]
+__all__ = ["GRID", "Cell", "Limits", "cells"]
 
 _MOST_TOKEN = 16_000
 _LEAST_TOKEN = 3
@@ -93,15 +95,41 @@ def measure(
         print(json.dumps({**asdict(cell), "s": best, **limit(cell)}), flush=True)
 
 
-def _roofline(llm: LLM) -> Roofline | None:
-    """The bound of this model here; None, said on standard error, if there is none."""
-    from dovetail.core.bench.roofline import Roofline, step_cost
+class Limits:
+    """What the device needs at least for cells, by what it does just before and just after each.
+
+    Machines that are shared change within minutes.
+
+    Args:
+        cost: Of the model's steps.
+        rates: Measures the device.
+    """
+
+    def __init__(self, cost: StepCost, rates: Callable[[], Rates]) -> None:
+        self._cost = cost
+        self._measure = rates
+        self.rates = rates()
+        """As measured last."""
+
+    def of(self, cell: Cell) -> float:
+        """Seconds, for a cell that has been measured since this was last asked."""
+        from dovetail.core.bench.roofline import Roofline
+
+        around = (self.rates, self._measure())
+        self.rates = around[-1]
+        requests = [(cell.prompt, cell.new)] * cell.requests
+        return mean(Roofline(cost=self._cost, rates=each).workload(requests) for each in around)
+
+
+def _limits(llm: LLM) -> Limits | None:
+    """Of this model here; None, said on standard error, if there is none."""
+    from dovetail.core.bench.roofline import step_cost
     from dovetail.core.errors import UnsupportedError
 
     config = llm.config.runner_config()
     try:
-        rates = llm.platform.rates(config.dtype)
-        return Roofline(cost=step_cost(config, llm.core.runner.plan()), rates=rates)
+        cost = step_cost(config, llm.core.runner.plan())
+        return Limits(cost, lambda: llm.platform.rates(config.dtype))
     except UnsupportedError as error:
         print(f"no limit: {error}", file=sys.stderr)
         return None
@@ -141,15 +169,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"ready s {time.perf_counter() - start:.2f}", flush=True)
     from dovetail import SamplingParams
 
-    roofline = _roofline(llm)
-    if roofline is not None:
+    limits = _limits(llm)
+    if limits is not None:
         device = {"device": llm.platform.device_names()[0]}
-        print(json.dumps({**device, **asdict(roofline.rates)}), flush=True)
+        print(json.dumps({**device, **asdict(limits.rates)}), flush=True)
 
     def limit(cell: Cell) -> dict[str, float]:
-        if roofline is None:
-            return {}
-        return {"limit_s": roofline.workload([(cell.prompt, cell.new)] * cell.requests)}
+        return {} if limits is None else {"limit_s": limits.of(cell)}
 
     def generate(prompts: list[list[int]], new: int) -> None:
         params = SamplingParams(

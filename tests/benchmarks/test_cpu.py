@@ -7,7 +7,9 @@ import sys
 import pytest
 
 from benchmarks import cpu, processes
-from benchmarks.grid import GRID, Cell, cells
+from benchmarks.grid import GRID, Cell, Limits, cells
+from dovetail.core.bench.roofline import StepCost
+from dovetail.core.contracts.platform import Rates
 from tests.checkpoints import make_checkpoint
 from tests.thorough import thorough
 
@@ -101,7 +103,9 @@ def test_rounds_take_turns_and_ratios_are_of_the_same_round(scripted, tmp_path):
     assert us["limit_fraction"] == 0.5 / 2.0
     assert (us["ratio"], a["ratio"], b["ratio"]) == (None, 2.0, 1.0)
     table = (tmp_path / "result.md").read_text()
+    assert (a["ratios"], b["ratios"]) == ([3.0, 1.0, 2.0], [1.0, 0.5, 2.0])
     assert "| dovetail / a | 2.00 |  |" in table
+    assert all(f">{word}<" in (tmp_path / "result.svg").read_text() for word in ("a", "b", "2.00"))
     assert "| dovetail, of the machine's limit | 25% |  |" in table
 
 
@@ -113,6 +117,7 @@ def test_rounds_that_are_done_are_written_when_a_later_one_is_given_up(scripted,
     assert result(tmp_path)["rounds"] == 2
     assert cell_of(result(tmp_path)["engines"][0], FAST)["seconds"] == [1.0, 2.0]
     assert "rounds: 2." in (tmp_path / "result.md").read_text()
+    assert not (tmp_path / "result.svg").exists(), "nothing is compared"
 
 
 def test_a_peer_that_fails_does_not_lose_the_others(tmp_path, capsys):
@@ -152,6 +157,18 @@ def test_wrong_wishes(capsys, words, message):
     with pytest.raises(SystemExit):
         cpu.main(words)
     assert message in capsys.readouterr().err
+
+
+def test_the_limit_is_of_the_rates_around_a_cell():
+    measured = [
+        Rates(read_bytes_per_second=r, matrix_flops_per_second=1e30) for r in (1e9, 2e9, 4e9)
+    ]
+    cost = StepCost(weight_bytes=10**9, layer_flops=1, head_flops=1, spans=())
+    limits = Limits(cost, iter(measured).__next__)
+    assert limits.rates is measured[0]
+    assert limits.of(Cell(1, 1, 1)) == pytest.approx((1 + 0.5) / 2)
+    assert limits.of(Cell(1, 1, 1)) == pytest.approx((0.5 + 0.25) / 2)
+    assert limits.rates is measured[2]
 
 
 def test_the_grid_is_written_as_it_is_read():

@@ -34,6 +34,7 @@ def test_without_a_control_group(tmp_path: Path) -> None:
     assert found.processor == "Acme 9000"
     assert 1 <= found.num_cores <= found.num_processors <= found.num_processors_total
     assert found.num_threads == found.num_cores
+    assert found.num_nodes == 1
     assert found.threads == {"OMP_NUM_THREADS": "2"}
 
 
@@ -87,6 +88,20 @@ def test_threads_of_one_core_are_counted_once(
     found = machine(tmp_path)
     assert (found.num_processors, found.num_processors_total) == (len(processors), 4)
     assert found.num_cores == found.num_threads == num_cores
+
+
+@pytest.mark.parametrize(
+    ("processors", "num_nodes"), [({0, 1, 4}, 1), ({1, 2}, 2), ({2, 5, 6}, 1), ({0, 7}, 2)]
+)
+def test_nodes_that_the_process_may_run_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processors: set[int], num_nodes: int
+) -> None:
+    for node, ranges in {0: "0-1,4\n", 1: "2-3,5-7\n", 2: "\n"}.items():  # the last: memory only
+        folder = tmp_path / f"sys/devices/system/node/node{node}"
+        folder.mkdir(parents=True)
+        (folder / "cpulist").write_text(ranges)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: processors, raising=False)
+    assert machine(tmp_path).num_nodes == num_nodes
 
 
 def test_the_first_version_of_control_groups(tmp_path: Path) -> None:

@@ -249,13 +249,13 @@ def test_masks_and_row_rules_are_kept() -> None:
 
 
 def test_a_step_takes_its_time_and_steps_queue_up() -> None:
-    runner = make_runner(step_time=0.2)
+    runner = make_runner(step_time=0.5)
     begin = time.monotonic()
     first = runner.step(make_batch([(0, [1], 0, [3])], joined=(join(0, [1]),)))
     second = runner.step(make_batch([(1, [1], 0, [4])], joined=(join(1, [1]),)))
-    assert time.monotonic() - begin < 0.15
+    assert time.monotonic() - begin < 0.5
     second.result()
-    assert time.monotonic() - begin >= 0.4
+    assert time.monotonic() - begin >= 1.0
     first.result()
 
 

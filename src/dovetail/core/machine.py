@@ -38,6 +38,8 @@ class Machine:
     num_processors_total: int
     num_cores: int
     """Cores that those belong to."""
+    num_nodes: int
+    """NUMA nodes that those lie on: each reads its own memory faster than the others'."""
     core_quota: float | None
     """Cores' worth of time that the control group allows; None: no limit."""
     memory_total: int
@@ -85,6 +87,7 @@ def look_at_machine(
         num_processors=len(processors),
         num_processors_total=total_processors,
         num_cores=_num_cores(root / "sys/devices/system/cpu", processors),
+        num_nodes=_num_nodes(root / "sys/devices/system/node", processors),
         core_quota=_quota(root, groups),
         memory_total=total,
         memory_free=free,
@@ -121,6 +124,22 @@ def _num_cores(folder: Path, processors: Iterable[int]) -> int:
     """Processors that name the same siblings are threads of one core."""
     siblings = (_text(folder / f"cpu{i}/topology/thread_siblings_list") for i in processors)
     return len({text or f"processor {i}" for i, text in enumerate(siblings)})
+
+
+def _num_nodes(folder: Path, processors: Iterable[int]) -> int:
+    """One where the system does not tell."""
+    owners = (_processors(_text(file)) for file in folder.glob("node[0-9]*/cpulist"))
+    return max(1, sum(not owned.isdisjoint(processors) for owned in owners))
+
+
+def _processors(ranges: str) -> set[int]:
+    """Of a list such as ``0-3,8``."""
+    found: set[int] = set()
+    for part in ranges.strip().split(","):
+        first, _, last = part.partition("-")
+        if first:
+            found.update(range(int(first), int(last or first) + 1))
+    return found
 
 
 def _quota(root: Path, groups: Path) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,6 +55,14 @@ def entry(state: str, *, group: str = "dovetail.models", origin: str = "pkg") ->
 def test_nothing_is_wrong() -> None:
     assert diagnose(examination()) == ()
     assert doctor_text(examination(), ()).endswith("No problem was found.")
+
+
+def test_nodes_are_told_where_there_are_several() -> None:
+    machine = look_at_machine({})
+    text = doctor_text(examination(machine=replace(machine, num_nodes=2)), ())
+    assert f"{machine.num_cores} cores on 2 NUMA nodes," in " ".join(text.split())
+    text = doctor_text(examination(machine=replace(machine, num_nodes=1)), ())
+    assert "NUMA" not in text
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,10 @@ _OPENMP_DECIDES = (
 one core by now, which hides the others from it."""
 _KEPT_FREE = 0.08
 """Share of all memory that is left to the rest of the machine."""
+_SEVERAL_NODES = (
+    "threads may run on {num_nodes} NUMA nodes, each of which reads the others' memory more slowly"
+    " than its own; bind a server to one: numactl --cpunodebind=0 --membind=0 dovetail serve ..."
+)
 
 
 class CpuPlatform(TorchPlatform):
@@ -143,6 +147,8 @@ class CpuPlatform(TorchPlatform):
         config.check_options(self.name, "threads")
         threads = config.options.get("threads") or _default_threads()
         torch.set_num_threads(int(threads))
+        if (num_nodes := look_at_machine().num_nodes) > 1:
+            _warn(_SEVERAL_NODES.format(num_nodes=num_nodes))
         self._memory = HugePages()  # what another model reserved goes with it
         keep_freed_memory()
         kernels = load_kernels()

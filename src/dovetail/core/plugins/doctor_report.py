@@ -91,7 +91,8 @@ def _cores(machine: Machine) -> str:
     quota = "" if machine.core_quota is None else f", at most {machine.core_quota:g} at a time"
     usable, total = machine.num_processors, machine.num_processors_total
     share = f"{usable} of {total}" if usable < total else f"{total}"
-    return f"{machine.processor}, {machine.num_cores} cores, {share} threads{quota}"
+    nodes = f" on {machine.num_nodes} NUMA nodes" if machine.num_nodes > 1 else ""
+    return f"{machine.processor}, {machine.num_cores} cores{nodes}, {share} threads{quota}"
 
 
 def _memory(machine: Machine) -> str:
