@@ -327,7 +327,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text = report(machine, what, engines, args.cells, done).replace(folder, "FOLDER")
             result = {"model": what, "rounds": done, "engines": as_json(engines, args.cells)}
             write_report(args.output, text, machine, result)
-            draw(args.output, f"{OURS}, times as fast: {what}", engines, args.cells)
+            title = f"How many times as fast {OURS} is: {what.replace('`', '')}"
+            draw(args.output, title, engines, args.cells)
     show_report(args.output, text)
     return 1 if _errors(engines) else 0
 

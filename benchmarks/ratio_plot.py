@@ -132,9 +132,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     series: dict[str, Series] = {}
     for word in args.results:
         name, _, file = word.partition("=")
-        if not Path(file).is_file():
-            parser.error(f"{word!r} is not NAME=FILE with a result of benchmarks.cpu")
-        series |= _series(name, Path(file))
+        try:
+            series |= _series(name, Path(file))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            wanted = "NAME=FILE with a result of benchmarks.cpu"
+            parser.error(f"{word!r} is not {wanted} ({type(error).__name__}: {error})")
+    if not any(series.values()):
+        parser.error("no engine is compared with another in what was given")
     sys.stdout.write(ratio_plot(args.title, series))
     return 0
 

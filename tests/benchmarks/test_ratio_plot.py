@@ -76,8 +76,20 @@ def test_results_beside_each_other(tmp_path, capsys):
     assert "4x5+6" not in picture.words()
 
 
-@pytest.mark.parametrize("word", ["no-such.json", "a=no-such.json"])
-def test_a_result_that_is_not_there(word, capsys):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file"),
+        ("no json", "JSONDecodeError"),
+        ('{"engines": [{"name": "us"}, {"name": "x", "cells": [{"cell": "1x2+3"}]}]}', "ratios"),
+        ("[]", "TypeError"),
+        ('{"engines": [{"name": "us", "cells": []}]}', "no engine is compared"),
+    ],
+)
+def test_what_is_no_result(text, message, tmp_path, capsys):
+    file = tmp_path / "result.json"
+    if text is not None:
+        file.write_text(text)
     with pytest.raises(SystemExit):
-        main([word, "--title", "all"])
-    assert word in capsys.readouterr().err
+        main([f"a={file}", "--title", "all"])
+    assert message in capsys.readouterr().err
