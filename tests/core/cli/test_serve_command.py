@@ -2,6 +2,7 @@ import argparse
 import asyncio
 import json
 import shlex
+import subprocess
 import sys
 import types
 
@@ -11,6 +12,7 @@ from dovetail.core.cli import main
 from dovetail.core.cli.banner import curl_line, heading, ready_lines
 from dovetail.core.cli.stats_line import stats_line
 from dovetail.core.engine.api import EngineStats
+from dovetail.core.server import listen
 
 
 def test_stats_line_is_silent_while_nothing_happens():
@@ -92,12 +94,8 @@ def server(engine, monkeypatch):
     run = types.ModuleType("dovetail.core.server.run")
     run.serve, run.EXIT_ENGINE_DEAD = serve, 70
     monkeypatch.setitem(sys.modules, run.__name__, run)
-    package = types.ModuleType("dovetail.core.server")
-    package.__path__ = list(sys.modules["dovetail.core"].__path__[:1])
-    package.__path__[0] += "/server"
-    package.bind = lambda host, port, uds: _Listener(found, (host, port, uds))
-    package.new_event_loop = asyncio.new_event_loop
-    monkeypatch.setitem(sys.modules, package.__name__, package)
+    monkeypatch.setattr(listen, "bind", lambda host, port, uds: _Listener(found, (host, port, uds)))
+    monkeypatch.setattr(listen, "new_event_loop", asyncio.new_event_loop)
     return found
 
 
@@ -176,3 +174,14 @@ def test_namespace_is_not_changed():
     namespace = argparse.Namespace(model_given_first="m", config=None)
     assert _with_model(namespace).model == "m"
     assert not hasattr(namespace, "model")
+
+
+def test_the_engine_process_does_not_wait_for_what_only_the_server_needs():
+    code = (
+        "import sys, dovetail.core.cli.serve, dovetail.core.server.listen,"
+        " dovetail.core.engine.async_engine; print(*sys.modules)"
+    )
+    found = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    late = ("numpy", "starlette", "uvicorn", "prometheus_client", "llguidance", "tokenizers")
+    assert "dovetail.core.engine.child" in found
+    assert not {module for module in found if module.split(".")[0] in late}

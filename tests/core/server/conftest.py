@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from dovetail.core.server import new_event_loop
+from dovetail.core.server.listen import new_event_loop
 
 ON_EVERY_LOOP = {"test_wire", "test_disconnect", "test_run"}
 """Tests of what depends on the loop's transports and signals."""

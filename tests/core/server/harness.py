@@ -10,7 +10,9 @@ from typing import Any
 
 import httpx
 
-from dovetail.core.server import ServerSettings, create_app, serve
+from dovetail.core.server.app import create_app
+from dovetail.core.server.run import serve
+from dovetail.core.server.settings import ServerSettings
 from tests.core.server.fakes import FakeEngine
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"

@@ -10,8 +10,8 @@ import pytest
 from starlette.routing import Route
 
 from dovetail.core.errors import ConfigError
-from dovetail.core.server import ServerSettings, create_app
-from dovetail.core.server.settings import ALWAYS_PUBLIC
+from dovetail.core.server.app import create_app
+from dovetail.core.server.settings import ALWAYS_PUBLIC, ServerSettings
 from tests.core.server.fakes import FakeEngine
 from tests.core.server.harness import COMPLETIONS, client_of, envelope
 from tests.thorough import thorough

@@ -3,7 +3,7 @@
 import pytest
 
 from dovetail.core.errors import ConfigError, OverloadedError, RequestTimeoutError
-from dovetail.core.server import ServerSettings
+from dovetail.core.server.settings import ServerSettings
 from tests.core.server.fakes import FakeEngine
 from tests.core.server.harness import (
     CHAT,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dovetail.core.server import Limits
+from dovetail.core.server.settings import Limits
 from tests.core.server.fakes import FakeEngine
 from tests.core.server.harness import CHAT, COMPLETIONS, MESSAGES, client_of, envelope
 

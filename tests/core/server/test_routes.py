@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from dovetail.core.errors import ConfigError, RequestFailedError
-from dovetail.core.server import Limits, ServerSettings, create_app
+from dovetail.core.server.app import create_app
+from dovetail.core.server.settings import Limits, ServerSettings
 from tests.core.server.fakes import BOS, EOS, FakeEngine
 from tests.core.server.harness import CHAT, COMPLETIONS, MESSAGES, client_of, envelope
 

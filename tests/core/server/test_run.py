@@ -17,8 +17,9 @@ import httpx
 import pytest
 
 from dovetail.core.errors import ConfigError, OverloadedError
-from dovetail.core.server import ServerError, ServerSettings, bind, serve
-from dovetail.core.server.run import EXIT_CUT_OFF, EXIT_DRAINED, EXIT_ENGINE_DEAD
+from dovetail.core.server.listen import bind
+from dovetail.core.server.run import EXIT_CUT_OFF, EXIT_DRAINED, EXIT_ENGINE_DEAD, serve
+from dovetail.core.server.settings import ServerError, ServerSettings
 from tests.core.server.fakes import FakeEngine
 from tests.core.server.harness import (
     COMPLETIONS,

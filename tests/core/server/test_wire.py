@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dovetail.core.server import Limits
+from dovetail.core.server.settings import Limits
 from dovetail.core.server.wire import WireProtocol
 from tests.core.server.fakes import FakeEngine
 from tests.core.server.harness import (

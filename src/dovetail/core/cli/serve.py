@@ -121,7 +121,7 @@ def run(namespace: argparse.Namespace) -> int:
 
     0 after all requests were finished, 75 if some had to be ended, 70 if the engine died.
     """
-    from dovetail.core.server import bind, new_event_loop
+    from dovetail.core.server.listen import bind, new_event_loop
 
     began = time.monotonic()
     config = engine_config(_with_model(namespace))
@@ -166,9 +166,11 @@ async def _serve(
     began: float,
 ) -> int:
     from dovetail.core.engine.async_engine import AsyncEngine
-    from dovetail.core.server.run import EXIT_ENGINE_DEAD, serve
 
     engine = await AsyncEngine.start(config)
+    # Its process loads meanwhile.
+    from dovetail.core.server.run import EXIT_ENGINE_DEAD, serve
+
     note(heading(version("dovetail"), engine.selection.name, engine.selection.reason))
     if config.model is None:
         note(bundled_model())

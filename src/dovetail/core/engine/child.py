@@ -17,9 +17,15 @@ import zmq
 import zmq.asyncio
 
 from dovetail.core.config.schema import EngineConfig
-from dovetail.core.engine.messages import FromEngine, ToEngine, decode_from_engine, encode
+from dovetail.core.engine.messages import (
+    FromEngine,
+    Start,
+    ToEngine,
+    addresses,
+    decode_from_engine,
+    encode,
+)
 from dovetail.core.engine.numbering import Numbered, Numbers
-from dovetail.core.engine.process import Start, addresses
 
 __all__ = ["EngineChild"]
 

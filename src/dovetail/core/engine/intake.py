@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import count
 
 import msgspec
-import numpy as np
 
 from dovetail.core.config.checkpoint import ModelFacts
 from dovetail.core.config.schema import EngineConfig
@@ -97,7 +97,7 @@ class Intake:
         self._processors = LogitsProcessors()
         self._examiner: Examiner | None = None
         self._ids = count(1)
-        self._random = np.random.default_rng(seed)
+        self._random = random.Random(seed)
 
     def requests(
         self,
@@ -138,7 +138,7 @@ class Intake:
         stop_ids = list(dict.fromkeys([*eos, *(params.stop_token_ids or [])]))
         seed = params.seed
         if seed is None:
-            seed = int(self._random.integers(1 << 63))
+            seed = self._random.getrandbits(63)
         count = 1 if params.use_beam_search else params.best_of or params.n
         first = next(self._ids)
         fault("frontend.intake", first)

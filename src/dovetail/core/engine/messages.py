@@ -6,10 +6,12 @@ either side that knows the same fields, and reading one runs no code.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
 
+from dovetail.core.config.schema import EngineConfig
 from dovetail.core.engine.api import EngineStats
 from dovetail.core.request import Request
 from dovetail.core.update import Update
@@ -24,13 +26,28 @@ __all__ = [
     "Loading",
     "Outputs",
     "Ready",
+    "Start",
     "State",
     "ToEngine",
     "Update",
+    "addresses",
     "decode_from_engine",
     "decode_to_engine",
     "encode",
 ]
+
+
+def addresses(folder: Path) -> tuple[str, str]:
+    """The addresses of the two sockets in a folder: to the engine, and from it."""
+    return f"ipc://{folder}/in", f"ipc://{folder}/out"
+
+
+class Start(msgspec.Struct, kw_only=True):
+    """The first message: everything the process needs to know."""
+
+    config: EngineConfig
+    platform: str
+    log_level: str = "INFO"
 
 
 class AddRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):

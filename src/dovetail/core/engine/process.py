@@ -18,7 +18,6 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from dovetail.core.config.schema import EngineConfig
 from dovetail.core.engine.build import BuiltEngine, build_engine
 from dovetail.core.engine.collector import settle
 from dovetail.core.engine.core import EngineCore
@@ -33,7 +32,9 @@ from dovetail.core.engine.messages import (
     Loading,
     Outputs,
     Ready,
+    Start,
     State,
+    addresses,
     decode_to_engine,
     encode,
 )
@@ -41,7 +42,7 @@ from dovetail.core.engine.numbering import Numbered, Numbers, unnumbered
 from dovetail.core.errors import DovetailError
 from dovetail.core.faults import arm, fault, message_faults
 
-__all__ = ["EXIT_FAILED", "Start", "addresses", "main"]
+__all__ = ["EXIT_FAILED", "main"]
 
 EXIT_FAILED = 3
 """Exit status after a failure that was reported."""
@@ -52,19 +53,6 @@ _SWEEP_S = 60.0
 """After a quiet second the engine looks at its whole state, but no oftener than this."""
 
 _log = logging.getLogger(__name__)
-
-
-def addresses(folder: Path) -> tuple[str, str]:
-    """The addresses of the two sockets in a folder: to the engine, and from it."""
-    return f"ipc://{folder}/in", f"ipc://{folder}/out"
-
-
-class Start(msgspec.Struct, kw_only=True):
-    """The first message: everything the process needs to know."""
-
-    config: EngineConfig
-    platform: str
-    log_level: str = "INFO"
 
 
 class _Channel:

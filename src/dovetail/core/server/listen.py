@@ -1,7 +1,11 @@
-"""Takes the address that the server listens on, and says plainly why if it cannot be had."""
+"""Takes the address that the server listens on, and says plainly why if it cannot be had.
+
+Of the server only this is there before the engine process is started: it imports little.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 import stat
@@ -9,10 +13,19 @@ from pathlib import Path
 
 from dovetail.core.server.settings import ServerError
 
-__all__ = ["bind", "url_of"]
+__all__ = ["bind", "new_event_loop", "url_of"]
 
 BACKLOG = 2048
 ALL_INTERFACES = "0.0.0.0"
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """The loop to run ``serve`` on: uvloop's where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 def bind(host: str | None, port: int, *, uds: str | None = None) -> socket.socket:

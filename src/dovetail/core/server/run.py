@@ -23,7 +23,7 @@ from dovetail.core.server.listen import BACKLOG, bind, url_of
 from dovetail.core.server.settings import ServerError, ServerSettings
 from dovetail.core.server.wire import wire_protocol
 
-__all__ = ["EXIT_CUT_OFF", "EXIT_DRAINED", "EXIT_ENGINE_DEAD", "new_event_loop", "serve"]
+__all__ = ["EXIT_CUT_OFF", "EXIT_DRAINED", "EXIT_ENGINE_DEAD", "serve"]
 
 EXIT_DRAINED = 0
 """Every request that had begun was answered."""
@@ -40,15 +40,6 @@ _CLOSE_S = 10.0
 """Time for the engine to end."""
 
 _log = logging.getLogger("dovetail.server")
-
-
-def new_event_loop() -> asyncio.AbstractEventLoop:
-    """The loop to run ``serve`` on: uvloop's where there is one."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 async def serve(
