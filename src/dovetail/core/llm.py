@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, cast
 
 from tqdm import tqdm
 
-from dovetail.core.config.checkpoint import ModelFacts, read_facts
+from dovetail.core.config.checkpoint import read_facts
 from dovetail.core.config.env import read_environment, with_environment
 from dovetail.core.config.schema import EngineConfig
 from dovetail.core.engine.api import EngineStats
@@ -23,14 +23,14 @@ from dovetail.core.engine.beam_search import (
 from dovetail.core.engine.build import Progress, build_engine
 from dovetail.core.engine.collector import calm
 from dovetail.core.engine.core import EngineCore
-from dovetail.core.engine.intake import CacheRoom, Intake, model_info
+from dovetail.core.engine.intake import CacheRoom, Intake, model_info, read_tokenizer
 from dovetail.core.engine.listeners import Listeners
 from dovetail.core.engine.outputs import OutputAccumulator, OutputProcessor
 from dovetail.core.errors import ConfigError, RequestError
 from dovetail.core.faults import arm
 from dovetail.core.plugins.selection import environment, select_platform
 from dovetail.core.request import PromptTokens, Request, RequestOutput, SamplingParams
-from dovetail.core.tokenizer import Tokenizer, load_tokenizer
+from dovetail.core.tokenizer import Tokenizer
 
 __all__ = ["LLM", "Prompt"]
 
@@ -61,7 +61,7 @@ class LLM:
         with ThreadPoolExecutor(1) as pool:  # Child processes are waited for meanwhile.
             selecting = pool.submit(select_platform, config.device, os.environ)
             facts = read_facts(config)
-            self._tokenizer = _tokenizer_of(config, facts)
+            self._tokenizer = read_tokenizer(config, facts)
             selection = selecting.result()
         for name, value in environment(selection.name, os.environ).items():
             os.environ.setdefault(name, value)
@@ -300,17 +300,6 @@ class LLM:
                 bar.update(1)
         if result.aborts:
             self._core.abort(result.aborts)
-
-
-def _tokenizer_of(config: EngineConfig, facts: ModelFacts) -> Tokenizer | None:
-    """None if ``skip_tokenizer_init`` is set."""
-    if config.skip_tokenizer_init:
-        return None
-    return load_tokenizer(
-        facts.tokenizer_path,
-        mode=config.tokenizer_mode,
-        trust_remote_code=config.trust_remote_code,
-    )
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -28,6 +28,33 @@ async def test_one_that_never_connects(monkeypatch: pytest.MonkeyPatch) -> None:
     child.send(Abort(ids=[2]))
 
 
+@pytest.mark.parametrize("ready", [False, True])
+async def test_closing_waits_only_for_one_that_listens(
+    ready: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    end = EngineChild.end
+
+    async def noted(child: EngineChild, patience: float) -> None:
+        waited.append(patience)
+        await end(child, patience)
+
+    monkeypatch.setattr(EngineChild, "end", noted)
+    engine = await AsyncEngine.start(EngineConfig(device="reference"))
+    if ready:
+        await engine.wait_ready()
+    await engine.close()
+    assert [patience > 0 for patience in waited] == [ready]
+
+
+async def test_what_a_terminal_signals_does_not_reach_it() -> None:
+    child = await EngineChild.start(EngineConfig(), "reference", {})
+    try:
+        assert os.getsid(child.pid) == child.pid != os.getsid(0)
+    finally:
+        await child.end(0)
+
+
 async def test_a_request_that_comes_while_it_dies_is_taken_up_by_the_next(tmp_path: Path) -> None:
     model = make_checkpoint("llama", tmp_path)
     config = EngineConfig(model=str(model), device="oracle", dtype="float32", threads=1)

@@ -19,7 +19,7 @@ from dovetail.core.engine.api import EngineState, EngineStats, EngineStatus, Req
 from dovetail.core.engine.child import EngineChild
 from dovetail.core.engine.debug import StateRequests
 from dovetail.core.engine.gate import Gate
-from dovetail.core.engine.intake import CacheRoom, Intake, model_info
+from dovetail.core.engine.intake import CacheRoom, Intake, model_info, read_tokenizer
 from dovetail.core.engine.listeners import Listeners
 from dovetail.core.engine.live import LiveRequest, LiveRequests, late
 from dovetail.core.engine.messages import (
@@ -40,7 +40,7 @@ from dovetail.core.faults import arm
 from dovetail.core.plugins.registry import describe_error
 from dovetail.core.plugins.selection import Selection, environment, select_platform
 from dovetail.core.request import PromptTokens, RequestOutput, SamplingParams
-from dovetail.core.tokenizer import Tokenizer, load_tokenizer
+from dovetail.core.tokenizer import Tokenizer
 
 __all__ = ["AsyncEngine"]
 
@@ -48,6 +48,8 @@ _log = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 0.05
 """How long messages are still read after the process has ended."""
+_CLOSE_S = 2.0
+"""How long an engine process may take to end when it is told to."""
 _SILENCE_S = 30.0
 """Without a heartbeat for this long the process hangs, and is replaced."""
 
@@ -106,18 +108,12 @@ class AsyncEngine:
         extra = environment(selection.name, os.environ)
         child = await EngineChild.start(config, selection.name, extra)
         try:
-            tokenizer = None
-            if not config.skip_tokenizer_init:
-                tokenizer = await asyncio.to_thread(
-                    load_tokenizer,
-                    facts.tokenizer_path,
-                    mode=config.tokenizer_mode,
-                    trust_remote_code=config.trust_remote_code,
-                )
+            tokenizer = await asyncio.to_thread(read_tokenizer, config, facts)
             engine = cls(config, selection, facts, tokenizer)
         except BaseException:
             await child.end(0)
             raise
+        engine._child = child
         engine._keeper = asyncio.create_task(engine._keep(child, extra))
         return engine
 
@@ -385,7 +381,8 @@ class AsyncEngine:
         child, self._child = self._child, None
         if child is not None:
             child.send(Control(name="shutdown"))
-            await child.end(2.0)
+            # One that has never been ready is loading, and would hear of it when that is over.
+            await child.end(_CLOSE_S if self.banner else 0.0)
 
 
 def _last_words(code: int, status: EngineStatus) -> str:

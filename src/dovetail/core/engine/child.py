@@ -68,6 +68,8 @@ class EngineChild:
             str(os.getpid()),
             env={"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", **environment, **os.environ},
             stdin=asyncio.subprocess.DEVNULL,
+            # A terminal's Ctrl-C is for the front end, from the first moment on.
+            start_new_session=True,
         )
         child = cls(process, zmq.asyncio.Context(), folder)
         log_level = logging.getLevelName(logging.getLogger().getEffectiveLevel())

@@ -20,9 +20,9 @@ from dovetail.core.plugins.logits import LogitsProcessors
 from dovetail.core.request import PromptTokens, Request, SamplingParams
 from dovetail.core.structured.examiner import Examiner
 from dovetail.core.structured.vocabulary import read_vocabulary
-from dovetail.core.tokenizer import Tokenizer
+from dovetail.core.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["CacheRoom", "Intake", "model_info", "num_logprobs"]
+__all__ = ["CacheRoom", "Intake", "model_info", "num_logprobs", "read_tokenizer"]
 
 _SEED_STEP = 0x9E3779B97F4A7C15
 """Apart the seeds of the completions of one prompt: an odd number, so that they all differ."""
@@ -39,6 +39,17 @@ def model_info(facts: ModelFacts, config: EngineConfig) -> ModelInfo:
         eos_token_ids=list(facts.eos_token_ids),
         default_params=facts.default_params,
         max_logprobs=facts.vocab_size if limit < 0 else min(limit, facts.vocab_size),
+    )
+
+
+def read_tokenizer(config: EngineConfig, facts: ModelFacts) -> Tokenizer | None:
+    """The model's tokenizer; None if ``skip_tokenizer_init`` is set. Raises CheckpointError."""
+    if config.skip_tokenizer_init:
+        return None
+    return load_tokenizer(
+        facts.tokenizer_path,
+        mode=config.tokenizer_mode,
+        trust_remote_code=config.trust_remote_code,
     )
 
 

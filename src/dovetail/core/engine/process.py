@@ -123,7 +123,7 @@ class _Heart(threading.Thread):
 
 def main(arguments: list[str]) -> int:
     """Run until told to end; returns the exit status."""
-    # A terminal or a service manager signals every process: when to end is for the server to say.
+    # A service manager signals every process: when to end is for the server to say.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     channel = _Channel(Path(arguments[0]))
