@@ -185,3 +185,10 @@ def test_the_engine_process_does_not_wait_for_what_only_the_server_needs():
     late = ("numpy", "starlette", "uvicorn", "prometheus_client", "llguidance", "tokenizers")
     assert "dovetail.core.engine.child" in found
     assert not {module for module in found if module.split(".")[0] in late}
+
+
+def test_a_server_that_cannot_be_imported_ends_the_engine(server, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dovetail.core.server.run", None)
+    with pytest.raises(ImportError):
+        main(["serve"])
+    assert server.engine.closed

@@ -168,9 +168,6 @@ async def _serve(
     from dovetail.core.engine.async_engine import AsyncEngine
 
     engine = await AsyncEngine.start(config)
-    # Its process loads meanwhile.
-    from dovetail.core.server.run import EXIT_ENGINE_DEAD, serve
-
     note(heading(version("dovetail"), engine.selection.name, engine.selection.reason))
     if config.model is None:
         note(bundled_model())
@@ -182,6 +179,9 @@ async def _serve(
         companion = asyncio.create_task(_accompany(engine, settings, url, began))
 
     try:
+        # The engine process loads meanwhile.
+        from dovetail.core.server.run import EXIT_ENGINE_DEAD, serve
+
         status = await serve(
             engine,
             settings,
@@ -197,6 +197,7 @@ async def _serve(
         if companion is not None:
             companion.cancel()
             await asyncio.gather(companion, return_exceptions=True)
+        await engine.close()  # a second time, for the most part: that does nothing
     never_ready = status == EXIT_ENGINE_DEAD and not engine.banner
     return _FAILED if never_ready else status
 
