@@ -21,10 +21,12 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 SOURCES = Path("src", "dovetail_cpu", "native")
 LIBRARY = Path("src", "dovetail_cpu", "libkernels.so")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-Wno-psabi")
+_AVX512_BF16 = ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni")
 INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {
     "avx2": ("-march=x86-64-v3",),
     "avx512": ("-march=x86-64-v4",),
-    "avx512_bf16": ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni"),
+    "avx512_bf16": _AVX512_BF16,
+    "amx": (*_AVX512_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
 }
 """The sets of x86 that are compiled, by the suffix of their functions."""
 

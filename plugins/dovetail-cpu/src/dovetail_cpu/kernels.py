@@ -41,7 +41,7 @@ __all__ = [
 LIBRARY = Path(__file__).with_name("libkernels.so")
 VARIABLE = "DOVETAIL_CPU_KERNELS"
 """Environment: an instruction set to use instead of the best, or ``off``."""
-INSTRUCTION_SETS = ("avx512_bf16", "avx512", "avx2", "generic")
+INSTRUCTION_SETS = ("amx", "avx512_bf16", "avx512", "avx2", "generic")
 """Best first. A processor that has one of x86 has those behind it."""
 
 
@@ -154,7 +154,6 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "embedding": (_P, _N, _P, _N, _N, _P),
     "choose": (_P, _N, _N, _N, _N, _P, _P, _P),
     "replay": (_P, _N),
-    "use_matrices": (_P, _N, _P, _N, _P),
 }
 _REPLAYED = (
     "bf16_linear",
@@ -255,12 +254,6 @@ class Kernels:
     embedding: Function
     choose: Function
     replay: Function
-    use_matrices: Function
-
-    @property
-    def has_products(self) -> bool:
-        """Whether they can leave products to matrix units (native/tiles.h: HAS_MATRICES)."""
-        return self.instruction_set.startswith("avx512")
 
 
 def why_absent() -> str | None:

@@ -27,7 +27,6 @@ from dovetail_cpu.choice import choose_rows
 from dovetail_cpu.kept import KeptPanels, kept_folder, mapped_bytes, panel_file
 from dovetail_cpu.kernels import Kernels, load_kernels, why_absent
 from dovetail_cpu.linear import PackedLinear, PanelLinear, can_pack
-from dovetail_cpu.matrices import has_matrix_units, use_matrix_units
 from dovetail_cpu.memory import HugePages, keep_freed_memory
 from dovetail_cpu.ops import override_ops
 from dovetail_cpu.recorded import RecordedModel
@@ -151,9 +150,6 @@ class CpuPlatform(TorchPlatform):
             _warn(_SEVERAL_NODES.format(num_nodes=num_nodes))
         self._memory = HugePages()  # what another model reserved goes with it
         keep_freed_memory()
-        kernels = load_kernels()
-        if kernels is not None and kernels.has_products and has_matrix_units():
-            _log.info("%s", use_matrix_units(kernels))
         return super().runner(config)
 
 

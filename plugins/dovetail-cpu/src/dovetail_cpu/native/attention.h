@@ -9,6 +9,7 @@
 #pragma once
 
 #include "codes.h"
+#include "matrix_unit.h"
 
 namespace {
 
@@ -197,6 +198,10 @@ struct Attended : Share {
     alignas(64) uint32_t expanded[KEYS * MOST_HEAD / 2];  // keys, then values, if they are codes
     const uint32_t *keys[KEYS / LANES], *values[KEYS / LANES];
     int64_t key_stride;  // words from one pair of entries to the next
+#ifdef HAS_MATRIX_UNIT
+    alignas(64) uint32_t rest[LANES * MOST_HEAD];  // the last values, in two vectors
+    MatrixUnit unit;
+#endif
     Coming coming;
 
     explicit Attended(const Share& share)
@@ -273,6 +278,44 @@ struct Attended : Share {
         mix(first, count);
     }
 
+#ifdef HAS_MATRIX_UNIT
+    // Calls multiply(rows, first row, number of rows) for up to two tiles of rows at a time.
+    template <class Multiply>
+    void in_pairs(const A* from, int64_t stride, Multiply multiply) {
+        const int64_t bytes = stride * sizeof(A);
+        const RowTiles rows{(const char*)from, bytes, TILE * bytes, LINE};
+        for (int64_t first = 0; first < num_rows; first += 2 * TILE)
+            multiply(rows.from(first / TILE, 0), first, std::min(2 * TILE, num_rows - first));
+    }
+
+    // What is brought in a step of the unit, while the first rows are there.
+    struct Brings {
+        Coming& coming;
+        int64_t words;
+
+        void bring() const {
+            for (int64_t i = 0; i < words; i++) coming.bring();
+        }
+    };
+
+    Brings brings(int64_t first_row, int64_t words) { return {coming, first_row ? 0 : words}; }
+
+    void score(int64_t count) {
+        const int64_t vectors = ceil_div(count, LANES), bytes = key_stride * sizeof(uint32_t);
+        in_pairs(queries, size, [&](RowTiles rows, int64_t first, int64_t num) {
+            const auto strip = [&](int64_t v, auto wide) {
+                const auto column = [&](int64_t step, int j) {
+                    return keys[v + j] + step * TILE * key_stride;
+                };
+                multiply_rows<Pairs, decltype(wide)::value>(
+                    unit, rows, num, size / 2, column, bytes, scores + first * KEYS + v * LANES, KEYS,
+                    false, brings(first, TILE));
+            };
+            for (int64_t v = 0; v + 1 < vectors; v += 2) strip(v, std::integral_constant<int, 2>{});
+            if (vectors % 2) strip(vectors - 1, std::integral_constant<int, 1>{});
+        });
+    }
+#else
     void score(int64_t count) {
         const int64_t vectors = ceil_div(count, LANES);
         in_tiles<Pairs::ROWS>(num_rows, [&](auto r, int64_t first) {
@@ -292,6 +335,7 @@ struct Attended : Share {
             while (v < vectors) strip(std::integral_constant<int, 1>{});
         });
     }
+#endif
 
     // What is done to scores before the softmax, apart from a factor.
     void bend(float* s, int64_t begin, int64_t end, int64_t i) const {
@@ -344,6 +388,64 @@ struct Attended : Share {
 
     // Adds the weighted values. Places that nobody has written are not looked at: they may hold
     // what is not a number.
+#ifdef HAS_MATRIX_UNIT
+    void mix(int64_t begin, int64_t count) {
+        const int64_t vectors = ceil_div(count, LANES);
+        if (count % LANES) take_written(begin, count);
+        // A step takes two vectors where they lie together and the first has an even number among
+        // all of the sequence: so a row's sums do not depend on where its task begins or ends.
+        const auto is_pair = [&](int64_t v) {
+            return v + 1 < vectors && (begin / LANES + v) % 2 == 0 &&
+                   values[v + 1] == values[v] + LANES / 2 * size;
+        };
+        for (int64_t v = 0; v < vectors;) {
+            const int64_t first = v, each = is_pair(v) ? 2 : 1;
+            while (v < vectors && each == (is_pair(v) ? 2 : 1)) v += each;
+            mix_run(first, (v - first) / each, each);
+        }
+    }
+
+    // Steps of one or two vectors of positions.
+    void mix_run(int64_t vector, int64_t steps, int64_t each) {
+        const int64_t words = each * LANES / 2;
+        in_pairs(weights + vector * LANES, KEYS, [&](RowTiles rows, int64_t first, int64_t num) {
+            rows.step_bytes = words * 2 * sizeof(A);
+            unit.set(num, words);
+            const auto strip = [&](int64_t e, auto wide) {
+                constexpr int V = decltype(wide)::value;
+                const auto column = [&](int64_t step, int j) {
+                    return values[vector + step * each] + e + j * LANES;
+                };
+                const auto multiply = [&](auto tiles) {
+                    multiply_tiles<Pairs, decltype(tiles)::value, V>(
+                        rows, steps, column, size * sizeof(uint32_t), result + first * size + e, size,
+                        true, brings(first, words));
+                };
+                if (num > TILE)
+                    multiply(std::integral_constant<int, 2>{});
+                else
+                    multiply(std::integral_constant<int, 1>{});
+            };
+            int64_t e = 0;
+            for (; e + 2 * LANES <= size; e += 2 * LANES) strip(e, std::integral_constant<int, 2>{});
+            if (e < size) strip(e, std::integral_constant<int, 1>{});
+        });
+    }
+
+    // Copies the last values, with zeros in places that are not written; with those that a step
+    // takes together with them.
+    void take_written(int64_t begin, int64_t count) {
+        int64_t v = count / LANES;
+        if (v > 0 && (begin / LANES + v) % 2 == 1 && values[v] == values[v - 1] + LANES / 2 * size) v--;
+        const int64_t written = count - v * LANES, pairs = written / 2;
+        std::memcpy(rest, values[v], pairs * size * sizeof(uint32_t));
+        std::memset(rest + pairs * size, 0, (LANES - pairs) * size * sizeof(uint32_t));
+        for (int64_t e = 0; written % 2 && e < size; e++)
+            rest[pairs * size + e] = values[v][pairs * size + e] & 0xffffu;
+        for (int64_t i = 0; v + i < ceil_div(count, LANES); i++)
+            values[v + i] = rest + i * LANES / 2 * size;
+    }
+#else
     void mix(int64_t begin, int64_t count) {
         const int64_t places = layer.block_size;
         for (int64_t done = 0; done < count;) {
@@ -392,6 +494,7 @@ struct Attended : Share {
             }
         }
     }
+#endif
 
     void finish(bf16* out) const {
         for (int64_t i = 0; i < num_rows; i++) {

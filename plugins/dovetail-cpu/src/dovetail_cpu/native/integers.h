@@ -1,7 +1,7 @@
 // Linear layers over weights of 8 and 4 bits and rows of 8 bits: sums of products of codes are exact.
 #pragma once
 
-#include "linear.h"
+#include "products.h"
 
 namespace {
 
@@ -35,20 +35,17 @@ inline void int8_linear(const Quantized& x, int64_t num_rows, const Int8Weight& 
                         const Target& target) {
     const int64_t depth = ceil_div(weight.num_inputs, 4);
     const Factors<Fours> factors{(const char*)x.codes, depth * 4, weight.panels, depth};
-    product(num_rows, target, step_of<Fours>(num_rows), [](int64_t, int64_t) {},
-            [&](int64_t row, int64_t size, Columns columns, float* to, Place place) {
-                int32_t* exact = reinterpret_cast<int32_t*>(to);
-                factors.multiply(row, size, columns, exact, place);
-                for (int64_t i = 0; i < size; i++)
-                    for (int64_t c = 0; c < columns.count * LANES; c += NATIVE) {
-                        const int64_t at = columns.first * LANES + c, here = i * columns.stride + c;
-                        i32xN sum = load<i32xN>(exact + here);
-                        if (!Fours::SIGNED) sum -= load<i32xN>(weight.offsets + at);
-                        const f32xN scaled =
-                            __builtin_convertvector(sum, f32xN) * x.steps[row + i];
-                        store(to + here, scaled * load<f32xN>(weight.scales + at));
-                    }
-            });
+    multiply_layer(factors, num_rows, target, [&](int64_t row, int64_t size, Columns columns, float* to) {
+        const int32_t* exact = reinterpret_cast<const int32_t*>(to);
+        for (int64_t i = 0; i < size; i++)
+            for (int64_t c = 0; c < columns.count * LANES; c += NATIVE) {
+                const int64_t at = columns.first * LANES + c, here = i * columns.stride + c;
+                i32xN sum = load<i32xN>(exact + here);
+                if (!Fours::SIGNED) sum -= load<i32xN>(weight.offsets + at);
+                const f32xN scaled = __builtin_convertvector(sum, f32xN) * x.steps[row + i];
+                store(to + here, scaled * load<f32xN>(weight.scales + at));
+            }
+    });
 }
 
 // Words of eight inputs: the low halves of its bytes are the first four, the high halves the

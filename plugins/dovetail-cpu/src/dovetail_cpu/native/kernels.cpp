@@ -137,16 +137,6 @@ static void repeat(const Call& c) {
     }
 }
 
-// From how many rows on products of bf16 and of 8 bits are left to the matrix products given.
-void EXPORT(use_matrices)(Pairs::Product of_pairs, int64_t pair_rows, Fours::Product of_fours,
-                          int64_t four_rows, void (*release)(bool)) {
-    Matrices<Pairs>::product = of_pairs;
-    Matrices<Pairs>::least_rows = pair_rows;
-    Matrices<Fours>::product = of_fours;
-    Matrices<Fours>::least_rows = four_rows;
-    Matrices<Pairs>::release = Matrices<Fours>::release = release;
-}
-
 void EXPORT(replay)(const Call* calls, int64_t count) {
     as_team([&] {
         for (int64_t i = 0; i < count; i++) repeat(calls[i]);

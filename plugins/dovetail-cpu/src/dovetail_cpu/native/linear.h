@@ -63,13 +63,6 @@ struct Factors {
     // and what lies behind one that is not the last is read next.
     void multiply(int64_t row, int64_t num_rows, Columns columns, typename Words::Sum* sums,
                   Place place) const {
-        if constexpr (Words::HAS_MATRICES) {
-            if (Matrices<Words>::product && num_rows >= Matrices<Words>::least_rows &&
-                columns.count % PANEL_VECTORS == 0) {
-                by_matrices(row, num_rows, columns, sums);
-                return;
-            }
-        }
         if constexpr (Words::FEW_ROWS > 0) {
             if (num_rows <= Words::FEW_ROWS && columns.count % FEW_VECTORS == 0) {
                 if (num_rows == 1)
@@ -100,20 +93,6 @@ struct Factors {
                 strips<ROWS, V / 2>(row, num_rows, columns.from(v, columns.count - v),
                                     sums + v * LANES, {place.is_first && v == 0, place.is_last});
         }
-    }
-
-    void by_matrices(int64_t row, int64_t num_rows, Columns columns,
-                     typename Words::Sum* sums) const {
-        constexpr int64_t SIZE = Words::PER_WORD;
-        const auto* a = (const typename Words::A*)(rows + row * row_bytes);
-        const int64_t a_stride = row_bytes / sizeof(typename Words::A);
-        for (int64_t v = 0; v < columns.count; v += PANEL_VECTORS) {
-            const uint32_t* panel = panels + (columns.first + v) / PANEL_VECTORS * depth * PANEL;
-            Matrices<Words>::product(num_rows, PANEL, depth * SIZE, a_stride, PANEL, columns.stride,
-                                     false, a, (const typename Words::B*)panel, sums + v * LANES,
-                                     true);
-        }
-        Matrices<Words>::release(true);
     }
 
     // A function of its own, so that its loop has all registers: inlined, it had 7 % less speed.
@@ -193,44 +172,35 @@ inline void decided(bool flag, Call call) {
         call(std::false_type{});
 }
 
-// Rounds sums of some columns into the result.
+// Rounds sums of some columns into the result, row by row: it may be far from one to the next.
 inline void put(const Target& target, int64_t row, int64_t num_rows, Columns columns,
                 const float* sums, const float* others) {
     const int64_t width = target.gate ? target.num_columns / 2 : target.num_columns;
-    const int64_t stride = target.stride;
-    const auto put_column = [&](int64_t v, auto gated, auto wide, auto biased) {
-        using T = std::conditional_t<decltype(wide)::value, float, bf16>;
-        const int64_t at = (columns.first + v) * LANES, room = width - at;
-        const bool is_silu = target.gate == SILU;
-        f32xN bias[PIECES], up_bias[PIECES];
-        for (int p = 0; p < PIECES; p++) {
-            if (biased) bias[p] = load<f32xN>(target.bias + at + p * NATIVE);
-            if (biased && gated) up_bias[p] = load<f32xN>(target.bias + width + at + p * NATIVE);
-        }
-        T* to = (T*)target.out + row * stride + at;
-        const float* from = sums + v * LANES;
-        const float* up_from = others + v * LANES;
-        for (int64_t i = 0; i < num_rows;
-             i++, to += stride, from += columns.stride, up_from += columns.stride) {
-            for (int p = 0; p < PIECES; p++) {
-                f32xN x = load<f32xN>(from + p * NATIVE);
-                if (biased) x += bias[p];
-                if (gated) {
-                    f32xN up = load<f32xN>(up_from + p * NATIVE);
-                    if (biased) up += up_bias[p];
-                    x = (is_silu ? silu(x) : gelu_tanh(x)) * up;
-                }
-                if constexpr (wide)
-                    put_vector(to + p * NATIVE, x, room - p * NATIVE);
-                else
-                    put_vector(to + p * NATIVE, narrow(x), room - p * NATIVE);
-            }
-        }
-    };
+    const int64_t first = columns.first * LANES;
+    const int64_t count = std::min(columns.count * LANES, width - first);
+    const bool is_silu = target.gate == SILU;
+    const float* bias = target.bias + first;
     decided(target.gate != NO_GATE, [&](auto gated) {
         decided(target.wide, [&](auto wide) {
             decided(target.bias != nullptr, [&](auto biased) {
-                for (int64_t v = 0; v < columns.count; v++) put_column(v, gated, wide, biased);
+                using T = std::conditional_t<decltype(wide)::value, float, bf16>;
+                for (int64_t i = 0; i < num_rows; i++) {
+                    T* to = (T*)target.out + (row + i) * target.stride + first;
+                    const int64_t here = i * columns.stride;
+                    for (int64_t c = 0; c < count; c += NATIVE) {
+                        f32xN x = load<f32xN>(sums + here + c);
+                        if (biased) x += load<f32xN>(bias + c);
+                        if (gated) {
+                            f32xN up = load<f32xN>(others + here + c);
+                            if (biased) up += load<f32xN>(bias + width + c);
+                            x = (is_silu ? silu(x) : gelu_tanh(x)) * up;
+                        }
+                        if constexpr (wide)
+                            put_vector(to + c, x, count - c);
+                        else
+                            put_vector(to + c, narrow(x), count - c);
+                    }
+                }
             });
         });
     });
@@ -291,41 +261,6 @@ void product(int64_t num_rows, const Target& target, int64_t most, Prepare prepa
 template <class Words>
 inline int64_t step_of(int64_t num_rows) {
     return Words::FEW_ROWS > 0 && num_rows <= FEW ? 2 * STEP : STEP;
-}
-
-// Memory of a thread's own that is kept from call to call.
-template <class T>
-inline T* scratch(int64_t size) {
-    thread_local std::vector<T> memory;
-    if (int64_t(memory.size()) < size) memory.resize(size);
-    return memory.data();
-}
-
-inline void bf16_linear(const bf16* x, int64_t x_stride, int64_t num_rows, int64_t num_inputs,
-                        const uint32_t* panels, const Target& target) {
-    using A = Pairs::A;
-    Factors<Pairs> factors{(const char*)x, x_stride * 2, panels, num_inputs / 2};
-    if constexpr (std::is_same_v<A, bf16>) {
-        product(
-            num_rows, target, step_of<Pairs>(num_rows), [](int64_t, int64_t) {},
-            [&](int64_t row, int64_t size, Columns columns, float* to, Place place) {
-                factors.multiply(row, size, columns, to, place);
-            });
-        return;
-    }
-    factors.row_bytes = num_inputs * sizeof(A);
-    product(
-        num_rows, target, step_of<Pairs>(num_rows),
-        [&](int64_t row, int64_t size) {
-            A* rows = scratch<A>(size * num_inputs);
-            for (int64_t i = 0; i < size; i++)
-                Pairs::take(x + (row + i) * x_stride, num_inputs, rows + i * num_inputs);
-        },
-        [&](int64_t, int64_t size, Columns columns, float* to, Place place) {
-            Factors<Pairs> own = factors;
-            own.rows = (const char*)scratch<A>(0);
-            own.multiply(0, size, columns, to, place);
-        });
 }
 
 // Rows of weights that lie one below the other, in several pieces of memory.

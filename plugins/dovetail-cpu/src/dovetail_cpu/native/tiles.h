@@ -7,21 +7,6 @@
 
 namespace {
 
-// Products of matrices by whatever the processor has for them (AMX), as torch offers it: ``brgemm``
-// in ATen/native/CPUBlas.h. (M, K) x (K, N) into C, or added to it; B in words of columns.
-template <class A, class B, class C>
-using MatrixProduct = void (*)(int64_t m, int64_t n, int64_t k, int64_t a_stride, int64_t b_stride,
-                               int64_t c_stride, bool add, const A* a, const B* b, C* c,
-                               bool in_words);
-
-// From `least_rows` rows on, products are left to these. Null: never.
-template <class Words>
-struct Matrices {
-    static inline typename Words::Product product = nullptr;
-    static inline int64_t least_rows = 0;
-    static inline void (*release)(bool in_words) = nullptr;  // of a thread's tiles
-};
-
 // A kind of word: how rows of them are kept as first factors (A), and what one of them adds to the
 // sums of R rows and N vectors of columns. `row(i)` is the address of the word of a row, `column(j)`
 // of the words of a vector of columns. Up to FEW_ROWS rows are multiplied in tiles of FEW x
@@ -43,14 +28,12 @@ inline void add_dots(Sums (&sums)[R][N], Row row, Column column) {
 
 // Words of two bf16 each, and sums in float32.
 struct Pairs {
-    using B = bf16;
     using Sums = f32xN;
     using Sum = float;
 #if defined(__AVX512F__)
     using A = bf16;
     static constexpr int ROWS = 12, VECTORS = 2, WIDE_ROWS = 6, WIDE_VECTORS = 4;
     static constexpr int FEW_ROWS = 0;
-    static constexpr bool HAS_MATRICES = true;
 
     template <int R, int N, class Row, class Column>
     static void add(Sums (&sums)[R][N], Row row, Column column) {
@@ -82,7 +65,6 @@ struct Pairs {
 #endif
     static constexpr int FEW_ROWS = 4, STREAMED = 8, STREAMED_FEW = 4;
     static constexpr int VECTORS = 1, WIDE_ROWS = ROWS, WIDE_VECTORS = VECTORS;
-    static constexpr bool HAS_MATRICES = false;
 
     template <int R, int N, class Row, class Column>
     static void add(Sums (&sums)[R][N], Row row, Column column) {
@@ -123,26 +105,21 @@ struct Pairs {
     static void put(A* to, f32xN x) { store(to, rounded(x)); }
     static float value(A x) { return x; }
 #endif
-    using Product = MatrixProduct<A, B, Sum>;
     static constexpr int PER_WORD = 2;
 };
 
 // Words of four bytes each, and exact sums.
 struct Fours {
     using A = uint8_t;
-    using B = int8_t;
     using Sums = i32xN;
     using Sum = int32_t;
-    using Product = MatrixProduct<A, B, Sum>;
     static constexpr int PER_WORD = 4;
 #if defined(__AVX512F__)
     static constexpr int ROWS = 12, VECTORS = 2, WIDE_ROWS = 6, WIDE_VECTORS = 4;
     static constexpr int FEW_ROWS = 0;
-    static constexpr bool HAS_MATRICES = true;
 #else
     static constexpr int ROWS = 4, VECTORS = 1, WIDE_ROWS = ROWS, WIDE_VECTORS = VECTORS;
     static constexpr int FEW_ROWS = 12, STREAMED = 8, STREAMED_FEW = 8;
-    static constexpr bool HAS_MATRICES = false;
 #endif
     // Bytes of A have signs; otherwise each lies 128 higher.
 #if defined(ONLY_AVX2)
