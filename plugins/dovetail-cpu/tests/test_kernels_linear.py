@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from dovetail.platforms.torch.ops import references
 
-ROWS = (*range(1, 14), 47, 48, 49, 96, 97, 200)
+ROWS = (*range(1, 14), 16, 17, 33, 47, 48, 49, 96, 97, 128, 129, 200, 700)
 COLUMNS = (1, 16, 31, 32, 33, 64, 100, 1000)
 INPUTS = (2, 34, 1024, 4098)
 
@@ -35,7 +35,7 @@ def expect_near(got: Tensor, want: Tensor) -> None:
 def test_values_are_those_of_float32(
     num_columns: int, num_inputs: int, kernels: Kernels, memory: HugePages
 ) -> None:
-    weight, x = random_tensor(num_columns, num_inputs), random_tensor(200, num_inputs, seed=1)
+    weight, x = random_tensor(num_columns, num_inputs), random_tensor(700, num_inputs, seed=1)
     bias = random_tensor(num_columns, seed=2) if num_columns % 2 else None
     layer = PanelLinear(kernels, memory, weight, bias)
     want = in_float32(x, weight, bias)
@@ -104,13 +104,13 @@ def test_a_rows_bits_are_the_same_in_any_company(
     num_columns: int, num_inputs: int, gate: str | None, kernels: Kernels, memory: HugePages
 ) -> None:
     layer = PanelLinear(kernels, memory, random_tensor(num_columns, num_inputs), None)
-    x = random_tensor(300, num_inputs, seed=1)
+    x = random_tensor(1100, num_inputs, seed=1)
 
     def outputs(rows: Tensor) -> Tensor:
         return layer(rows) if gate is None else layer.gated(rows, gate)
 
     alone = torch.cat([outputs(x[i : i + 1]) for i in range(8)])
-    for count in (7, 47, 60, 97, 200, 300):
+    for count in (7, 17, 33, 47, 60, 97, 129, 300, 1100):
         for num in (1, 2):
             with threads(num):
                 shared = min(count, 8)

@@ -118,8 +118,14 @@ def test_an_unknown_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_set_that_the_processor_lacks() -> None:
     assert kernels._checked("avx2", "avx2") == "avx2"
     assert kernels._checked("avx512", "avx512_bf16") == "avx512"
+    assert kernels._checked("avx512_bf16", "amx") == "avx512_bf16"
     assert kernels._checked("generic", "generic") == "generic"
-    for wanted, best in [("avx512", "avx2"), ("generic", "avx2"), ("avx2", "generic")]:
+    for wanted, best in [
+        ("amx", "avx2"),
+        ("avx512", "avx2"),
+        ("generic", "avx2"),
+        ("avx2", "generic"),
+    ]:
         with pytest.raises(PluginError, match=f"{wanted}: this processor can use {best}, or 'off'"):
             kernels._checked(wanted, best)
 
@@ -203,7 +209,7 @@ def test_a_compiler_that_fails(build: Any, monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.parametrize(
     ("machine", "suffixes"),
-    [("x86_64", ["avx2", "avx512", "avx512_bf16"]), ("aarch64", ["generic"])],
+    [("x86_64", ["amx", "avx2", "avx512", "avx512_bf16"]), ("aarch64", ["generic"])],
 )
 def test_every_set_is_compiled(
     machine: str,

@@ -23,6 +23,7 @@ constexpr int64_t PANELS_TOGETHER = 8;    // in a group
 constexpr int64_t NEAR_WORDS = 128;       // of a panel that stay in the first cache
 constexpr int64_t ALONE_WORDS = 1024;    // the same where no other block of rows follows
 constexpr int64_t FAR_WORDS = 512;        // of the panels of a group in the second
+constexpr int64_t SOON = 1024;            // bytes ahead: half a step of one panel
 constexpr int64_t STEP_LINES = TILE_BYTES * 2 / LINE;  // of two tiles
 
 // What is read next by rows that take the words of a panel only once.
@@ -214,7 +215,7 @@ struct TiledProduct {
                             sums + i * PAIR * stride + p * PANEL, stride, k > 0, ahead);
                     };
                     if (block.num_rows <= PAIR) {
-                        by(Behind{columns + NEAR});
+                        by(Behind{columns + SOON});
                         continue;
                     }
                     Coming coming;
