@@ -308,8 +308,8 @@ struct Attended : Share {
                     return keys[v + j] + step * TILE * key_stride;
                 };
                 multiply_rows<Pairs, decltype(wide)::value>(
-                    unit, rows, num, size / 2, column, bytes, scores + first * KEYS + v * LANES, KEYS,
-                    false, brings(first, TILE));
+                    unit, rows, num, size / 2, column, bytes, scores + first * KEYS + v * LANES,
+                    KEYS, false, brings(first, TILE));
             };
             for (int64_t v = 0; v + 1 < vectors; v += 2) strip(v, std::integral_constant<int, 2>{});
             if (vectors % 2) strip(vectors - 1, std::integral_constant<int, 1>{});
@@ -418,8 +418,8 @@ struct Attended : Share {
                 };
                 const auto multiply = [&](auto tiles) {
                     multiply_tiles<Pairs, decltype(tiles)::value, V>(
-                        rows, steps, column, size * sizeof(uint32_t), result + first * size + e, size,
-                        true, brings(first, words));
+                        rows, steps, column, size * sizeof(uint32_t), result + first * size + e,
+                        size, true, brings(first, words));
                 };
                 if (num > TILE)
                     multiply(std::integral_constant<int, 2>{});
@@ -427,7 +427,8 @@ struct Attended : Share {
                     multiply(std::integral_constant<int, 1>{});
             };
             int64_t e = 0;
-            for (; e + 2 * LANES <= size; e += 2 * LANES) strip(e, std::integral_constant<int, 2>{});
+            for (; e + 2 * LANES <= size; e += 2 * LANES)
+                strip(e, std::integral_constant<int, 2>{});
             if (e < size) strip(e, std::integral_constant<int, 1>{});
         });
     }
@@ -436,7 +437,7 @@ struct Attended : Share {
     // takes together with them.
     void take_written(int64_t begin, int64_t count) {
         int64_t v = count / LANES;
-        if (v > 0 && (begin / LANES + v) % 2 == 1 && values[v] == values[v - 1] + LANES / 2 * size) v--;
+        if (v > 0 && (begin / LANES + v) % 2 && values[v] == values[v - 1] + LANES / 2 * size) v--;
         const int64_t written = count - v * LANES, pairs = written / 2;
         std::memcpy(rest, values[v], pairs * size * sizeof(uint32_t));
         std::memset(rest + pairs * size, 0, (LANES - pairs) * size * sizeof(uint32_t));

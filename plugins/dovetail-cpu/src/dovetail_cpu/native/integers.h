@@ -35,7 +35,7 @@ inline void int8_linear(const Quantized& x, int64_t num_rows, const Int8Weight& 
                         const Target& target) {
     const int64_t depth = ceil_div(weight.num_inputs, 4);
     const Factors<Fours> factors{(const char*)x.codes, depth * 4, weight.panels, depth};
-    multiply_layer(factors, num_rows, target, [&](int64_t row, int64_t size, Columns columns, float* to) {
+    const auto scale = [&](int64_t row, int64_t size, Columns columns, float* to) {
         const int32_t* exact = reinterpret_cast<const int32_t*>(to);
         for (int64_t i = 0; i < size; i++)
             for (int64_t c = 0; c < columns.count * LANES; c += NATIVE) {
@@ -45,7 +45,8 @@ inline void int8_linear(const Quantized& x, int64_t num_rows, const Int8Weight& 
                 const f32xN scaled = __builtin_convertvector(sum, f32xN) * x.steps[row + i];
                 store(to + here, scaled * load<f32xN>(weight.scales + at));
             }
-    });
+    };
+    multiply_layer(factors, num_rows, target, scale);
 }
 
 // Words of eight inputs: the low halves of its bytes are the first four, the high halves the

@@ -179,7 +179,7 @@ inline void put(const Target& target, int64_t row, int64_t num_rows, Columns col
     const int64_t first = columns.first * LANES;
     const int64_t count = std::min(columns.count * LANES, width - first);
     const bool is_silu = target.gate == SILU;
-    const float* bias = target.bias + first;
+    const float* bias = target.bias ? target.bias + first : nullptr;
     decided(target.gate != NO_GATE, [&](auto gated) {
         decided(target.wide, [&](auto wide) {
             decided(target.bias != nullptr, [&](auto biased) {

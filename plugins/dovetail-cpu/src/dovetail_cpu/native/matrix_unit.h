@@ -124,11 +124,11 @@ template <class Words, int V, class Column, class Ahead>
 inline void multiply_rows(MatrixUnit& unit, RowTiles rows, int64_t num_rows, int64_t words,
                           Column column, int64_t column_bytes, typename Words::Sum* c,
                           int64_t c_stride, bool add, Ahead ahead) {
-    const auto multiply = [&](RowTiles from, int64_t steps, auto columns, bool adds) {
+    const auto multiply = [&](RowTiles from, int64_t steps, auto at, bool adds) {
         if (num_rows > TILE)
-            multiply_tiles<Words, 2, V>(from, steps, columns, column_bytes, c, c_stride, adds, ahead);
+            multiply_tiles<Words, 2, V>(from, steps, at, column_bytes, c, c_stride, adds, ahead);
         else
-            multiply_tiles<Words, 1, V>(from, steps, columns, column_bytes, c, c_stride, adds, ahead);
+            multiply_tiles<Words, 1, V>(from, steps, at, column_bytes, c, c_stride, adds, ahead);
     };
     const int64_t steps = words / TILE, rest = words % TILE;
     if (steps) {

@@ -12,7 +12,8 @@ inline T* scratch(int64_t size) {
     thread_local std::vector<char> memory;
     const int64_t bytes = size * int64_t(sizeof(T)) + LINE;
     if (int64_t(memory.size()) < bytes) memory.resize(bytes);
-    return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory.data()) + LINE - 1) / LINE * LINE);
+    const auto address = reinterpret_cast<uintptr_t>(memory.data());
+    return reinterpret_cast<T*>((address + LINE - 1) / LINE * LINE);
 }
 
 #ifdef HAS_MATRIX_UNIT
@@ -20,11 +21,11 @@ constexpr int64_t PAIR = 2 * TILE;        // rows that are multiplied at once
 constexpr int64_t BLOCK_ROWS = 4 * PAIR;  // that meet a group of panels in the second cache
 constexpr int64_t PART_ROWS = 512;        // whose sums a thread keeps
 constexpr int64_t PANELS_TOGETHER = 8;    // in a group
-constexpr int64_t NEAR_WORDS = 128;       // of a panel that stay in the first cache
-constexpr int64_t ALONE_WORDS = 1024;    // the same where no other block of rows follows
-constexpr int64_t FAR_WORDS = 512;        // of the panels of a group in the second
+constexpr int64_t FAR_WORDS = 512;        // of each, which stay there for all blocks of a part
+constexpr int64_t NEAR_WORDS = 128;       // of one panel that stay in the first cache for a block
+constexpr int64_t ALONE_WORDS = 1024;     // the same where there is one block
 constexpr int64_t SOON = 1024;            // bytes ahead: half a step of one panel
-constexpr int64_t STEP_LINES = TILE_BYTES * 2 / LINE;  // of two tiles
+constexpr int64_t STEP_BYTES = 2 * TILE_BYTES, STEP_LINES = STEP_BYTES / LINE;  // of two tiles
 
 // What is read next by rows that take the words of a panel only once.
 struct Behind {
@@ -32,7 +33,7 @@ struct Behind {
 
     void bring() {
         for (int64_t i = 0; i < STEP_LINES; i++) prefetch(next + i * LINE);
-        next += STEP_LINES * LINE;
+        next += STEP_BYTES;
     }
 };
 
@@ -53,8 +54,8 @@ struct Lines {
     }
 };
 
-// Rows as the unit takes them, one tile after the other: what is missing in the last is zeros.
-// Rows of a power of two bytes would meet in the same lines of a cache.
+// Rows as the unit takes them, one tile after the other, with zeros for what is missing. Where they
+// lie a multiple of 4 KiB apart, all would meet in the same lines of the first cache.
 struct PackedRows {
     char* tiles;
     int64_t steps;  // in which all words are taken
@@ -126,9 +127,8 @@ struct TiledProduct {
         const int64_t threads = omp_get_max_threads(), enough = 4 * threads;
         const int64_t num_panels = ceil_div(num_vectors(), PANEL_VECTORS);
         const int64_t blocks = ceil_div(num_rows, BLOCK_ROWS);
-        const int64_t most = num_rows <= PAIR ? PANELS_TOGETHER / 2
-                             : target.gate    ? PANELS_TOGETHER / 2
-                                              : PANELS_TOGETHER;
+        const bool halves = target.gate || num_rows <= PAIR;
+        const int64_t most = halves ? PANELS_TOGETHER / 2 : PANELS_TOGETHER;
         const int64_t together = std::clamp<int64_t>(num_panels * blocks / enough, 1, most);
         const int64_t groups = ceil_div(num_panels, together);
         const int64_t least = far() < factors.depth ? ceil_div(num_rows, PART_ROWS) : 1;
@@ -143,7 +143,7 @@ struct TiledProduct {
         });
     }
 
-    // Words that a part of the rows takes at a time: they are read from memory once for all of them.
+    // Words that a part of the rows takes at a time: read from memory once for all of them.
     int64_t far() const {
         return num_rows <= BLOCK_ROWS ? ceil_div(factors.depth, TILE) * TILE
                                       : evenly(factors.depth, FAR_WORDS);
@@ -160,14 +160,21 @@ struct TiledProduct {
         int64_t index, count;  // among those that meet these words
 
         int64_t pairs() const { return ceil_div(num_rows, PAIR); }
+        int64_t words() const { return end_word - word; }
         bool is_last() const { return index + 1 == count; }
+        // Words of each panel that all rows meet before the next ones.
+        int64_t near() const {
+            if (num_rows <= PAIR) return words();
+            return evenly(words(), count == 1 ? ALONE_WORDS : NEAR_WORDS);
+        }
     };
 
     // `next`: the group that the thread takes afterwards; the same: none.
     template <class Scale>
     void part(Group group, Group next, int64_t first_row, int64_t end_row, Place among,
               Scale scale) const {
-        const int64_t depth = factors.depth, each = far(), count = ceil_div(end_row - first_row, BLOCK_ROWS);
+        const int64_t depth = factors.depth, each = far();
+        const int64_t count = ceil_div(end_row - first_row, BLOCK_ROWS);
         const int64_t stride = group.size() * PANEL + LANES;
         Sum* sums = scratch<Sum>((each < depth ? count : 1) * BLOCK_ROWS * stride);
         MatrixUnit unit;
@@ -179,11 +186,12 @@ struct TiledProduct {
                 Sum* to = sums + (each < depth ? i : 0) * BLOCK_ROWS * stride;
                 multiply(unit, group, block, to, stride, among.is_first && word == 0,
                          block.end_word < depth ? group : next);
-                if (block.end_word == depth) finish(group, row, block.num_rows, (float*)to, stride, scale);
+                if (block.end_word == depth)
+                    finish(group, row, block.num_rows, (float*)to, stride, scale);
             }
     }
 
-    // What will be read next is brought a little in each step: memory and the unit are busy at once.
+    // What will be read next, brought a little in each step: memory and unit are busy at once.
     struct Coming {
         Lines columns, rows;
 
@@ -193,46 +201,56 @@ struct TiledProduct {
         }
     };
 
-    void multiply(MatrixUnit& unit, Group group, Block block, Sum* sums, int64_t stride, bool is_cold,
-                  Group next) const {
-        const int64_t next_word = block.end_word < factors.depth ? block.end_word : 0;
-        const bool has_next = next_word > 0 || next.first != group.first;
-        const int64_t words_here = block.end_word - block.word;
-        const int64_t near = block.num_rows <= PAIR ? words_here : evenly(words_here, block.count == 1 ? ALONE_WORDS : NEAR_WORDS);
-        for (int64_t k = block.word; k < block.end_word; k += near) {
-            const int64_t size = std::min(near, block.end_word - k);
-            for (int64_t p = 0; p < group.size(); p++) {
-                const char* columns = words(group.panel(p), k);
-                const auto column = [&](int64_t step, int j) {
-                    return columns + step * 2 * TILE_BYTES + j * LINE;
-                };
+    // Where a product of up to PAIR rows with one panel stands in the work of a block.
+    struct Spot {
+        int64_t word, panel, pair;  // the panel's number in its group
+    };
+
+    void multiply(MatrixUnit& unit, Group group, Block block, Sum* sums, int64_t stride,
+                  bool is_cold, Group next) const {
+        const int64_t near = block.near();
+        for (int64_t k = block.word; k < block.end_word; k += near)
+            for (int64_t p = 0; p < group.size(); p++)
                 for (int64_t i = 0; i < block.pairs(); i++) {
-                    const int64_t tile = block.row / TILE + 2 * i;
-                    const int64_t left = is_packed ? PAIR : std::min(PAIR, block.num_rows - i * PAIR);
-                    const auto by = [&](auto ahead) {
+                    const char* columns = words(group.panel(p), k);
+                    const auto column = [&](int64_t step, int j) {
+                        return columns + step * STEP_BYTES + j * LINE;
+                    };
+                    const int64_t left = is_packed ? PAIR : block.num_rows - i * PAIR;
+                    const auto multiply = [&](auto ahead) {
                         multiply_rows<Words, PANEL_VECTORS>(
-                            unit, rows.from(tile, k / TILE), left, size, column, LINE_OF_WORDS,
+                            unit, tiles(block, i, k), std::min(PAIR, left),
+                            std::min(near, block.end_word - k), column, LINE_OF_WORDS,
                             sums + i * PAIR * stride + p * PANEL, stride, k > 0, ahead);
                     };
-                    if (block.num_rows <= PAIR) {
-                        by(Behind{columns + SOON});
-                        continue;
-                    }
-                    Coming coming;
-                    if (is_cold && block.index == 0 && p + 1 < group.size())
-                        coming.columns = Lines::share(words(group.panel(p + 1), k), i, block.pairs(),
-                                                      2 * TILE_BYTES);
-                    else if (has_next && p < next.size())
-                        coming.columns = Lines::share(words(next.panel(p), next_word + k - block.word),
-                                                      block.index * block.pairs() + i,
-                                                      block.count * block.pairs(), 2 * TILE_BYTES);
-                    if (is_packed && !block.is_last())
-                        coming.rows = Lines::share(rows.from(tile + BLOCK_ROWS / TILE, k / TILE).first,
-                                                   p, group.size(), TILE_BYTES);
-                    by(coming);
+                    if (block.num_rows <= PAIR)
+                        multiply(Behind{columns + SOON});
+                    else
+                        multiply(coming(group, block, {k, p, i}, is_cold, next));
                 }
-            }
-        }
+    }
+
+    RowTiles tiles(Block block, int64_t pair, int64_t word) const {
+        return rows.from(block.row / TILE + 2 * pair, word / TILE);
+    }
+
+    // All blocks share the words that come after those that they meet now. Of a thread's first
+    // group nothing was brought before: its first block does that, a panel ahead.
+    Coming coming(Group group, Block block, Spot at, bool is_cold, Group next) const {
+        Coming coming;
+        const int64_t pairs = block.pairs();
+        const int64_t next_word = block.end_word < factors.depth ? block.end_word : 0;
+        if (is_cold && block.index == 0 && at.panel + 1 < group.size())
+            coming.columns = Lines::share(words(group.panel(at.panel + 1), at.word), at.pair, pairs,
+                                          STEP_BYTES);
+        else if ((next_word > 0 || next.first != group.first) && at.panel < next.size())
+            coming.columns = Lines::share(
+                words(next.panel(at.panel), next_word + at.word - block.word),
+                block.index * pairs + at.pair, block.count * pairs, STEP_BYTES);
+        if (is_packed && !block.is_last())
+            coming.rows = Lines::share(tiles(block, at.pair + BLOCK_ROWS / PAIR, at.word).first,
+                                       at.panel, group.size(), TILE_BYTES);
+        return coming;
     }
 
     template <class Scale>
@@ -250,8 +268,8 @@ struct TiledProduct {
 };
 #endif
 
-// Rows, whose words lie as the factors say, times all columns. `scale(row, num_rows, columns, sums)`
-// makes sums what they are to be, in float32.
+// The rows of the factors times all columns. `scale(row, num_rows, columns, sums)` makes sums what
+// they are to be, in float32.
 template <class Words, class Scale>
 inline void multiply_layer(const Factors<Words>& factors, int64_t num_rows, const Target& target,
                            Scale scale) {
@@ -270,9 +288,10 @@ inline void multiply_layer(const Factors<Words>& factors, int64_t num_rows, cons
     }
     product.run(scale);
 #else
+    using Sum = typename Words::Sum;
     product(num_rows, target, step_of<Words>(num_rows), [](int64_t, int64_t) {},
             [&](int64_t row, int64_t size, Columns columns, float* to, Place place) {
-                factors.multiply(row, size, columns, reinterpret_cast<typename Words::Sum*>(to), place);
+                factors.multiply(row, size, columns, reinterpret_cast<Sum*>(to), place);
                 scale(row, size, columns, to);
             });
 #endif
