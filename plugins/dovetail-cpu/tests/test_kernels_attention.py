@@ -123,6 +123,23 @@ def test_codes_and_scales_are_the_codecs(kv_dtype: str, kernels: Kernels) -> Non
         assert torch.equal(CODECS[kv_dtype].to_numbers(got), CODECS[kv_dtype].to_numbers(codes))
 
 
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", *CODECS])
+@pytest.mark.parametrize("name", [name for name in SHAPES if "window" not in name])
+def test_a_tokens_bits_are_the_same_in_any_company(
+    name: str, kv_dtype: str, kernels: Kernels
+) -> None:
+    """Of sequences that are not cut; alone, with others, or with more of its own."""
+    block_size, settings = SHAPES[name]
+    work = make_work(block_size=block_size, kv_dtype=kv_dtype, **settings)
+    backend = NativeAttention(kernels)
+    alone = [[(i, 0, n - 1), (i, n - 1, 1)] for i, n in enumerate(LENGTHS)]
+    one_by_one = [[piece] for pieces in alone for piece in pieces if piece[2]]
+    want = [each[-1] for each in work.run(backend, one_by_one)]
+    for steps in (work.whole(), work.mixed(), in_pieces(LENGTHS, 3, 16, 240, 254, 255, 256)):
+        for got, last in zip(work.run(backend, steps), want, strict=True):
+            assert torch.equal(got[-1], last)
+
+
 @pytest.mark.parametrize("name", ["groups of 7", "window of 20", "soft cap", "ALiBi"])
 @pytest.mark.parametrize("length", [511, 512, 513, 1000, 1025])
 def test_long_sequences_are_cut_and_merged(length: int, name: str, kernels: Kernels) -> None:
