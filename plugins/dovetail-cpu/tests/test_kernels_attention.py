@@ -128,16 +128,18 @@ def test_codes_and_scales_are_the_codecs(kv_dtype: str, kernels: Kernels) -> Non
 def test_a_tokens_bits_are_the_same_in_any_company(
     name: str, kv_dtype: str, kernels: Kernels
 ) -> None:
-    """Of sequences that are not cut; alone, with others, or with more of its own."""
+    """Of sequences that are not cut: alone, with others, or with more of its own.
+
+    Up to weights of 2**-126 that AVX2 gives to what a token does not see.
+    """
     block_size, settings = SHAPES[name]
-    work = make_work(block_size=block_size, kv_dtype=kv_dtype, **settings)
+    work = make_work((5, 100, 257), block_size, kv_dtype, **settings)
     backend = NativeAttention(kernels)
-    alone = [[(i, 0, n - 1), (i, n - 1, 1)] for i, n in enumerate(LENGTHS)]
-    one_by_one = [[piece] for pieces in alone for piece in pieces if piece[2]]
-    want = [each[-1] for each in work.run(backend, one_by_one)]
-    for steps in (work.whole(), work.mixed(), in_pieces(LENGTHS, 3, 16, 240, 254, 255, 256)):
-        for got, last in zip(work.run(backend, steps), want, strict=True):
-            assert torch.equal(got[-1], last)
+    want = work.run(backend, work.whole())
+    one_by_one = in_pieces((5, 100, 257), 82, *range(83, 101), 238, *range(239, 257))
+    for steps in (one_by_one, work.mixed()):
+        for got, whole in zip(work.run(backend, steps), want, strict=True):
+            assert torch.equal(got * (got.abs() > 1e-36), whole * (whole.abs() > 1e-36))
 
 
 @pytest.mark.parametrize("name", ["groups of 7", "window of 20", "soft cap", "ALiBi"])
