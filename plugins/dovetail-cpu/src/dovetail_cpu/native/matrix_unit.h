@@ -73,9 +73,8 @@ struct RowTiles {
 // `column(step, j)`: where the words of a vector of columns begin, `column_bytes` from one word of
 // a row to the next. `ahead.bring()` is called in each step.
 template <class Words, int R, int V, class Column, class Ahead>
-inline void multiply_tiles(RowTiles rows, int64_t steps, Column column,
-                                      int64_t column_bytes, typename Words::Sum* c,
-                                      int64_t c_stride, bool add, Ahead ahead) {
+inline void multiply_tiles(RowTiles rows, int64_t steps, Column column, int64_t column_bytes,
+                           typename Words::Sum* c, int64_t c_stride, bool add, Ahead ahead) {
 #define MULTIPLY(sum, row, column)                      \
     do {                                                \
         if constexpr (std::is_same_v<Words, Pairs>)     \

@@ -40,21 +40,21 @@ struct Behind {
 // Memory that will be read soon: some lines in each step.
 struct Lines {
     const char* next = nullptr;
-    int64_t count = 0, stride = 0;
+    int64_t count = 0;
 
-    // Share i of n of the tiles of two vectors of columns, or of rows.
-    static Lines share(const char* first, int64_t i, int64_t n, int64_t stride) {
+    // Share i of n of the two tiles of each step.
+    static Lines share(const char* first, int64_t i, int64_t n) {
         const int64_t begin = i * STEP_LINES / n, end = (i + 1) * STEP_LINES / n;
-        return {first + begin * LINE, end - begin, stride};
+        return {first + begin * LINE, end - begin};
     }
 
     void bring() {
         for (int64_t i = 0; i < count; i++) prefetch(next + i * LINE);
-        next += stride;
+        next += STEP_BYTES;
     }
 };
 
-// Rows as the unit takes them, one tile after the other, with zeros for what is missing. Where they
+// Rows as the unit takes them, in each step two tiles, with zeros for what is missing. Where they
 // lie a multiple of 4 KiB apart, all would meet in the same lines of the first cache.
 struct PackedRows {
     char* tiles;
@@ -67,7 +67,7 @@ struct PackedRows {
     void pack(const char* rows, int64_t row_bytes, int64_t num_rows, int64_t depth) const {
         share_out(ceil_div(num_rows, PAIR) * 2, 1, [&](int64_t tile) {
             for (int64_t s = 0; s < steps; s++) {
-                char* to = tiles + (tile * steps + s) * TILE_BYTES;
+                char* to = tiles + (tile / 2 * steps + s) * STEP_BYTES + tile % 2 * TILE_BYTES;
                 for (int64_t i = 0; i < TILE; i++, to += LINE) {
                     const int64_t row = tile * TILE + i;
                     const char* from = rows + row * row_bytes + s * LINE;
@@ -81,7 +81,7 @@ struct PackedRows {
         });
     }
 
-    RowTiles all() const { return {tiles, LINE, steps * TILE_BYTES, TILE_BYTES}; }
+    RowTiles all() const { return {tiles, LINE, TILE_BYTES, STEP_BYTES}; }
 };
 
 // A layer's product with rows, as threads share it: a task is a group of panels and a part of the
@@ -95,6 +95,7 @@ struct TiledProduct {
     const Target& target;
     const int64_t num_rows;
     RowTiles rows;
+    int64_t pair_bytes;  // from two tiles of rows to the next
     bool is_packed;
 
     // A group of panels: `count` from `first` on, then `others` from `second` on.
@@ -231,7 +232,9 @@ struct TiledProduct {
     }
 
     RowTiles tiles(Block block, int64_t pair, int64_t word) const {
-        return rows.from(block.row / TILE + 2 * pair, word / TILE);
+        RowTiles tiles = rows.from(0, word / TILE);
+        tiles.first += (block.row / PAIR + pair) * pair_bytes;
+        return tiles;
     }
 
     // All blocks share the words that come after those that they meet now. Of a thread's first
@@ -241,15 +244,14 @@ struct TiledProduct {
         const int64_t pairs = block.pairs();
         const int64_t next_word = block.end_word < factors.depth ? block.end_word : 0;
         if (is_cold && block.index == 0 && at.panel + 1 < group.size())
-            coming.columns = Lines::share(words(group.panel(at.panel + 1), at.word), at.pair, pairs,
-                                          STEP_BYTES);
+            coming.columns = Lines::share(words(group.panel(at.panel + 1), at.word), at.pair, pairs);
         else if ((next_word > 0 || next.first != group.first) && at.panel < next.size())
             coming.columns = Lines::share(
                 words(next.panel(at.panel), next_word + at.word - block.word),
-                block.index * pairs + at.pair, block.count * pairs, STEP_BYTES);
+                block.index * pairs + at.pair, block.count * pairs);
         if (is_packed && !block.is_last())
             coming.rows = Lines::share(tiles(block, at.pair + BLOCK_ROWS / PAIR, at.word).first,
-                                       at.panel, group.size(), TILE_BYTES);
+                                       at.panel, group.size());
         return coming;
     }
 
@@ -277,13 +279,14 @@ inline void multiply_layer(const Factors<Words>& factors, int64_t num_rows, cons
     if (num_rows == 0) return;
     TiledProduct<Words> product{factors, target, num_rows,
                                 {factors.rows, factors.row_bytes, TILE * factors.row_bytes, LINE},
-                                false};
+                                PAIR * factors.row_bytes, false};
     if (num_rows > BLOCK_ROWS && !member.team) {
         const int64_t depth = factors.depth;
         const PackedRows packed{scratch<char>(PackedRows::bytes(num_rows, depth)),
                                 ceil_div(depth, TILE)};
         packed.pack(factors.rows, factors.row_bytes, num_rows, depth);
         product.rows = packed.all();
+        product.pair_bytes = packed.steps * STEP_BYTES;
         product.is_packed = true;
     }
     product.run(scale);
