@@ -44,11 +44,20 @@ struct Target {
     Gate gate;
 };
 
-// Vectors of columns, and how far their sums of a row are from those of the next.
+// Vectors of columns, and how far their sums of a row are from those of the next, and those of a
+// panel from those of the next.
 struct Columns {
-    int64_t first, count, stride;
+    int64_t first, count, stride, panel_stride = PANEL;
 
-    Columns from(int64_t done, int64_t size) const { return {first + done, size, stride}; }
+    Columns from(int64_t done, int64_t size) const {
+        return {first + done, size, stride, panel_stride};
+    }
+
+    // How far the sums of column c are from those of the first, which may lie within a panel.
+    int64_t at(int64_t c) const {
+        const int64_t skipped = first % PANEL_VECTORS * LANES, column = skipped + c;
+        return column / PANEL * panel_stride + column % PANEL - skipped;
+    }
 };
 
 // Packed weights, with the rows that they are multiplied with.
@@ -180,6 +189,7 @@ inline void put(const Target& target, int64_t row, int64_t num_rows, Columns col
     const int64_t count = std::min(columns.count * LANES, width - first);
     const bool is_silu = target.gate == SILU;
     const float* bias = target.bias ? target.bias + first : nullptr;
+    const Columns behind = columns.from(ceil_div(width, LANES), columns.count);
     decided(target.gate != NO_GATE, [&](auto gated) {
         decided(target.wide, [&](auto wide) {
             decided(target.bias != nullptr, [&](auto biased) {
@@ -188,10 +198,10 @@ inline void put(const Target& target, int64_t row, int64_t num_rows, Columns col
                     T* to = (T*)target.out + (row + i) * target.stride + first;
                     const int64_t here = i * columns.stride;
                     for (int64_t c = 0; c < count; c += NATIVE) {
-                        f32xN x = load<f32xN>(sums + here + c);
+                        f32xN x = load<f32xN>(sums + here + columns.at(c));
                         if (biased) x += load<f32xN>(bias + c);
                         if (gated) {
-                            f32xN up = load<f32xN>(others + here + c);
+                            f32xN up = load<f32xN>(others + here + behind.at(c));
                             if (biased) up += load<f32xN>(bias + width + c);
                             x = (is_silu ? silu(x) : gelu_tanh(x)) * up;
                         }

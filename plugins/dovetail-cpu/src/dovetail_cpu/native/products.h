@@ -1,29 +1,59 @@
 // Linear layers over panels: by the matrix unit where there is one, else by vectors.
 #pragma once
 
+#include <cstdlib>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "linear.h"
 #include "matrix_unit.h"
 
 namespace {
 
-// Memory of a thread's own that is kept from call to call, in whole lines.
+// Memory of a thread's own that is kept from call to call, in whole lines, and in large pages where
+// it is large and the system has them.
+class Scratch {
+  public:
+    Scratch() = default;
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    ~Scratch() { std::free(memory_); }
+
+    void* at_least(int64_t bytes) {
+        if (bytes > size_) {
+            std::free(memory_);
+            const int64_t page = bytes < LARGE ? LINE : LARGE_PAGE;
+            size_ = ceil_div(bytes, page) * page;
+            memory_ = std::aligned_alloc(page, size_);
+            if (!memory_) std::abort();
+#if defined(MADV_HUGEPAGE)
+            if (page == LARGE_PAGE) madvise(memory_, size_, MADV_HUGEPAGE);
+#endif
+        }
+        return memory_;
+    }
+
+  private:
+    static constexpr int64_t LARGE = 1 << 17, LARGE_PAGE = 1 << 21;
+
+    void* memory_ = nullptr;
+    int64_t size_ = 0;
+};
+
 template <class T>
 inline T* scratch(int64_t size) {
-    thread_local std::vector<char> memory;
-    const int64_t bytes = size * int64_t(sizeof(T)) + LINE;
-    if (int64_t(memory.size()) < bytes) memory.resize(bytes);
-    const auto address = reinterpret_cast<uintptr_t>(memory.data());
-    return reinterpret_cast<T*>((address + LINE - 1) / LINE * LINE);
+    thread_local Scratch memory;
+    return (T*)memory.at_least(size * int64_t(sizeof(T)));
 }
 
 #ifdef HAS_MATRIX_UNIT
 constexpr int64_t PAIR = 2 * TILE;        // rows that are multiplied at once
-constexpr int64_t BLOCK_ROWS = 4 * PAIR;  // that meet a group of panels in the second cache
-constexpr int64_t PART_ROWS = 512;        // whose sums a thread keeps
+constexpr int64_t PART_ROWS = 8 * PAIR;   // that meet a group of panels in the second cache
+constexpr int64_t LEAST_ROWS = 4 * PAIR;  // that are worth a part; more of them are packed first
 constexpr int64_t PANELS_TOGETHER = 8;    // in a group
-constexpr int64_t FAR_WORDS = 256;        // of each, which stay there for all blocks of a part
-constexpr int64_t NEAR_WORDS = 128;       // of one panel that stay in the first cache for a block
-constexpr int64_t ALONE_WORDS = 1024;     // the same where there is one block
+constexpr int64_t SLICE_WORDS = 128;      // of a panel: they stay in the first cache for all rows
 constexpr int64_t SOON = 1024;            // bytes ahead: half a step of one panel
 constexpr int64_t STEP_BYTES = 2 * TILE_BYTES, STEP_LINES = STEP_BYTES / LINE;  // of two tiles
 
@@ -106,6 +136,19 @@ struct TiledProduct {
         int64_t panel(int64_t i) const { return i < count ? first + i : second + i - count; }
     };
 
+    struct Task {
+        Group group;
+        int64_t row, end_row;
+
+        int64_t pairs() const { return ceil_div(end_row - row, PAIR); }
+    };
+
+    // Some words of a task's panels and of its rows.
+    struct Slice {
+        const Task& task;
+        int64_t word, end_word;
+    };
+
     int64_t num_vectors() const {
         return ceil_div(target.gate ? target.num_columns / 2 : target.num_columns, LANES);
     }
@@ -123,149 +166,118 @@ struct TiledProduct {
         return (const char*)(factors.panels + (panel * factors.depth + word) * PANEL);
     }
 
+    RowTiles tiles(int64_t row, int64_t word) const {
+        RowTiles tiles = rows.from(0, word / TILE);
+        tiles.first += row / PAIR * pair_bytes;
+        return tiles;
+    }
+
     template <class Scale>
     void run(Scale scale) {
-        const int64_t threads = omp_get_max_threads(), enough = 4 * threads;
-        const int64_t num_panels = ceil_div(num_vectors(), PANEL_VECTORS);
-        const int64_t blocks = ceil_div(num_rows, BLOCK_ROWS);
-        const bool halves = target.gate || num_rows <= PAIR;
-        const int64_t most = halves ? PANELS_TOGETHER / 2 : PANELS_TOGETHER;
-        const int64_t together = std::clamp<int64_t>(num_panels * blocks / enough, 1, most);
-        const int64_t groups = ceil_div(num_panels, together);
-        const int64_t least = far() < factors.depth ? ceil_div(num_rows, PART_ROWS) : 1;
-        const int64_t parts = std::clamp(ceil_div(enough, groups), std::min(least, blocks), blocks);
+        const int64_t enough = 4 * omp_get_max_threads();
+        const int64_t panels = ceil_div(num_vectors(), PANEL_VECTORS);
+        const int64_t halves = target.gate || num_rows <= PAIR ? 2 : 1;
+        const int64_t least = ceil_div(num_rows, PART_ROWS);  // parts
+        const int64_t together =
+            ceil_div(panels, std::max(ceil_div(panels * halves, PANELS_TOGETHER),
+                                      std::min(panels, ceil_div(enough, least))));
+        const int64_t groups = ceil_div(panels, together);
+        const int64_t parts = std::clamp(ceil_div(enough, groups), least,
+                                         std::max(least, num_rows / LEAST_ROWS));
         const int64_t part_rows = ceil_div(ceil_div(num_rows, parts), PAIR) * PAIR;
-        share_out(groups * ceil_div(num_rows, part_rows), 1, [&](int64_t task, Place among) {
-            const int64_t row = task / groups * part_rows, first = task % groups * together;
-            const Group mine = group(first, together);
-            const bool ends = among.is_last || task % groups + 1 == groups;
-            part(mine, ends ? mine : group(first + together, together), row,
-                 std::min(num_rows, row + part_rows), among, scale);
+        const auto task_of = [&](int64_t i) {
+            const int64_t row = i / groups * part_rows;
+            return Task{group(i % groups * together, together), row,
+                        std::min(num_rows, row + part_rows)};
+        };
+        share_out(groups * ceil_div(num_rows, part_rows), 1, [&](int64_t i, Place among) {
+            multiply(task_of(i), among.is_last ? Task{} : task_of(i + 1), among.is_first, scale);
         });
     }
 
-    // Words that a part of the rows takes at a time: read from memory once for all of them.
-    int64_t far() const {
-        return num_rows <= BLOCK_ROWS ? ceil_div(factors.depth, TILE) * TILE
-                                      : evenly(factors.depth, FAR_WORDS);
-    }
-
-    // In steps of the unit, at most `most` at a time.
-    static int64_t evenly(int64_t words, int64_t most) {
-        return ceil_div(ceil_div(words, TILE), ceil_div(words, most)) * TILE;
-    }
-
-    // Rows that meet some words of the panels in the second cache.
-    struct Block {
-        int64_t row, num_rows, word, end_word;
-        int64_t index, count;  // among those that meet these words
-
-        int64_t pairs() const { return ceil_div(num_rows, PAIR); }
-        int64_t words() const { return end_word - word; }
-        bool is_last() const { return index + 1 == count; }
-        // Words of each panel that all rows meet before the next ones.
-        int64_t near() const {
-            if (num_rows <= PAIR) return words();
-            return evenly(words(), count == 1 ? ALONE_WORDS : NEAR_WORDS);
-        }
-    };
-
-    // `next`: the group that the thread takes afterwards; the same: none.
+    // `next`: what the thread does afterwards; a task without rows: nothing.
     template <class Scale>
-    void part(Group group, Group next, int64_t first_row, int64_t end_row, Place among,
-              Scale scale) const {
-        const int64_t depth = factors.depth, each = far();
-        const int64_t count = ceil_div(end_row - first_row, BLOCK_ROWS);
-        const int64_t stride = group.size() * PANEL + LANES;
-        Sum* sums = scratch<Sum>((each < depth ? count : 1) * BLOCK_ROWS * stride);
+    void multiply(const Task& task, const Task& next, bool is_first, Scale scale) const {
+        Sum* sums = scratch<Sum>(task.pairs() * task.group.size() * PAIR * PANEL);
         MatrixUnit unit;
-        for (int64_t word = 0; word < depth; word += each)
-            for (int64_t i = 0; i < count; i++) {
-                const int64_t row = first_row + i * BLOCK_ROWS;
-                const Block block{row, std::min(BLOCK_ROWS, end_row - row), word,
-                                  std::min(depth, word + each), i, count};
-                Sum* to = sums + (each < depth ? i : 0) * BLOCK_ROWS * stride;
-                multiply(unit, group, block, to, stride, among.is_first && word == 0,
-                         block.end_word < depth ? group : next);
-                if (block.end_word == depth)
-                    finish(group, row, block.num_rows, (float*)to, stride, scale);
-            }
+        const int64_t steps = ceil_div(factors.depth, TILE);
+        const int64_t slices = num_rows <= PAIR ? 1 : ceil_div(factors.depth, SLICE_WORDS);
+        const auto slice = [&](const Task& of, int64_t i) {
+            return Slice{of, i * steps / slices * TILE,
+                         std::min(factors.depth, (i + 1) * steps / slices * TILE)};
+        };
+        for (int64_t i = 0; i < slices; i++)
+            multiply(unit, slice(task, i), i + 1 < slices ? slice(task, i + 1) : slice(next, 0),
+                     is_first && i == 0, sums);
+        finish(task, (float*)sums, scale);
     }
 
     // What will be read next, brought a little in each step: memory and unit are busy at once.
     struct Coming {
-        Lines columns, rows;
+        Lines own, columns, rows;
 
         void bring() {
+            own.bring();
             columns.bring();
             rows.bring();
         }
     };
 
-    // Where a product of up to PAIR rows with one panel stands in the work of a block.
-    struct Spot {
-        int64_t word, panel, pair;  // the panel's number in its group
-    };
-
-    void multiply(MatrixUnit& unit, Group group, Block block, Sum* sums, int64_t stride,
-                  bool is_cold, Group next) const {
-        const int64_t near = block.near();
-        for (int64_t k = block.word; k < block.end_word; k += near)
-            for (int64_t p = 0; p < group.size(); p++)
-                for (int64_t i = 0; i < block.pairs(); i++) {
-                    const char* columns = words(group.panel(p), k);
-                    const auto column = [&](int64_t step, int j) {
-                        return columns + step * STEP_BYTES + j * LINE;
-                    };
-                    const int64_t left = is_packed ? PAIR : block.num_rows - i * PAIR;
-                    const auto multiply = [&](auto ahead) {
-                        multiply_rows<Words, PANEL_VECTORS>(
-                            unit, tiles(block, i, k), std::min(PAIR, left),
-                            std::min(near, block.end_word - k), column, LINE_OF_WORDS,
-                            sums + i * PAIR * stride + p * PANEL, stride, k > 0, ahead);
-                    };
-                    if (block.num_rows <= PAIR)
-                        multiply(Behind{columns + SOON});
-                    else
-                        multiply(coming(group, block, {k, p, i}, is_cold, next));
-                }
+    // `is_cold`: nothing of the slice was brought before.
+    void multiply(MatrixUnit& unit, const Slice& slice, const Slice& next, bool is_cold,
+                  Sum* sums) const {
+        const Task& task = slice.task;
+        for (int64_t p = 0; p < task.group.size(); p++)
+            for (int64_t i = 0; i < task.pairs(); i++, sums += PAIR * PANEL) {
+                const char* columns = words(task.group.panel(p), slice.word);
+                const auto column = [&](int64_t step, int j) {
+                    return columns + step * STEP_BYTES + j * LINE;
+                };
+                const int64_t row = task.row + i * PAIR;
+                const auto multiply = [&](auto ahead) {
+                    multiply_rows<Words, PANEL_VECTORS>(
+                        unit, tiles(row, slice.word),
+                        is_packed ? PAIR : std::min(PAIR, task.end_row - row),
+                        slice.end_word - slice.word, column, LINE_OF_WORDS, sums, PANEL,
+                        slice.word > 0, ahead);
+                };
+                if (num_rows <= PAIR)
+                    multiply(Behind{columns + SOON});
+                else
+                    multiply(coming(slice, next, p, i, is_cold));
+            }
     }
 
-    RowTiles tiles(Block block, int64_t pair, int64_t word) const {
-        RowTiles tiles = rows.from(0, word / TILE);
-        tiles.first += (block.row / PAIR + pair) * pair_bytes;
-        return tiles;
-    }
-
-    // All blocks share the words that come after those that they meet now. Of a thread's first
-    // group nothing was brought before: its first block does that, a panel ahead.
-    Coming coming(Group group, Block block, Spot at, bool is_cold, Group next) const {
+    Coming coming(const Slice& slice, const Slice& next, int64_t p, int64_t i,
+                  bool is_cold) const {
         Coming coming;
-        const int64_t pairs = block.pairs();
-        const int64_t next_word = block.end_word < factors.depth ? block.end_word : 0;
-        if (is_cold && block.index == 0 && at.panel + 1 < group.size())
-            coming.columns = Lines::share(words(group.panel(at.panel + 1), at.word), at.pair, pairs);
-        else if ((next_word > 0 || next.first != group.first) && at.panel < next.size())
-            coming.columns = Lines::share(
-                words(next.panel(at.panel), next_word + at.word - block.word),
-                block.index * pairs + at.pair, block.count * pairs);
-        if (is_packed && !block.is_last())
-            coming.rows = Lines::share(tiles(block, at.pair + BLOCK_ROWS / PAIR, at.word).first,
-                                       at.panel, group.size());
+        const Group &group = slice.task.group, &behind = next.task.group;
+        const int64_t pairs = slice.task.pairs();
+        if (is_cold && p + 1 < group.size())
+            coming.own = Lines::share(words(group.panel(p + 1), slice.word), i, pairs);
+        if (p < behind.size())
+            coming.columns = Lines::share(words(behind.panel(p), next.word), i, pairs);
+        if (is_packed && i < next.task.pairs())
+            coming.rows = Lines::share(tiles(next.task.row + i * PAIR, next.word).first, p,
+                                       group.size());
         return coming;
     }
 
+    // Row by row, as the result lies: each page of it is written once.
     template <class Scale>
-    void finish(Group group, int64_t row, int64_t size, float* sums, int64_t stride,
-                Scale scale) const {
-        const int64_t vector = group.first * PANEL_VECTORS;
-        const int64_t count = std::min(group.count * PANEL_VECTORS, num_vectors() - vector);
-        const Columns columns{vector, count, stride};
-        const Columns behind = columns.from(num_vectors(), count);
-        float* others = sums + (group.count * PANEL_VECTORS + behind.first % PANEL_VECTORS) * LANES;
-        scale(row, size, columns, sums);
-        if (target.gate) scale(row, size, behind, others);
-        put(target, row, size, columns, sums, others);
+    void finish(const Task& task, float* sums, Scale scale) const {
+        const int64_t vector = task.group.first * PANEL_VECTORS;
+        const int64_t count = std::min(task.group.count * PANEL_VECTORS, num_vectors() - vector);
+        const Columns columns{vector, count, PANEL, task.pairs() * PAIR * PANEL};
+        const int64_t behind = (num_vectors() + vector) % PANEL_VECTORS * LANES;
+        for (int64_t i = 0; i < task.pairs(); i++, sums += PAIR * PANEL) {
+            const int64_t row = task.row + i * PAIR, size = std::min(PAIR, task.end_row - row);
+            for (int64_t p = 0; p < task.group.size(); p++)
+                scale(row, size, {task.group.panel(p) * PANEL_VECTORS, PANEL_VECTORS, PANEL},
+                      sums + p * columns.panel_stride);
+            put(target, row, size, columns, sums,
+                sums + task.group.count * columns.panel_stride + behind);
+        }
     }
 };
 #endif
@@ -280,7 +292,7 @@ inline void multiply_layer(const Factors<Words>& factors, int64_t num_rows, cons
     TiledProduct<Words> product{factors, target, num_rows,
                                 {factors.rows, factors.row_bytes, TILE * factors.row_bytes, LINE},
                                 PAIR * factors.row_bytes, false};
-    if (num_rows > BLOCK_ROWS && !member.team) {
+    if (num_rows > LEAST_ROWS && !member.team) {
         const int64_t depth = factors.depth;
         const PackedRows packed{scratch<char>(PackedRows::bytes(num_rows, depth)),
                                 ceil_div(depth, TILE)};
