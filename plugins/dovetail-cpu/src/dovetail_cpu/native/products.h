@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <new>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -24,10 +25,12 @@ class Scratch {
     void* at_least(int64_t bytes) {
         if (bytes > size_) {
             std::free(memory_);
+            size_ = 0;
             const int64_t page = bytes < LARGE ? LINE : LARGE_PAGE;
-            size_ = ceil_div(bytes, page) * page;
-            memory_ = std::aligned_alloc(page, size_);
-            if (!memory_) std::abort();
+            const int64_t whole = ceil_div(bytes, page) * page;
+            memory_ = std::aligned_alloc(page, whole);
+            if (!memory_) throw std::bad_alloc();
+            size_ = whole;
 #if defined(MADV_HUGEPAGE)
             if (page == LARGE_PAGE) madvise(memory_, size_, MADV_HUGEPAGE);
 #endif
