@@ -1,54 +1,19 @@
 // Linear layers over panels: by the matrix unit where there is one, else by vectors.
 #pragma once
 
-#include <cstdlib>
-#include <new>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "linear.h"
 #include "matrix_unit.h"
 
 namespace {
 
-// Memory of a thread's own that is kept from call to call, in whole lines, and in large pages where
-// it is large and the system has them.
-class Scratch {
-  public:
-    Scratch() = default;
-    Scratch(const Scratch&) = delete;
-    Scratch& operator=(const Scratch&) = delete;
-    ~Scratch() { std::free(memory_); }
-
-    void* at_least(int64_t bytes) {
-        if (bytes > size_) {
-            std::free(memory_);
-            size_ = 0;
-            const int64_t page = bytes < LARGE ? LINE : LARGE_PAGE;
-            const int64_t whole = ceil_div(bytes, page) * page;
-            memory_ = std::aligned_alloc(page, whole);
-            if (!memory_) throw std::bad_alloc();
-            size_ = whole;
-#if defined(MADV_HUGEPAGE)
-            if (page == LARGE_PAGE) madvise(memory_, size_, MADV_HUGEPAGE);
-#endif
-        }
-        return memory_;
-    }
-
-  private:
-    static constexpr int64_t LARGE = 1 << 17, LARGE_PAGE = 1 << 21;
-
-    void* memory_ = nullptr;
-    int64_t size_ = 0;
-};
-
+// Memory of a thread's own that is kept from call to call, in whole lines.
 template <class T>
 inline T* scratch(int64_t size) {
-    thread_local Scratch memory;
-    return (T*)memory.at_least(size * int64_t(sizeof(T)));
+    thread_local std::vector<char> memory;
+    const int64_t bytes = size * int64_t(sizeof(T)) + LINE;
+    if (int64_t(memory.size()) < bytes) memory.resize(bytes);
+    const auto address = reinterpret_cast<uintptr_t>(memory.data());
+    return reinterpret_cast<T*>((address + LINE - 1) / LINE * LINE);
 }
 
 #ifdef HAS_MATRIX_UNIT
@@ -179,11 +144,12 @@ struct TiledProduct {
     void run(Scale scale) {
         const int64_t enough = 4 * omp_get_max_threads();
         const int64_t panels = ceil_div(num_vectors(), PANEL_VECTORS);
-        const int64_t halves = target.gate || num_rows <= PAIR ? 2 : 1;
+        const bool halves = target.gate || num_rows <= PAIR;
+        const int64_t most = halves ? PANELS_TOGETHER / 2 : PANELS_TOGETHER;
         const int64_t least = ceil_div(num_rows, PART_ROWS);  // parts
-        const int64_t together =
-            ceil_div(panels, std::max(ceil_div(panels * halves, PANELS_TOGETHER),
-                                      std::min(panels, ceil_div(enough, least))));
+        const int64_t least_groups =
+            std::max(ceil_div(panels, most), std::min(panels, ceil_div(enough, least)));
+        const int64_t together = ceil_div(panels, least_groups);
         const int64_t groups = ceil_div(panels, together);
         const int64_t parts = std::clamp(ceil_div(enough, groups), least,
                                          std::max(least, num_rows / LEAST_ROWS));
