@@ -35,7 +35,7 @@ def compute(
     out: Tensor,
     **mask: Any,
 ) -> None:
-    from emulated_cuda.plain import attend, gathered
+    from tests.attention_backends.emulated import attend, gathered
 
     indptr, indices, last = tables
     for i, (first, end) in enumerate(itertools.pairwise(starts)):

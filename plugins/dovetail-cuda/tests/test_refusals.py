@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import dovetail_cuda.platform
 import pytest
 import torch
 from dovetail_cuda.flash import FlashAttention2, FlashAttention3
@@ -17,6 +16,7 @@ from dovetail_cuda.platform import CudaPlatform
 
 from dovetail.core.contracts.attention import AttentionNeed
 from dovetail.core.plugins.attention import BrokenBackend, choose_attention
+from dovetail.platforms.gpu import platform as gpu
 from tests.attention_backends.sequences import make_need, make_spec
 
 CPU = torch.device("cpu")
@@ -168,7 +168,7 @@ def test_a_name_that_two_packages_offer(
     platform: CudaPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = BrokenBackend("flash3", "another's")
-    monkeypatch.setattr(dovetail_cuda.platform, "installed_backends", lambda *_: [other])
+    monkeypatch.setattr(gpu, "installed_backends", lambda *_: [other])
     backends = {backend.name: backend for backend in platform.attention_backends()}
     assert "another package offer it" in str(backends["flash3"].refuses(halves()))
     assert list(backends) == ["flashinfer", "flash2", "flash3"]

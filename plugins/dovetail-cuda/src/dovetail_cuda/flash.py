@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -19,21 +18,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dovetail.core.batch import Batch
-from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
-from dovetail.core.errors import InvariantError
-from dovetail.core.types import IntArray
-from dovetail_cuda.pages import (
-    Capability,
+from dovetail.attention_backends.pages import (
     Library,
     PagedCache,
     Slots,
     alone,
-    must_not_record,
     page_runs,
     pinned,
     refuses_need,
 )
+from dovetail.core.batch import Batch
+from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
+from dovetail.core.errors import InvariantError
+from dovetail.core.types import IntArray
+from dovetail.platforms.gpu.queue import must_not_record
+from dovetail_cuda.order import Capability
 
 __all__ = ["FlashAttention2", "FlashAttention3"]
 
@@ -94,7 +93,6 @@ class _FlashAttention(PagedCache, ABC):
     def __init__(self, device: torch.device, capability: Capability | None) -> None:
         super().__init__(device)
         self._capability = capability
-        self._functions: dict[str, Callable[..., Tensor]] = {}
 
     def refuses(self, need: AttentionNeed) -> str | None:
         """Serves 16-bit models without ALiBi, on the GPUs that the version is for."""
@@ -116,9 +114,7 @@ class _FlashAttention(PagedCache, ABC):
     def _refuses_block(self, need: AttentionNeed) -> str | None: ...
 
     def _function(self, name: str) -> Callable[..., Tensor]:
-        if name not in self._functions:
-            self._functions[name] = getattr(import_module(self.library.module), name)
-        return self._functions[name]
+        return self.library.function(name)
 
     def host_plan(self, batch: Batch, need: AttentionNeed) -> tuple[IntArray, ...]:
         """Slots (T,), and the arrays of ``_Plan``."""

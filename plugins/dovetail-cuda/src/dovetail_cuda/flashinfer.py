@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,22 +22,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from dovetail.attention_backends.memory import zeros
+from dovetail.attention_backends.pages import (
+    Library,
+    PagedCache,
+    Slots,
+    alone,
+    page_runs,
+    pinned,
+    refuses_need,
+)
 from dovetail.core.batch import Batch
 from dovetail.core.buckets import StepShape, pad_to
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
 from dovetail.core.errors import InvariantError
 from dovetail.core.types import IntArray
-from dovetail_cuda.pages import (
-    Capability,
-    Library,
-    PagedCache,
-    Slots,
-    alone,
-    must_not_record,
-    page_runs,
-    pinned,
-    refuses_need,
-)
+from dovetail.platforms.gpu.queue import must_not_record
+from dovetail_cuda.order import Capability
 
 __all__ = ["FlashInferAttention", "decode_rows"]
 
@@ -257,7 +256,7 @@ class FlashInferAttention(PagedCache):
             return torch.zeros(size, dtype=torch.int32, device=self.device)
 
         group = kind.num_heads // kind.num_kv_heads
-        wrapper = import_module(self.library.module).BatchDecodeWithPagedKVCacheWrapper(
+        wrapper = self.library.function("BatchDecodeWithPagedKVCacheWrapper")(
             self._partial_sums(),
             "NHD",
             use_cuda_graph=True,
@@ -287,7 +286,7 @@ class FlashInferAttention(PagedCache):
     def _plan_prefill(self, batch: Batch, needed: _Needed) -> None:
         size = needed.need.block_size
         if not needed.prefillers:
-            make = import_module(self.library.module).BatchPrefillWithPagedKVCacheWrapper
+            make = self.library.function("BatchPrefillWithPagedKVCacheWrapper")
             needed.prefillers = [
                 self._placed(make(self._partial_sums(), "NHD"), index, _PREFILL_PLAN_BYTES)
                 for index in range(len(needed.kinds))

@@ -6,9 +6,10 @@ import tomllib
 from functools import cache
 from importlib.resources import files
 
-from dovetail_cuda.pages import Capability
+__all__ = ["Capability", "attention_order"]
 
-__all__ = ["attention_order"]
+Capability = tuple[int, int]
+"""Compute capability of an NVIDIA GPU: major and minor."""
 
 
 def attention_order(capability: Capability | None) -> tuple[str, ...]:

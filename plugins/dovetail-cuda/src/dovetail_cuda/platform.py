@@ -8,12 +8,10 @@ import torch
 
 from dovetail.core.contracts.attention import AttentionBackend
 from dovetail.core.contracts.platform import Capabilities
-from dovetail.core.plugins.attention import BrokenBackend, installed_backends
 from dovetail.platforms.gpu.platform import FEATURES, GpuPlatform
 from dovetail_cuda.flash import FlashAttention2, FlashAttention3
 from dovetail_cuda.flashinfer import FlashInferAttention
-from dovetail_cuda.order import attention_order
-from dovetail_cuda.pages import Capability
+from dovetail_cuda.order import Capability, attention_order
 
 __all__ = ["CudaPlatform"]
 
@@ -40,18 +38,8 @@ class CudaPlatform(GpuPlatform):
     def attention_backends(self) -> list[AttentionBackend]:
         """Those of this package and the installed ones, in the order for this GPU."""
         capability = self._capability()
-        order = attention_order(capability)
-        found: dict[str, AttentionBackend] = {
-            kind.name: kind(self.device, capability) for kind in _BACKENDS
-        }
-        for backend in installed_backends("torch", self.device, order):
-            if backend.name in found:
-                why = f"{self.origin} and another package offer it"
-                found[backend.name] = BrokenBackend(backend.name, why)
-            else:
-                found[backend.name] = backend
-        place = {name: number for number, name in enumerate(order)}
-        return sorted(found.values(), key=lambda backend: place.get(backend.name, len(place)))
+        own = [kind(self.device, capability) for kind in _BACKENDS]
+        return self.with_installed(own, attention_order(capability))
 
     def _capability(self) -> Capability | None:
         """Of the GPU; None if it is simulated."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emulated_cuda.plain import HALVES, attend, gathered, need
+from tests.attention_backends.emulated import HALVES, attend, gathered, need
 
 __all__ = ["flash2_varlen_func", "flash2_with_kvcache", "flash3_with_kvcache"]
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from emulated_cuda.plain import HALVES, attend, gathered, need
+from tests.attention_backends.emulated import HALVES, attend, gathered, need
 
 __all__ = ["BatchDecodeWithPagedKVCacheWrapper", "BatchPrefillWithPagedKVCacheWrapper", "Wrapper"]
 

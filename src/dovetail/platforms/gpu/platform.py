@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from dovetail.core.contracts.attention import AttentionBackend
 from dovetail.core.contracts.communicator import Communicator
 from dovetail.core.contracts.ops import OpTable
 from dovetail.core.contracts.platform import Memory
 from dovetail.core.contracts.runner import Runner, RunnerConfig
 from dovetail.core.errors import ConfigError, PluginError, UnsupportedError
 from dovetail.core.machine import look_at_machine
+from dovetail.core.plugins.attention import BrokenBackend, installed_backends
 from dovetail.platforms.gpu.communicator import DeviceCommunicator
 from dovetail.platforms.gpu.queue import GpuQueue
 from dovetail.platforms.torch.platform import TorchPlatform
@@ -121,6 +124,25 @@ class GpuPlatform(TorchPlatform):
         from dovetail.platforms.gpu.compiling import only_compiling
 
         return only_compiling(self.device)
+
+    def with_installed(
+        self, own: Sequence[AttentionBackend], order: Sequence[str]
+    ) -> list[AttentionBackend]:
+        """The vendor's backends and the installed ones, preferred first.
+
+        Args:
+            own: Of the vendor's package. A name that an installed one has, too, is refused.
+            order: Names; those that it lacks come after.
+        """
+        found: dict[str, AttentionBackend] = {backend.name: backend for backend in own}
+        for backend in installed_backends("torch", self.device, order):
+            if backend.name in found:
+                why = f"{self.origin} and another package offer it"
+                found[backend.name] = BrokenBackend(backend.name, why)
+            else:
+                found[backend.name] = backend
+        place = {name: number for number, name in enumerate(order)}
+        return sorted(found.values(), key=lambda backend: place.get(backend.name, len(place)))
 
     def override_ops(self, table: OpTable) -> None:
         """Triton's."""

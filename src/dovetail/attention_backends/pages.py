@@ -1,15 +1,15 @@
-"""What backends over paged caches of other libraries share: the cache, and steps as they want them.
+"""What backends over kernels of other packages share: a paged cache, and steps as they want them.
 
-The cache of a layer is (2, B, P, K, E), keys and then values, each as FlashAttention takes pages
-and as FlashInfer's layout NHD has them.
+The cache of a layer is (2, B, P, K, E), keys and then values: pages as FlashAttention takes them,
+and FlashInfer and AITER, who call it NHD.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,20 +22,15 @@ from dovetail.core.errors import InvariantError
 from dovetail.core.types import ITEM_SIZE, IntArray
 
 __all__ = [
-    "Capability",
     "Library",
     "PagedCache",
     "PageRuns",
     "Slots",
     "alone",
-    "must_not_record",
     "page_runs",
     "pinned",
     "refuses_need",
 ]
-
-Capability = tuple[int, int]
-"""Compute capability of an NVIDIA GPU: major and minor."""
 
 _DTYPES = ("bfloat16", "float16")
 
@@ -47,19 +42,30 @@ class Library:
     module: str
     """What is imported."""
     install: str
-    """The command that installs it."""
+    """The command that installs it, or where it is to be had."""
+    functions: tuple[str, ...] = ()
+    """Some that it has, where another package might have its name."""
 
     def missing(self) -> str | None:
         """Why it cannot be used; None if it is imported now."""
         try:
-            import_module(self.module)
+            found = import_module(self.module)
         except ModuleNotFoundError as error:
             if error.name == self.module:
                 return f"package {self.module} is not installed: {self.install}"
             return f"package {self.module} lacks module {error.name}: {self.install}"
         except Exception as error:
             return f"package {self.module} cannot be imported: {type(error).__name__}: {error}"
+        lacking = [name for name in self.functions if not hasattr(found, name)]
+        if lacking:
+            what = f"has no {lacking[0]}, so it is too old or another of that name"
+            return f"package {self.module} {what}: {self.install}"
         return None
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """One of the package's, which is imported."""
+        found: Callable[..., Any] = getattr(import_module(self.module), name)
+        return found
 
 
 def refuses_need(need: AttentionNeed) -> str | None:
@@ -174,9 +180,3 @@ def pinned(array: IntArray, device: torch.device) -> Tensor:
     """An array in memory of the host that the device copies from by itself, where it is another."""
     tensor = torch.from_numpy(np.ascontiguousarray(array, np.int32))
     return tensor if device.type == "cpu" else tensor.pin_memory()
-
-
-def must_not_record(device: torch.device, why: str) -> None:
-    """Raise InvariantError if what is done now is recorded, to be replayed with other data."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise InvariantError("engine", f"this step cannot be recorded: {why}")
