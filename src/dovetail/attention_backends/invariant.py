@@ -23,13 +23,15 @@ from torch import Tensor
 from dovetail.attention_backends.kv_cache import (
     KvCache,
     bytes_per_block,
+    leftovers,
     make_cache,
     refuses_kv_dtype,
+    tables_within,
 )
 from dovetail.attention_backends.steady import in_place, least_batch, products
 from dovetail.core.batch import Batch
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
-from dovetail.core.types import IntArray
+from dovetail.core.types import IndexArray, IntArray
 
 __all__ = ["InvariantAttention"]
 
@@ -50,6 +52,8 @@ class _Decode:
     tokens_R: Tensor
     blocks_X: Tensor
     """The rows' KV blocks, all one after another, as many for each row: whole tiles."""
+    leftover_X: Tensor
+    """Places in their last blocks that are none of their positions."""
     positions_R: Tensor
     num_tiles: int
 
@@ -105,17 +109,17 @@ class InvariantAttention:
 
     def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
         """Sort the rows into groups that decode together and rows that prefill."""
-        blocks, offsets = np.divmod(batch.slots(need.block_size), need.block_size)
+        num_real, size = batch.num_tokens - batch.num_padding, need.block_size
+        blocks, offsets = np.divmod(batch.slots(size)[:num_real], size)
         num_tiles = -(-batch.sequence_lens // _TILE)
-        width = int(num_tiles.max()) * _TILE // need.block_size
-        tables = np.zeros((batch.num_rows, width), np.int32)
-        tables[:, : batch.block_tables.shape[1]] = batch.block_tables[:, :width]
+        width = int(num_tiles.max()) * _TILE // size
+        tables = tables_within(batch, np.arange(batch.num_rows), width, size)
         prefill = np.flatnonzero(batch.query_lens > 1)
-        per_tile = _TILE // need.block_size
+        per_tile = _TILE // size
         return _Plan(
             blocks_T=self._tensor(blocks),
             offsets_T=self._tensor(offsets),
-            decodes=list(self._plan_decodes(batch, tables, num_tiles, per_tile)),
+            decodes=list(self._plan_decodes(batch, tables, num_tiles, size)),
             prefills=[
                 _Prefill(
                     start=int(batch.query_starts[i]),
@@ -127,11 +131,11 @@ class InvariantAttention:
             ],
         )
 
-    def _tensor(self, array: IntArray) -> Tensor:
+    def _tensor(self, array: IntArray | IndexArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, np.int64)).to(self.device)
 
     def _plan_decodes(
-        self, batch: Batch, tables: IntArray, num_tiles: IntArray, per_tile: int
+        self, batch: Batch, tables: IntArray, num_tiles: IntArray, block_size: int
     ) -> Iterator[_Decode]:
         """Groups whose longest row has less than twice the tiles of the shortest."""
         rows = np.flatnonzero(batch.query_lens == 1)
@@ -139,11 +143,12 @@ class InvariantAttention:
         for bucket in np.unique(buckets):
             members = rows[buckets == bucket]
             width = int(num_tiles[members].max())
-            size = max(1, _MOST_KEYS // (width * _TILE))
-            for part in np.split(members, range(size, len(members), size)):
+            most = max(1, _MOST_KEYS // (width * _TILE))
+            for part in np.split(members, range(most, len(members), most)):
                 yield _Decode(
                     tokens_R=self._tensor(batch.query_starts[part]),
-                    blocks_X=self._tensor(tables[part, : width * per_tile].ravel()),
+                    blocks_X=self._tensor(tables[part, : width * _TILE // block_size].ravel()),
+                    leftover_X=self._tensor(leftovers(batch, part, width * _TILE, block_size)),
                     positions_R=self._tensor(batch.context_lens[part]),
                     num_tiles=width,
                 )
@@ -160,7 +165,8 @@ class InvariantAttention:
         """Write, then attend. The cache is changed in place."""
         if not isinstance(plan, _Plan):
             raise TypeError(f"a plan of another backend: {type(plan).__name__}")
-        cache.write(k_TKE, v_TKE, plan.blocks_T, plan.offsets_T)
+        num_real = len(plan.blocks_T)
+        cache.write(k_TKE[:num_real], v_TKE[:num_real], plan.blocks_T, plan.offsets_T)
         scaled = (q_THE.float() * spec.scale).view(
             len(q_THE), spec.num_kv_heads, -1, q_THE.shape[2]
         )
@@ -169,6 +175,7 @@ class InvariantAttention:
         least = self._least(spec) or 1
         for decode in plan.decodes:
             kv = cache.gather(decode.blocks_X, torch.float32)
+            kv.index_fill_(2, decode.leftover_X, 0.0)
             own = _OwnKeys(kv, decode.num_tiles, least)
             out_KTGE[:, decode.tokens_R] = _attend(
                 q_KTGE[:, decode.tokens_R], own, decode.positions_R, 0, spec
@@ -176,6 +183,7 @@ class InvariantAttention:
         for row in plan.prefills:
             tokens = slice(row.start, row.start + row.count)
             kv = cache.gather(row.blocks, torch.float32)
+            kv[:, :, row.before + row.count :] = 0.0
             out_KTGE[:, tokens] = self._prefill(q_KTGE[:, tokens], kv, row, least, spec)
         return out_KTGE.transpose(0, 1).flatten(1, 2).to(q_THE.dtype), cache
 

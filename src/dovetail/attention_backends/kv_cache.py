@@ -9,15 +9,24 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dovetail.attention_backends.kv_codec import CODECS, SCALE_DTYPE, Codec
 from dovetail.attention_backends.memory import zeros
+from dovetail.core.batch import Batch
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
-from dovetail.core.types import ITEM_SIZE
+from dovetail.core.types import ITEM_SIZE, IndexArray, IntArray
 
-__all__ = ["KvCache", "bytes_per_block", "make_cache", "refuses_kv_dtype"]
+__all__ = [
+    "KvCache",
+    "bytes_per_block",
+    "leftovers",
+    "make_cache",
+    "refuses_kv_dtype",
+    "tables_within",
+]
 
 _MOST_DECODED = 1 << 18
 """Entries that are decoded at a time: few enough to stay in a processor's cache."""
@@ -35,7 +44,7 @@ class KvCache(Protocol):
         ...
 
     def gather(self, blocks_X: Tensor, dtype: torch.dtype) -> Tensor:
-        """Keys and values of some blocks, one after another: (2, K, positions, E)."""
+        """Copies of keys and values of some blocks, one after another: (2, K, positions, E)."""
         ...
 
     def copy(self, source: Tensor, target: Tensor) -> None:
@@ -100,6 +109,30 @@ class _Coded:
             part[:, :, target] = part[:, :, source]
 
 
+def tables_within(batch: Batch, rows: IndexArray, width: int, block_size: int) -> IntArray:
+    """The first blocks of some rows, (R, width); 0 behind the last that has a position."""
+    reach = -(-batch.sequence_lens[rows] // block_size)
+    tables = batch.block_tables[rows, :width]
+    wide = np.zeros((len(rows), width), tables.dtype)
+    np.copyto(wide[:, : tables.shape[1]], tables, where=np.arange(tables.shape[1]) < reach[:, None])
+    return wide
+
+
+def leftovers(batch: Batch, rows: IndexArray, width: int, block_size: int) -> IndexArray:
+    """Places behind some rows' last positions, in their last blocks, where each row has ``width``
+    places, one row after another.
+
+    Requests before may have left anything there, and what is no number survives a weight of 0. The
+    blocks behind are block 0: whoever reads that far writes nothing to it.
+    """
+    lens = batch.sequence_lens[rows].astype(np.intp)
+    counts = -lens % block_size
+    firsts = np.arange(len(rows)) * width + lens
+    before = counts.cumsum() - counts
+    places: IndexArray = np.arange(counts.sum()) + (firsts - before).repeat(counts)
+    return places
+
+
 def refuses_kv_dtype(need: AttentionNeed) -> str | None:
     """Why these caches cannot be of the dtype that is needed; None if they can."""
     known = (*ITEM_SIZE, *CODECS)
@@ -117,7 +150,7 @@ def bytes_per_block(spec: AttentionSpec, need: AttentionNeed) -> int:
 def make_cache(
     spec: AttentionSpec, need: AttentionNeed, num_blocks: int, device: torch.device
 ) -> KvCache:
-    """A layer's cache. Zeros: what nobody has written is masked, but must be finite."""
+    """A layer's cache."""
     places = (2, spec.num_kv_heads, num_blocks, need.block_size)
     shape = (*places, spec.head_size)
     if need.kv_dtype not in CODECS:

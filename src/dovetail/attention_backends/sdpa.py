@@ -20,8 +20,10 @@ from torch.nn import functional
 from dovetail.attention_backends.kv_cache import (
     KvCache,
     bytes_per_block,
+    leftovers,
     make_cache,
     refuses_kv_dtype,
+    tables_within,
 )
 from dovetail.core.batch import Batch
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
@@ -43,6 +45,8 @@ class _Decode:
     """Index of the rows' tokens among the T, row by row; None: the step is this one group."""
     blocks_X: Tensor
     """The rows' KV blocks, all one after another, as many for each row."""
+    leftover_X: Tensor
+    """Gathered places in the rows' last blocks that are none of their positions."""
     positions_RQ: Tensor
     keys_L: Tensor
     """Position of each gathered key."""
@@ -63,7 +67,7 @@ class _Prefill:
 class _Plan:
     blocks_T: Tensor
     offsets_T: Tensor
-    """Where each token's key and value go: its KV block, and the place in the block."""
+    """Where each token's key and value go, if it is a row's: its KV block, and the place in it."""
     places: list[tuple[int, int]]
     """The same on the host, if there is one token; else empty."""
     decodes: list[_Decode]
@@ -98,7 +102,8 @@ class SdpaAttention:
 
     def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
         """Sort the rows into groups that decode together and rows that prefill."""
-        blocks, offsets = np.divmod(batch.slots(need.block_size), need.block_size)
+        num_real = batch.num_tokens - batch.num_padding
+        blocks, offsets = np.divmod(batch.slots(need.block_size)[:num_real], need.block_size)
         few = (batch.query_lens <= _FEW_QUERIES) & (batch.context_lens > 0)
         together = (batch.query_lens == 1) | few
         alone = np.flatnonzero(~together & (batch.query_lens > 0))
@@ -111,7 +116,7 @@ class SdpaAttention:
             biases={},
         )
 
-    def _tensor(self, array: IntArray) -> Tensor:
+    def _tensor(self, array: IntArray | IndexArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, np.int64)).to(self.device)
 
     def _plan_decodes(self, batch: Batch, rows: IndexArray, size: int) -> list[_Decode]:
@@ -134,7 +139,8 @@ class SdpaAttention:
             groups.append(
                 _Decode(
                     tokens_X=None if whole else self._tensor(tokens.ravel()),
-                    blocks_X=self._tensor(batch.block_tables[members, :width].ravel()),
+                    blocks_X=self._tensor(tables_within(batch, members, width, size).ravel()),
+                    leftover_X=self._tensor(leftovers(batch, members, width * size, size)),
                     positions_RQ=self._tensor(positions),
                     keys_L=torch.arange(width * size, device=self.device),
                 )
@@ -159,10 +165,11 @@ class SdpaAttention:
         """Write, then attend. The cache is changed in place."""
         if not isinstance(plan, _Plan):
             raise TypeError(f"a plan of another backend: {type(plan).__name__}")
+        num_real = len(plan.blocks_T)
         if len(plan.places) == 1:
-            cache.write_one(k_TKE, v_TKE, *plan.places[0])
+            cache.write_one(k_TKE[:1], v_TKE[:1], *plan.places[0])
         else:
-            cache.write(k_TKE, v_TKE, plan.blocks_T, plan.offsets_T)
+            cache.write(k_TKE[:num_real], v_TKE[:num_real], plan.blocks_T, plan.offsets_T)
         if len(plan.decodes) == 1 and plan.decodes[0].tokens_X is None:
             return self._decode(q_THE, cache, plan, 0, spec), cache
         out_THE = torch.zeros_like(q_THE)  # tokens of no row must stay finite
@@ -183,7 +190,7 @@ class SdpaAttention:
         group = plan.decodes[index]
         num_rows, num_queries = group.positions_RQ.shape
         kv, size = spec.num_kv_heads, spec.head_size
-        gathered = cache.gather(group.blocks_X, q_XHE.dtype)
+        gathered = cache.gather(group.blocks_X, q_XHE.dtype).index_fill_(2, group.leftover_X, 0.0)
         keys, values = gathered.view(2, kv, num_rows, -1, size)
         heads = spec.num_heads // kv
         by_row = q_XHE.view(num_rows, num_queries, kv, heads, size).permute(2, 0, 1, 3, 4)

@@ -223,6 +223,15 @@ def _one_too_many(own: Any, batch: Any, need: Any) -> Any:
     return replace(plan, rows=[(a, n, length + 1, blocks) for a, n, length, blocks in plan.rows])
 
 
+def _with_leftovers(own: Any, q: Any, k: Any, v: Any, cache: Any, plan: Any, spec: Any) -> Any:
+    """Multiplies by 0 what lies in a row's last block behind its last position."""
+    out, cache = own(q, k, v, cache, plan, spec)
+    for start, count, length, blocks in plan.rows:
+        beyond = cache.gather(blocks, torch.float32)[1, :, length:]
+        out[start : start + count] += 0.0 * beyond.sum()
+    return out, cache
+
+
 def _no_copy(own: Any, caches: Any, pairs: Any) -> Any:
     return caches
 
@@ -239,6 +248,7 @@ WRONG_ATTENTION: dict[str, tuple[str, dict[str, Any]]] = {
     "another scale": ("grouped", {"attend": _without(scale=0.3)}),
     "the first row's blocks": ("grouped", {"plan": _first_row_only}),
     "a position too many": ("grouped", {"plan": _one_too_many}),
+    "what is left in a block": ("grouped", {"attend": _with_leftovers}),
     "nothing is copied": ("copy_blocks", {"copy_blocks": _no_copy}),
     "copied the wrong way": ("copy_blocks", {"copy_blocks": _swapped}),
     "bytes that are not true": (

@@ -77,7 +77,8 @@ def batch_of(pieces: Sequence[Piece], tables: IntArray, block_size: int) -> Batc
 class Sequences:
     """Sequences whose blocks are scattered and lie between those of the others.
 
-    One more sequence, which none of the steps names, holds NaN in its blocks.
+    All blocks hold NaN at first, as requests before may have left them, and so do those of one more
+    sequence, which none of the steps names.
     """
 
     spec: AttentionSpec
@@ -122,7 +123,7 @@ class Sequences:
 
     def run(self, backend: AttentionBackend, bench: Workbench, steps: Steps) -> list[NumpyArray]:
         """What the backend gives every position, (L, H, E) of each sequence."""
-        cache = self._poisoned(backend, bench)
+        cache = self._left_behind(backend, bench)
         out = [np.full_like(q, np.nan) for q in self.sides.q]
         for pieces in self.allowed(steps):
             got, cache = self.attend(backend, bench, cache, pieces, self.sides)
@@ -164,20 +165,18 @@ class Sequences:
         got, cache = backend.attend(q, k, v, cache, plan, self.spec)
         return bench.get(got)[:num_tokens], cache
 
-    def _poisoned(self, backend: AttentionBackend, bench: Workbench) -> Any:
-        """A cache in which the blocks of the last sequence hold NaN."""
+    def _left_behind(self, backend: AttentionBackend, bench: Workbench) -> Any:
+        """A cache in which all blocks hold NaN, but for the first, which is nobody's."""
         cache = backend.allocate(self.spec, self.need, self.num_blocks)
-        number, length = len(self.lengths), self.tables.shape[1] * self.need.block_size
-        limit = length if self.buckets is None else self.buckets.tokens[-1]
+        count, length = len(self.tables), self.tables.shape[1] * self.need.block_size
         wrong = Sides(
             *(
-                [*side, np.full((length, *side[0].shape[1:]), np.nan, side[0].dtype)]
+                [np.full((length, *side[0].shape[1:]), np.nan, side[0].dtype)] * count
                 for side in self.sides
             )
         )
-        for start in range(0, length, limit):
-            piece = Piece(number, start, min(limit, length - start))
-            _, cache = self.attend(backend, bench, cache, [piece], wrong)
+        for pieces in self.allowed([[Piece(i, 0, length) for i in range(count)]]):
+            _, cache = self.attend(backend, bench, cache, pieces, wrong)
         return cache
 
     def allowed(self, steps: Steps) -> Steps:

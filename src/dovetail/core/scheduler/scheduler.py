@@ -300,7 +300,7 @@ class Scheduler:
             self.stats.num_failed += update.error is not None
 
     def _clean(self, sequence: Sequence) -> None:
-        """Its KV may hold NaN, which masked reads of later owners would spread."""
+        """Its KV may hold NaN, which an attention backend that is not certified might spread."""
         self.pool.unregister(sequence.blocks)
         self._to_clean += [b for b in sequence.blocks if self.pool.references(b) == 1]
 
