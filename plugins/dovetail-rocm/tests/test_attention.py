@@ -118,7 +118,7 @@ def test_generations(target: str | None, hip: str, words: str | None) -> None:
 
 def test_missing_and_foreign_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "aiter", None)
-    assert "aiter is not installed: AMD's wheels" in str(make().refuses(halves()))
+    assert "aiter is not installed: AMD's wheels, https" in str(make().refuses(halves()))
     monkeypatch.delitem(sys.modules, "aiter")
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "aiter.py").write_text("async def aiter_of_iterators(): ...")

@@ -123,7 +123,7 @@ class AiterAttention(PagedCache):
     records_mixed = False
     library = Library(
         module="aiter",
-        install="AMD's wheels: https://github.com/ROCm/aiter/releases",
+        install="AMD's wheels, https://github.com/ROCm/aiter/releases, or pip install amd-aiter",
         functions=("mha_batch_prefill_func", "paged_attention_ragged"),
     )
 
