@@ -90,6 +90,7 @@ thorough: EACH = $(PYTEST) -m thorough --numprocesses auto
 thorough: $(VENV)/.dev ## Run the cases that `make test` has only a sample of (ten minutes)
 	$(EACH) tests --dist loadfile
 	TRITON_INTERPRET=1 $(EACH) tests/attention_backends/triton tests/platforms/gpu
+	TRITON_INTERPRET=1 $(PYTEST) -p tests.uninitialised tests/attention_backends tests/platforms --numprocesses auto
 	$(EACH) plugins/dovetail-sim/tests
 	DOVETAIL_TPU_SIMULATE=8 $(EACH) plugins/dovetail-tpu/tests
 	DOVETAIL_CUDA_SIMULATE=1 TRITON_INTERPRET=1 $(EACH) plugins/dovetail-cuda/tests

@@ -183,6 +183,8 @@ def _prompts(output: StepOutput) -> StepOutput:
         ("engine.outputs", outputs(lambda o: replace(o, token_ids=o.token_ids.astype(np.int64)))),
         ("engine.outputs", outputs(lambda o: replace(o, finite=np.zeros_like(o.finite)))),
         ("engine.outputs", outputs(lambda o: replace(o, num_tokens=o.num_tokens.tolist()))),
+        ("engine.bad_request", outputs(lambda o: replace(o, finite=np.ones_like(o.finite)))),
+        ("engine.bad_request", outputs(lambda o: replace(o, finite=o.finite & o.finite.all()))),
     ],
 )
 def test_figures(name: str, step: Callable[..., Any], shelf: Shelf) -> None:

@@ -265,6 +265,11 @@ def test_attention(what: str, shelf: Shelf) -> None:
     assert outcome.status == "fail", outcome
 
 
+def test_what_is_left_in_a_block_harms_an_engine(shelf: Shelf) -> None:
+    for attend, status in ((_with_leftovers, "fail"), (_without(), "pass")):
+        assert look(attending(attend=attend), shelf, "engine.bad_request").status == status
+
+
 def test_whole_attention_passes_and_refusals_are_unsupported(shelf: Shelf) -> None:
     name = "attention.reference.window.float32"
     assert look(attending(), shelf, name).status == "pass"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,7 @@ class Engine(AbstractContextManager["Engine"]):
     Args:
         subject: Whose platform it runs on.
         family: Of ``checkpoints.FAMILIES``.
+        folder: Of another checkpoint of the family; None: the shelf's.
         before_allocate: Called with the loaded runner and the cost of its cache.
         wrap: What the scheduler is to take for the runner.
         settings: Fields of ``EngineConfig`` that are to differ from the kit's.
@@ -76,13 +78,15 @@ class Engine(AbstractContextManager["Engine"]):
         subject: Subject,
         family: str,
         *,
+        folder: Path | None = None,
         before_allocate: Callable[[Runner, CacheSpec], None] | None = None,
         wrap: Callable[[Runner], Runner] | None = None,
         **settings: Any,
     ) -> None:
         self.broken = False
         try:
-            self._load(subject, family, settings, before_allocate)
+            path = folder or subject.shelf.checkpoint(family)
+            self._load(subject, path, settings, before_allocate)
         except UnsupportedError as error:
             # What may be lacking was asked before: this contradicts the capabilities.
             raise CheckFailedError(f"the platform refuses what it says it has: {error}") from error
@@ -98,13 +102,12 @@ class Engine(AbstractContextManager["Engine"]):
     def _load(
         self,
         subject: Subject,
-        family: str,
+        folder: Path,
         settings: dict[str, Any],
         before_allocate: Callable[[Runner, CacheSpec], None] | None,
     ) -> None:
         """Decide the settings, read the weights, make the cache, warm up."""
-        folder = str(subject.shelf.checkpoint(family))
-        intent = EngineConfig.from_kwargs(model=folder, **(_SETTINGS | settings))
+        intent = EngineConfig.from_kwargs(model=str(folder), **(_SETTINGS | settings))
         resolved = resolve_installed(intent, read_facts(intent), subject.platform)
         self.runner = subject.platform.runner(resolved.runner_config())
         for _ in self.runner.load():
@@ -119,15 +122,23 @@ class Engine(AbstractContextManager["Engine"]):
         for _ in self.runner.warm_up():
             pass
 
-    def answer(self, wishes: Sequence[Wish]) -> list[Answer]:
-        """Run all requests together to their end. Raises CheckFailedError if one fails."""
+    def answer(self, wishes: Sequence[Wish], doomed: Sequence[Wish] = ()) -> list[Answer]:
+        """Run all requests together to their end.
+
+        Raises CheckFailedError if one of ``wishes`` fails, or one of ``doomed`` does not.
+        """
         self.broken = True
         answers = {self.add(wish): Answer() for wish in wishes}
+        alive = {self.add(wish) for wish in doomed}
         for _ in range(_MOST_STEPS):
             if not self.core.has_work():
                 break
             for update in self.core.step():
-                answers[update.id].add(update)
+                if update.id in answers:
+                    answers[update.id].add(update)
+                elif update.error is not None:
+                    alive.discard(update.id)
+        expect(not alive, "a request did not fail that has no numbers to go by")
         expect(not self.core.has_work(), f"requests are not finished after {_MOST_STEPS} steps")
         self.core.sweep()
         self.broken = False

@@ -50,6 +50,13 @@ _CACHE_BYTES = 256 << 20
 eighth of what is free."""
 
 
+_FEW_TOKENS = 12
+_POOL = 24
+"""Blocks, so few that requests get each other's."""
+_LONG = 200
+"""Tokens of a prompt that takes several steps."""
+
+
 def checks(subject: Subject) -> Iterator[Check]:
     """All of them."""
     for name, (function, statement) in _CHECKS.items():
@@ -293,6 +300,37 @@ def _close(subject: Subject) -> None:
             compare(wishes, engine.answer(wishes), subject.shelf.greedy("llama")[:2])
 
 
+def _bad_request(subject: Subject) -> None:
+    subject.needs_dtype("float32")
+    folder, token = subject.shelf.with_bad_token()
+    params = msgspec.structs.replace(GREEDY, max_tokens=_FEW_TOKENS)
+    wishes = [Wish(prompt=prompt, params=params) for prompt in PROMPTS[:3]]
+    want = [told.token_ids[:_FEW_TOKENS] for told in subject.shelf.greedy("llama")[:3]]
+    bad = [Wish(prompt=(*PROMPTS[0], token, 5), params=params)] * 2
+    settings = {"enable_prefix_caching": False, "kv_cache_memory_bytes": None}
+    with subject.open(
+        "llama", folder=folder, num_gpu_blocks_override=_POOL, enable_prefix_caching=False
+    ) as engine:
+        got = [answer.token_ids for answer in engine.answer(wishes, doomed=bad)]
+        expect_equal("tokens beside a request without numbers", got, want)
+        _leave_behind(engine, Wish(prompt=(token,) * _LONG, params=params))
+        got = [answer.token_ids for answer in engine.answer(wishes)]
+        expect_equal("tokens in KV blocks of a request without numbers", got, want)
+
+
+def _leave_behind(engine: Engine, wish: Wish) -> None:
+    """Give a request up before it shows what it is, until every block has been its own."""
+    seen = 0
+    while seen < 2 * _POOL * engine.resolved.block_size:
+        number = engine.add(wish)
+        engine.core.step()
+        engine.core.step()
+        engine.core.abort([number])
+        while engine.core.has_work():
+            engine.core.step()
+        seen += min(_LONG, 2 * engine.resolved.max_num_batched_tokens)
+
+
 _CHECKS: dict[str, tuple[Callable[[Subject], None], str]] = {
     "outputs": (_outputs, "What a step gives has the shapes and dtypes of the contract."),
     "shapes": (_shapes, "After the warm-up no new shape is compiled."),
@@ -310,5 +348,9 @@ _CHECKS: dict[str, tuple[Callable[[Subject], None], str]] = {
         "A broken checkpoint is an error that names a tensor.",
     ),
     "memory_returned": (_memory_returned, "A closed runner gives its memory back."),
+    "bad_request": (
+        _bad_request,
+        "A request whose values are no numbers fails alone, and what it leaves harms nobody.",
+    ),
     "reopened": (_close, "After one runner is closed the next one works."),
 }

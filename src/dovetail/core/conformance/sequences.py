@@ -175,7 +175,12 @@ class Sequences:
                 for side in self.sides
             )
         )
-        for pieces in self.allowed([[Piece(i, 0, length) for i in range(count)]]):
+        most = length if self.buckets is None else min(length, self.buckets.tokens[-1])
+        steps = [
+            [Piece(i, start, min(most, length - start)) for i in range(count)]
+            for start in range(0, length, most)
+        ]
+        for pieces in self.allowed(steps):
             _, cache = self.attend(backend, bench, cache, pieces, wrong)
         return cache
 

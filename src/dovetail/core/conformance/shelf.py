@@ -14,9 +14,11 @@ from dovetail.core.conformance.checkpoints import (
     VOCAB_SIZE,
     make_model,
     write_checkpoint,
+    write_file,
 )
 from dovetail.core.conformance.oracle import Oracle, Told, Wish
 from dovetail.core.contracts.model import Model
+from dovetail.core.models.shard import Shard
 from dovetail.core.request import SamplingParams
 
 __all__ = ["GREEDY", "NUM_TOKENS", "PROMPTS", "Shelf", "prompt_of"]
@@ -53,6 +55,22 @@ class Shelf:
         """The folder of the family's model."""
         path = self.folder / family
         return path if path.exists() else write_checkpoint(family, path)
+
+    def with_bad_token(self) -> tuple[Path, int]:
+        """The Llama model with a token whose embedding is no number, and that token.
+
+        No prompt has it, nor any of the oracle's answers.
+        """
+        said = {token for told in self.greedy("llama") for token in told.token_ids}
+        bad = max(set(range(VOCAB_SIZE)) - said.union(*PROMPTS))
+        path = self.folder / "llama-with-bad-token"
+        if not path.exists():
+            file = write_checkpoint("llama", path) / "model.safetensors"
+            shard = Shard(file)
+            tensors = {name: shard.tensor(name).copy() for name in shard.entries}
+            tensors["model.embed_tokens.weight"][bad] = np.nan
+            write_file(file, tensors)
+        return path, bad
 
     def model(self, family: str) -> Model:
         """The definition of the family's model."""
