@@ -307,7 +307,6 @@ def _bad_request(subject: Subject) -> None:
     wishes = [Wish(prompt=prompt, params=params) for prompt in PROMPTS[:3]]
     want = [told.token_ids[:_FEW_TOKENS] for told in subject.shelf.greedy("llama")[:3]]
     bad = [Wish(prompt=(*PROMPTS[0], token, 5), params=params)] * 2
-    settings = {"enable_prefix_caching": False, "kv_cache_memory_bytes": None}
     with subject.open(
         "llama", folder=folder, num_gpu_blocks_override=_POOL, enable_prefix_caching=False
     ) as engine:
