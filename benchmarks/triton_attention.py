@@ -25,7 +25,7 @@ import torch
 from dovetail.attention_backends.kv_codec import CODECS
 from dovetail.attention_backends.triton.backend import TritonAttention
 from dovetail.attention_backends.triton.target import Target, absent, present_target
-from dovetail.attention_backends.triton.tuning import HEAD_SIZES, Tile
+from dovetail.attention_backends.triton.tuning import HEAD_SIZES, Tile, kind_of
 from dovetail.core.conformance.sequences import Piece, batch_of
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
 
@@ -191,7 +191,7 @@ def main() -> None:
         Workload(given.kernel, rows, length, given.spread, spec, need)
         for rows, length in itertools.product(given.rows, given.lengths)
     ]
-    kind = "float" if given.dtype == "float32" else "coded" if kv_dtype in CODECS else "half"
+    kind = kind_of(floats=given.dtype == "float32", coded=kv_dtype in CODECS)
     choose(works, device, kind, current=given.current)
 
 

@@ -48,7 +48,11 @@ MORE: Mapping[str, dict[str, Any]] = {
         for size in (64, 128, 256)
         for kv_dtype in ("fp8_e4m3", "fp8_e5m2", "int8")
     },
-    "128 fp32 e4m3": {"dtype": "float32", "kv_dtype": "fp8_e4m3"},
+    **{
+        f"{size} fp32 {kv_dtype}": {"head_size": size, "dtype": "float32", "kv_dtype": kv_dtype}
+        for size in (64, 128, 256)
+        for kv_dtype in ("fp8_e4m3", "int8")
+    },
     "256 fp16 e4m3": {"head_size": 256, "dtype": "float16", "kv_dtype": "fp8_e4m3"},
     "256 window cap": {"head_size": 256, "window": 4096, "soft_cap": 50.0},
     "64 alibi": {"head_size": 64, **ALIBI},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -134,3 +135,13 @@ def test_simulated_it_refuses_and_comes_behind_triton(monkeypatch: pytest.Monkey
     assert names == [name for name in RocmPlatform.attention_order if name in names]
     choice = choose_attention(backends, halves(), insisted=None)
     assert "needs an AMD GPU" in choice.reasons["aiter"]
+
+
+def test_the_gpu_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    platform = RocmPlatform(simulated=True)
+    assert platform._target() is None
+    named = SimpleNamespace(gcnArchName="gfx942:sramecc+:xnack-")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: named)
+    platform.simulated = False
+    assert platform._target() == "gfx942"

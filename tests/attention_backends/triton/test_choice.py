@@ -14,7 +14,7 @@ from dovetail.attention_backends.triton.backend import TritonAttention
 from dovetail.attention_backends.triton.layer import Layer
 from dovetail.attention_backends.triton.plan import Plan
 from dovetail.attention_backends.triton.target import Target
-from dovetail.attention_backends.triton.tuning import HEAD_SIZES, Tuning
+from dovetail.attention_backends.triton.tuning import HEAD_SIZES, KINDS, Tuning
 from tests.attention_backends.sequences import make_need, make_spec
 
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def test_the_table_is_complete_for_every_architecture() -> None:
         read = Tuning.of(architecture)
         for kernel in ("prefill", "decode"):
             for size in HEAD_SIZES:
-                for kind in ("half", "coded", "float"):
+                for kind in KINDS:
                     tile = read.tile(kernel, size, kind)
                     for number in (tile.rows, tile.keys, tile.warps):
                         assert number & (number - 1) == 0

@@ -17,7 +17,7 @@ from dovetail.attention_backends.triton.cache import Cache
 from dovetail.attention_backends.triton.launch import KERNELS, Launch
 from dovetail.attention_backends.triton.plan import Plan
 from dovetail.attention_backends.triton.target import Target
-from dovetail.attention_backends.triton.tuning import Tile
+from dovetail.attention_backends.triton.tuning import Tile, kind_of
 from dovetail.core.contracts.attention import AttentionSpec
 
 __all__ = ["MOST_FEW", "MOST_HEADS", "Layer"]
@@ -55,9 +55,7 @@ class Layer:
 
     @property
     def _kind(self) -> str:
-        if self.dtype == torch.float32:
-            return "float"
-        return "coded" if self.kv_dtype in CODECS else "half"
+        return kind_of(floats=self.dtype == torch.float32, coded=self.kv_dtype in CODECS)
 
     @cached_property
     def _sizes(self) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HEAD_SIZES", "Tile", "Tuning", "architectures"]
+__all__ = ["HEAD_SIZES", "KINDS", "Tile", "Tuning", "architectures", "kind_of"]
 
 HEAD_SIZES = (64, 128, 256)
 """The table's classes of head sizes: each size belongs to the first that is not smaller."""
+KINDS = ("half", "coded", "float", "float_coded")
+"""The table's classes of dtypes."""
 _DEFAULT = "default"
 
 
@@ -61,9 +63,14 @@ class Tuning:
         )
 
     def tile(self, kernel: str, head_size: int, kind: str) -> Tile:
-        """How to launch a kernel; ``kind`` is ``half``, ``coded`` or ``float``."""
+        """How to launch a kernel; ``kind`` is one of ``KINDS``."""
         size = next(size for size in HEAD_SIZES if head_size <= size)
         return self.tiles[kernel, size, kind]
+
+
+def kind_of(*, floats: bool, coded: bool) -> str:
+    """The class of float32 or 16-bit queries over a cache of one byte per entry, or another."""
+    return KINDS[2 * floats + coded]
 
 
 def architectures() -> tuple[str, ...]:
