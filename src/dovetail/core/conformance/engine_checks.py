@@ -48,8 +48,6 @@ _FAR_TOO_MUCH = 1 << 50
 _CACHE_BYTES = 256 << 20
 """The most of a cache whose coming and going must show where memory() shows anything; otherwise an
 eighth of what is free."""
-
-
 _FEW_TOKENS = 12
 _POOL = 24
 """Blocks, so few that requests get each other's."""
