@@ -30,6 +30,7 @@ __all__ = [
     "page_runs",
     "pinned",
     "refuses_need",
+    "sent",
 ]
 
 _DTYPES = ("bfloat16", "float16")
@@ -180,3 +181,8 @@ def pinned(array: IntArray, device: torch.device) -> Tensor:
     """An array in memory of the host that the device copies from by itself, where it is another."""
     tensor = torch.from_numpy(np.ascontiguousarray(array, np.int32))
     return tensor if device.type == "cpu" else tensor.pin_memory()
+
+
+def sent(arrays: Sequence[IntArray], device: torch.device) -> list[Tensor]:
+    """Arrays of a step on the device, int32, without waiting for it."""
+    return [pinned(array, device).to(device, non_blocking=True) for array in arrays]

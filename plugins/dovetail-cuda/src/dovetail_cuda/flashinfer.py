@@ -30,6 +30,7 @@ from dovetail.attention_backends.pages import (
     page_runs,
     pinned,
     refuses_need,
+    sent,
 )
 from dovetail.core.batch import Batch
 from dovetail.core.buckets import StepShape, pad_to
@@ -326,9 +327,7 @@ class FlashInferAttention(PagedCache):
 
     def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
         """For this step alone, and valid until the next is planned."""
-        (slots,) = self.host_plan(batch, need)
-        sent = pinned(slots, self.device).to(self.device, non_blocking=True)
-        return self._plan([sent], batch, need)
+        return self._plan(sent(self.host_plan(batch, need), self.device), batch, need)
 
     def _plan(self, arrays: Sequence[Tensor], batch: Batch, need: AttentionNeed) -> _Plan:
         needed = self._needed(need)

@@ -26,8 +26,8 @@ from dovetail.attention_backends.pages import (
     Slots,
     alone,
     page_runs,
-    pinned,
     refuses_need,
+    sent,
 )
 from dovetail.core.batch import Batch
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
@@ -196,10 +196,7 @@ class AiterAttention(PagedCache):
 
     def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
         """For this step alone."""
-        arrays = [
-            pinned(array, self.device).to(self.device, non_blocking=True)
-            for array in self.host_plan(batch, need)
-        ]
+        arrays = sent(self.host_plan(batch, need), self.device)
         return self._plan(arrays, batch, need, longest=None)
 
     def _plan(
