@@ -22,7 +22,7 @@ from dovetail.platforms.torch.queue import HostQueue
 from dovetail.platforms.torch.transfers import Uploads
 from tests.attention_backends.sequences import Piece, Sequences, make_need, make_spec
 
-__all__ = ["CPU", "Layers", "PagedBackend", "near"]
+__all__ = ["CPU", "Layers", "PagedBackend"]
 
 CPU = torch.device("cpu")
 LENGTHS = (1, 5, 16, 17, 100, 140)

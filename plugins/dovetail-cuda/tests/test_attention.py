@@ -9,8 +9,8 @@ import torch
 from dovetail_cuda.flash import FlashAttention2, FlashAttention3
 from dovetail_cuda.flashinfer import FlashInferAttention, decode_rows
 
+from dovetail.attention_backends.pages import must_not_record
 from dovetail.core.errors import InvariantError
-from dovetail.platforms.gpu.queue import must_not_record
 from dovetail.platforms.torch.staged import recorded_sizes
 from tests.attention_backends.paged import CPU, PagedBackend
 from tests.attention_backends.sequences import Sequences, make_spec

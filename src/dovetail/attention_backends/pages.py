@@ -6,14 +6,16 @@ and FlashInfer and AITER, who call it NHD.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dovetail.attention_backends.memory import zeros
 from dovetail.core.batch import Batch
@@ -23,14 +25,16 @@ from dovetail.core.types import ITEM_SIZE, IntArray
 
 __all__ = [
     "Library",
-    "PagedCache",
     "PageRuns",
+    "PagedAttention",
+    "PagedPlan",
     "Slots",
     "alone",
+    "longer",
+    "must_not_record",
     "page_runs",
     "pinned",
     "refuses_need",
-    "sent",
 ]
 
 _DTYPES = ("bfloat16", "float16")
@@ -80,40 +84,6 @@ def refuses_need(need: AttentionNeed) -> str | None:
     if "alibi" in need.features:
         return "it is given no ALiBi slopes"
     return None
-
-
-class PagedCache:
-    """The parts of a backend that do not depend on the library.
-
-    Args:
-        device: Of the tensors.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def bytes_per_block(self, spec: AttentionSpec, need: AttentionNeed) -> int:
-        """Keys and values of one block."""
-        vectors = 2 * need.block_size * spec.num_kv_heads
-        return vectors * spec.head_size * ITEM_SIZE[need.kv_dtype]
-
-    def allocate(self, spec: AttentionSpec, need: AttentionNeed, num_blocks: int) -> Tensor:
-        """(2, B, P, K, E), of zeros."""
-        shape = (2, num_blocks, need.block_size, spec.num_kv_heads, spec.head_size)
-        return zeros(shape, need.kv_dtype, self.device)
-
-    def write(self, k_TKE: Tensor, v_TKE: Tensor, cache: Tensor, slots_T: Tensor) -> None:
-        """Put each token's key and value into its slot; int64."""
-        keys, values = cache.flatten(1, 2)
-        keys[slots_T] = k_TKE
-        values[slots_T] = v_TKE
-
-    def copy_blocks(self, caches: Sequence[Tensor], pairs: IntArray) -> Sequence[Tensor]:
-        """Copy in place, in every layer."""
-        source, target = torch.from_numpy(pairs).long().to(self.device).unbind(1)
-        for cache in caches:
-            cache[:, target] = cache[:, source]
-        return caches
 
 
 class Slots:
@@ -183,6 +153,138 @@ def pinned(array: IntArray, device: torch.device) -> Tensor:
     return tensor if device.type == "cpu" else tensor.pin_memory()
 
 
-def sent(arrays: Sequence[IntArray], device: torch.device) -> list[Tensor]:
-    """Arrays of a step on the device, int32, without waiting for it."""
-    return [pinned(array, device).to(device, non_blocking=True) for array in arrays]
+def must_not_record(device: torch.device, why: str) -> None:
+    """Raise InvariantError if what is done now is recorded, to be replayed with other data."""
+    records = getattr(torch.get_device_module(device), "is_current_stream_capturing", None)
+    if records is not None and records():
+        raise InvariantError("engine", f"this step cannot be recorded: {why}")
+
+
+def longer(x_THE: Tensor, count: int) -> Tensor:
+    """With zeros behind it, up to so many tokens."""
+    missing = count - len(x_THE)
+    return functional.pad(x_THE, (0, 0, 0, 0, 0, missing)) if missing else x_THE
+
+
+@dataclass
+class PagedPlan:
+    """A step, as ``PagedAttention`` looks at it. Backends add what their kernels read."""
+
+    slots: Slots
+    num_real: int
+    """Tokens that belong to a row: the first ones."""
+    alone: bool
+    """Token i is the one token of row i, or of no row."""
+
+
+StepPlan = TypeVar("StepPlan", bound=PagedPlan)
+
+
+class PagedAttention(ABC, Generic[StepPlan]):
+    """What does not depend on the package: the cache, and how a step goes.
+
+    Steps in which every row decodes have kernels of their own, and may be recorded; all others are
+    planned and attended one by one.
+
+    Args:
+        device: Of the tensors.
+    """
+
+    records_mixed = False
+    plan_type: type[StepPlan]
+    """Of its plans."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def bytes_per_block(self, spec: AttentionSpec, need: AttentionNeed) -> int:
+        """Keys and values of one block."""
+        vectors = 2 * need.block_size * spec.num_kv_heads
+        return vectors * spec.head_size * ITEM_SIZE[need.kv_dtype]
+
+    def allocate(self, spec: AttentionSpec, need: AttentionNeed, num_blocks: int) -> Tensor:
+        """(2, B, P, K, E), of zeros."""
+        shape = (2, num_blocks, need.block_size, spec.num_kv_heads, spec.head_size)
+        return zeros(shape, need.kv_dtype, self.device)
+
+    def copy_blocks(self, caches: Sequence[Tensor], pairs: IntArray) -> Sequence[Tensor]:
+        """Copy in place, in every layer."""
+        source, target = torch.from_numpy(pairs).long().to(self.device).unbind(1)
+        for cache in caches:
+            cache[:, target] = cache[:, source]
+        return caches
+
+    @abstractmethod
+    def host_plan(self, batch: Batch, need: AttentionNeed) -> tuple[IntArray, ...]:
+        """See ``RecordableAttention``."""
+
+    @abstractmethod
+    def _planned(
+        self, arrays: Sequence[Tensor], batch: Batch, need: AttentionNeed, longest: int
+    ) -> StepPlan:
+        """The plan over the arrays of ``host_plan``, on the device.
+
+        Args:
+            arrays: int32.
+            batch: The step.
+            need: Of the layers.
+            longest: Positions of the longest row that the plan may be used for.
+        """
+
+    def device_plan(self, arrays: Sequence[Tensor], batch: Batch, need: AttentionNeed) -> StepPlan:
+        """For every step of as many rows, if each has one token; else for this one alone.
+
+        Raises:
+            InvariantError: It is not known how long sequences can become.
+        """
+        if not alone(batch):
+            return self._planned(arrays, batch, need, _longest(batch))
+        if need.max_len is None:
+            raise InvariantError("engine", "a step to be recorded needs AttentionNeed.max_len")
+        return self._planned(arrays, batch, need, need.max_len)
+
+    def plan(self, batch: Batch, need: AttentionNeed) -> StepPlan:
+        """For this step alone, and where the package plans itself, until the next is planned."""
+        arrays = [
+            pinned(array, self.device).to(self.device, non_blocking=True)
+            for array in self.host_plan(batch, need)
+        ]
+        return self._planned(arrays, batch, need, _longest(batch))
+
+    def attend(
+        self,
+        q_THE: Tensor,
+        k_TKE: Tensor,
+        v_TKE: Tensor,
+        cache: Tensor,
+        plan: object,
+        spec: AttentionSpec,
+    ) -> tuple[Tensor, Tensor]:
+        """Write, then attend. The cache is changed in place."""
+        if not isinstance(plan, self.plan_type):
+            raise TypeError(f"a plan of another backend: {type(plan).__name__}")
+        keys, values = cache.flatten(1, 2)
+        slots_T = plan.slots.index(spec.layer)
+        keys[slots_T] = k_TKE
+        values[slots_T] = self._kept(v_TKE)
+        if plan.alone:
+            return self._decode(q_THE, cache, plan, spec), cache
+        must_not_record(self.device, "some row has more than one token")
+        out = self._extend(q_THE[: plan.num_real], cache, plan, spec)
+        return longer(out, len(q_THE)), cache
+
+    def _kept(self, v_TKE: Tensor) -> Tensor:
+        """Values as they are written. Default: as they are."""
+        return v_TKE
+
+    @abstractmethod
+    def _decode(self, q_RHE: Tensor, cache: Tensor, plan: StepPlan, spec: AttentionSpec) -> Tensor:
+        """One token of each row, (R, H, E) in and out."""
+
+    @abstractmethod
+    def _extend(self, q_THE: Tensor, cache: Tensor, plan: StepPlan, spec: AttentionSpec) -> Tensor:
+        """Any rows, (T, H, E) in and out."""
+
+
+def _longest(batch: Batch) -> int:
+    return max(1, int(batch.sequence_lens.max()))

@@ -8,7 +8,7 @@ version 3. Dao, 2023, arXiv 2307.08691; Shah et al., 2024, arXiv 2407.08608.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,18 +20,16 @@ from torch.nn import functional
 
 from dovetail.attention_backends.pages import (
     Library,
-    PagedCache,
+    PagedAttention,
+    PagedPlan,
     Slots,
     alone,
     page_runs,
     refuses_need,
-    sent,
 )
 from dovetail.core.batch import Batch
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
-from dovetail.core.errors import InvariantError
 from dovetail.core.types import IntArray
-from dovetail.platforms.gpu.queue import must_not_record
 from dovetail_cuda.order import Capability
 
 __all__ = ["FlashAttention2", "FlashAttention3"]
@@ -45,10 +43,9 @@ _FA2_BLOCK = 256
 
 
 @dataclass
-class _Plan:
+class _Plan(PagedPlan):
     """A step."""
 
-    slots: Slots
     lens_R: Tensor
     """Positions of each row, at least 1."""
     query_starts: Tensor
@@ -61,10 +58,6 @@ class _Plan:
     """KV blocks of the longest row that the plan may be used for."""
     longest_query: int
     """At least 2: version 2 takes 1 for a promise that each row has a token."""
-    num_real: int
-    """Tokens that belong to a row: the first ones."""
-    alone: bool
-    """Token i is the one token of row i, or of no row."""
     _table_RM: Tensor | None = None
 
     def table(self, layer: int) -> Tensor:
@@ -78,7 +71,7 @@ class _Plan:
         return self._table_RM
 
 
-class _FlashAttention(PagedCache, ABC):
+class _FlashAttention(PagedAttention[_Plan]):
     """What both versions share.
 
     Args:
@@ -88,7 +81,7 @@ class _FlashAttention(PagedCache, ABC):
 
     name: str
     library: Library
-    records_mixed = False
+    plan_type = _Plan
 
     def __init__(self, device: torch.device, capability: Capability | None) -> None:
         super().__init__(device)
@@ -122,72 +115,21 @@ class _FlashAttention(PagedCache, ABC):
         slots = batch.slots(need.block_size).astype(np.int32, copy=False)
         return slots, runs.lens, batch.query_starts, runs.starts, runs.pages
 
-    def device_plan(self, arrays: Sequence[Tensor], batch: Batch, need: AttentionNeed) -> _Plan:
-        """For every step of as many rows, if each has one token; else for steps that are alike.
-
-        Raises:
-            InvariantError: It is not known how long sequences can become.
-        """
-        if not alone(batch):
-            return self._plan(arrays, batch, need, batch.block_tables.shape[1])
-        if need.max_len is None:
-            raise InvariantError("engine", "a step to be recorded needs AttentionNeed.max_len")
-        return self._plan(arrays, batch, need, -(-need.max_len // need.block_size))
-
-    def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
-        """For this step alone."""
-        arrays = sent(self.host_plan(batch, need), self.device)
-        return self._plan(arrays, batch, need, batch.block_tables.shape[1])
-
-    def _plan(
-        self, arrays: Sequence[Tensor], batch: Batch, need: AttentionNeed, width: int
+    def _planned(
+        self, arrays: Sequence[Tensor], batch: Batch, need: AttentionNeed, longest: int
     ) -> _Plan:
         slots, lens, query_starts, page_starts, pages = arrays
         return _Plan(
             slots=Slots(slots, need.specs[0].layer),
+            num_real=batch.num_tokens - batch.num_padding,
+            alone=alone(batch),
             lens_R=lens,
             query_starts=query_starts,
             page_starts=page_starts,
             pages=pages,
-            width=width,
+            width=-(-longest // need.block_size),
             longest_query=max(2, int(batch.query_lens.max())),
-            num_real=batch.num_tokens - batch.num_padding,
-            alone=alone(batch),
         )
-
-    def attend(
-        self,
-        q_THE: Tensor,
-        k_TKE: Tensor,
-        v_TKE: Tensor,
-        cache: Tensor,
-        plan: object,
-        spec: AttentionSpec,
-    ) -> tuple[Tensor, Tensor]:
-        """Write, then attend. The cache is changed in place."""
-        if not isinstance(plan, _Plan):
-            raise TypeError(f"a plan of another backend: {type(plan).__name__}")
-        self.write(k_TKE, v_TKE, cache, plan.slots.index(spec.layer))
-        table = plan.table(spec.layer)
-        if plan.alone:
-            out_R1HE = self._decode(q_THE[:, None], cache, plan, table, spec)
-            return out_R1HE[:, 0], cache
-        must_not_record(self.device, "some row has more than one token")
-        out = self._extend(q_THE[: plan.num_real], cache, plan, table, spec)
-        padding = len(q_THE) - plan.num_real
-        return functional.pad(out, (0, 0, 0, 0, 0, padding)) if padding else out, cache
-
-    @abstractmethod
-    def _decode(
-        self, q_R1HE: Tensor, cache: Tensor, plan: _Plan, table_RM: Tensor, spec: AttentionSpec
-    ) -> Tensor:
-        """(R, 1, H, E)"""
-
-    @abstractmethod
-    def _extend(
-        self, q_THE: Tensor, cache: Tensor, plan: _Plan, table_RM: Tensor, spec: AttentionSpec
-    ) -> Tensor:
-        """(T, H, E)"""
 
 
 def _mask(spec: AttentionSpec) -> dict[str, Any]:
@@ -227,27 +169,23 @@ class FlashAttention3(_FlashAttention):
             " larger ones it may read whole, with what nobody wrote in them"
         )
 
-    def _decode(
-        self, q_R1HE: Tensor, cache: Tensor, plan: _Plan, table_RM: Tensor, spec: AttentionSpec
-    ) -> Tensor:
+    def _decode(self, q_RHE: Tensor, cache: Tensor, plan: _Plan, spec: AttentionSpec) -> Tensor:
         return self._function("flash_attn_with_kvcache")(
-            q_R1HE,
+            q_RHE[:, None],
             cache[0],
             cache[1],
             cache_seqlens=plan.lens_R,
-            page_table=table_RM,
+            page_table=plan.table(spec.layer),
             **_mask(spec),
-        )
+        )[:, 0]
 
-    def _extend(
-        self, q_THE: Tensor, cache: Tensor, plan: _Plan, table_RM: Tensor, spec: AttentionSpec
-    ) -> Tensor:
+    def _extend(self, q_THE: Tensor, cache: Tensor, plan: _Plan, spec: AttentionSpec) -> Tensor:
         return self._function("flash_attn_with_kvcache")(
             q_THE,
             cache[0],
             cache[1],
             cache_seqlens=plan.lens_R,
-            page_table=table_RM,
+            page_table=plan.table(spec.layer),
             cu_seqlens_q=plan.query_starts,
             max_seqlen_q=plan.longest_query,
             **_mask(spec),
@@ -276,21 +214,17 @@ class FlashAttention2(_FlashAttention):
             f" --block-size {_FA2_BLOCK}"
         )
 
-    def _decode(
-        self, q_R1HE: Tensor, cache: Tensor, plan: _Plan, table_RM: Tensor, spec: AttentionSpec
-    ) -> Tensor:
+    def _decode(self, q_RHE: Tensor, cache: Tensor, plan: _Plan, spec: AttentionSpec) -> Tensor:
         return self._function("flash_attn_with_kvcache")(
-            q_R1HE,
+            q_RHE[:, None],
             cache[0],
             cache[1],
             cache_seqlens=plan.lens_R,
-            block_table=table_RM,
+            block_table=plan.table(spec.layer),
             **_mask(spec),
-        )
+        )[:, 0]
 
-    def _extend(
-        self, q_THE: Tensor, cache: Tensor, plan: _Plan, table_RM: Tensor, spec: AttentionSpec
-    ) -> Tensor:
+    def _extend(self, q_THE: Tensor, cache: Tensor, plan: _Plan, spec: AttentionSpec) -> Tensor:
         key_starts = functional.pad(plan.lens_R.cumsum(0, dtype=torch.int32), (1, 0))
         return self._function("flash_attn_varlen_func")(
             q_THE,
@@ -300,6 +234,6 @@ class FlashAttention2(_FlashAttention):
             key_starts,
             plan.longest_query,
             plan.width * cache.shape[2],
-            block_table=table_RM,
+            block_table=plan.table(spec.layer),
             **_mask(spec),
         )

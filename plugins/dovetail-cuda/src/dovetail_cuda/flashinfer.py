@@ -19,25 +19,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dovetail.attention_backends.memory import zeros
 from dovetail.attention_backends.pages import (
     Library,
-    PagedCache,
+    PagedAttention,
+    PagedPlan,
     Slots,
     alone,
+    longer,
     page_runs,
     pinned,
     refuses_need,
-    sent,
 )
 from dovetail.core.batch import Batch
 from dovetail.core.buckets import StepShape, pad_to
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
 from dovetail.core.errors import InvariantError
 from dovetail.core.types import IntArray
-from dovetail.platforms.gpu.queue import must_not_record
 from dovetail_cuda.order import Capability
 
 __all__ = ["FlashInferAttention", "decode_rows"]
@@ -139,21 +138,16 @@ class _Needed:
     num_prefills: int = 0
 
 
-@dataclass(frozen=True)
-class _Plan:
+@dataclass
+class _Plan(PagedPlan):
     """A step."""
 
-    slots: Slots
     needed: _Needed
-    decoders: _Decoders | None
-    """None: some row has more than one token."""
     number: int
     """Of the plan that the prefilling wrappers hold."""
-    num_real: int
-    """Tokens that belong to a row: the first ones."""
 
 
-class FlashInferAttention(PagedCache):
+class FlashInferAttention(PagedAttention[_Plan]):
     """FlashInfer, for GPUs of compute capability 8.0 and more.
 
     Args:
@@ -162,7 +156,7 @@ class FlashInferAttention(PagedCache):
     """
 
     name = "flashinfer"
-    records_mixed = False
+    plan_type = _Plan
     library = Library(module="flashinfer", install="pip install flashinfer-python")
 
     def __init__(self, device: torch.device, capability: Capability | None) -> None:
@@ -301,11 +295,11 @@ class FlashInferAttention(PagedCache):
             runs.pages[: runs.starts[count]],
             runs.last_page_lens(size)[:count],
         )
-        sent = [pinned(array, self.device) for array in arrays]
+        on_host = [pinned(array, self.device) for array in arrays]
         lens = pinned(runs.lens[:count], self.device)
         for kind, planner in zip(needed.kinds, needed.prefillers, strict=True):
             planner.plan(
-                *sent,
+                *on_host,
                 num_qo_heads=kind.num_heads,
                 num_kv_heads=kind.num_kv_heads,
                 head_dim_qk=kind.head_size,
@@ -315,57 +309,28 @@ class FlashInferAttention(PagedCache):
             )
         needed.num_prefills += 1
 
-    def device_plan(self, arrays: Sequence[Tensor], batch: Batch, need: AttentionNeed) -> _Plan:
-        """The step that was planned last; for every step of as many rows, if each has one token.
-
-        Raises:
-            InvariantError: It is not known how long sequences can become.
-        """
-        if alone(batch) and need.max_len is None:
-            raise InvariantError("engine", "a step to be recorded needs AttentionNeed.max_len")
-        return self._plan(arrays, batch, need)
-
-    def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
-        """For this step alone, and valid until the next is planned."""
-        return self._plan(sent(self.host_plan(batch, need), self.device), batch, need)
-
-    def _plan(self, arrays: Sequence[Tensor], batch: Batch, need: AttentionNeed) -> _Plan:
+    def _planned(
+        self, arrays: Sequence[Tensor], batch: Batch, need: AttentionNeed, longest: int
+    ) -> _Plan:
+        """The step that ``host_plan`` has planned; how long rows become, its wrappers know."""
         needed = self._needed(need)
-        rows = decode_rows(batch.num_rows)
         return _Plan(
             slots=Slots(arrays[0][: batch.num_tokens], need.specs[0].layer),
-            needed=needed,
-            decoders=needed.decoders[rows] if alone(batch) else None,
-            number=needed.num_prefills,
             num_real=batch.num_tokens - batch.num_padding,
+            alone=alone(batch),
+            needed=needed,
+            number=needed.num_prefills,
         )
 
-    def attend(
-        self,
-        q_THE: Tensor,
-        k_TKE: Tensor,
-        v_TKE: Tensor,
-        cache: Tensor,
-        plan: object,
-        spec: AttentionSpec,
-    ) -> tuple[Tensor, Tensor]:
-        """Write, then attend. The cache is changed in place."""
-        if not isinstance(plan, _Plan):
-            raise TypeError(f"a plan of another backend: {type(plan).__name__}")
-        self.write(k_TKE, v_TKE, cache, plan.slots.index(spec.layer))
-        index, pages = plan.needed.kind_of[spec.layer], (cache[0], cache[1])
-        if plan.decoders is not None:
-            query = _longer(q_THE, plan.decoders.num_rows)
-            out = plan.decoders.planners[index].wrapper.run(query, pages)
-            return out[: len(q_THE)], cache
-        must_not_record(self.device, "some row has more than one token")
+    def _decode(self, q_RHE: Tensor, cache: Tensor, plan: _Plan, spec: AttentionSpec) -> Tensor:
+        decoders = plan.needed.decoders[decode_rows(len(q_RHE))]
+        planner = decoders.planners[plan.needed.kind_of[spec.layer]]
+        out: Tensor = planner.wrapper.run(longer(q_RHE, decoders.num_rows), (cache[0], cache[1]))
+        return out[: len(q_RHE)]
+
+    def _extend(self, q_THE: Tensor, cache: Tensor, plan: _Plan, spec: AttentionSpec) -> Tensor:
         if plan.number != plan.needed.num_prefills:
             raise InvariantError("engine", "FlashInfer has planned another step since")
-        out = plan.needed.prefillers[index].wrapper.run(q_THE[: plan.num_real], pages)
-        return _longer(out, len(q_THE)), cache
-
-
-def _longer(x_THE: Tensor, count: int) -> Tensor:
-    """With zeros behind it, up to so many tokens."""
-    missing = count - len(x_THE)
-    return functional.pad(x_THE, (0, 0, 0, 0, 0, missing)) if missing else x_THE
+        planner = plan.needed.prefillers[plan.needed.kind_of[spec.layer]]
+        out: Tensor = planner.wrapper.run(q_THE, (cache[0], cache[1]))
+        return out

@@ -22,18 +22,17 @@ from torch.nn import functional
 
 from dovetail.attention_backends.pages import (
     Library,
-    PagedCache,
+    PagedAttention,
+    PagedPlan,
     Slots,
     alone,
     page_runs,
     refuses_need,
-    sent,
 )
 from dovetail.core.batch import Batch
 from dovetail.core.contracts.attention import AttentionNeed, AttentionSpec
-from dovetail.core.errors import ConfigError, InvariantError
+from dovetail.core.errors import ConfigError
 from dovetail.core.types import IntArray
-from dovetail.platforms.gpu.queue import must_not_record
 
 __all__ = ["AiterAttention"]
 
@@ -60,11 +59,10 @@ class _Positions(NamedTuple):
 
 
 @dataclass
-class _Plan:
+class _Plan(PagedPlan):
     """A step."""
 
     need: AttentionNeed
-    slots: Slots
     lens_R: Tensor
     """Positions of each row, at least 1."""
     last_lens_R: Tensor
@@ -80,16 +78,13 @@ class _Plan:
     longest_query: int
     num_positions: int
     """Of all rows."""
-    num_real: int
-    """Tokens that belong to a row: the first ones."""
-    alone: bool
-    """Token i is the one token of row i, or of no row."""
     positions: dict[int | None, _Positions] = field(default_factory=dict)
     """Those that a window shows to a row's last token; None: all of them."""
 
-    def begin(self) -> None:
-        """By the step's first layer, for all layers, so that a replay finds its own positions."""
-        self.positions = {window: self._last(window) for window in self._windows()}
+    def begin(self, layer: int) -> None:
+        """The step's first layer finds positions for all layers, so that a replay has its own."""
+        if self.slots.begins(layer):
+            self.positions = {window: self._last(window) for window in self._windows()}
 
     def _windows(self) -> set[int | None]:
         if not self.alone:
@@ -110,7 +105,7 @@ class _Plan:
         return _Positions(functional.pad(ends, (1, 0)), page * size + position % size)
 
 
-class AiterAttention(PagedCache):
+class AiterAttention(PagedAttention[_Plan]):
     """AITER, for AMD's gfx942 and gfx950 (Instinct MI300 and MI350).
 
     Args:
@@ -120,7 +115,7 @@ class AiterAttention(PagedCache):
     """
 
     name = "aiter"
-    records_mixed = False
+    plan_type = _Plan
     library = Library(
         module="aiter",
         install="AMD's wheels, https://github.com/ROCm/aiter/releases, or pip install amd-aiter",
@@ -182,68 +177,33 @@ class AiterAttention(PagedCache):
         last = runs.last_page_lens(need.block_size)
         return slots, runs.lens, last, batch.query_starts, runs.starts, runs.pages
 
-    def device_plan(self, arrays: Sequence[Tensor], batch: Batch, need: AttentionNeed) -> _Plan:
-        """For every step of as many rows, if each has one token; else for this one.
-
-        Raises:
-            InvariantError: It is not known how long sequences can become.
-        """
-        if not alone(batch):
-            return self._plan(arrays, batch, need, longest=None)
-        if need.max_len is None:
-            raise InvariantError("engine", "a step to be recorded needs AttentionNeed.max_len")
-        return self._plan(arrays, batch, need, longest=need.max_len)
-
-    def plan(self, batch: Batch, need: AttentionNeed) -> _Plan:
-        """For this step alone."""
-        arrays = sent(self.host_plan(batch, need), self.device)
-        return self._plan(arrays, batch, need, longest=None)
-
-    def _plan(
-        self, arrays: Sequence[Tensor], batch: Batch, need: AttentionNeed, *, longest: int | None
+    def _planned(
+        self, arrays: Sequence[Tensor], batch: Batch, need: AttentionNeed, longest: int
     ) -> _Plan:
         slots, lens, last, query_starts, page_starts, pages = arrays
-        on_host = np.maximum(batch.sequence_lens, 1)
         return _Plan(
-            need=need,
             slots=Slots(slots, need.specs[0].layer),
+            num_real=batch.num_tokens - batch.num_padding,
+            alone=alone(batch),
+            need=need,
             lens_R=lens,
             last_lens_R=last,
             query_starts=query_starts,
             page_starts=page_starts,
             pages=pages,
-            longest=longest or int(on_host.max()),
+            longest=longest,
             longest_query=max(2, int(batch.query_lens.max())),
-            num_positions=int(on_host.sum()),
-            num_real=batch.num_tokens - batch.num_padding,
-            alone=alone(batch),
+            num_positions=int(np.maximum(batch.sequence_lens, 1).sum()),
         )
 
-    def attend(
-        self,
-        q_THE: Tensor,
-        k_TKE: Tensor,
-        v_TKE: Tensor,
-        cache: Tensor,
-        plan: object,
-        spec: AttentionSpec,
-    ) -> tuple[Tensor, Tensor]:
-        """Write, then attend. The cache is changed in place."""
-        if not isinstance(plan, _Plan):
-            raise TypeError(f"a plan of another backend: {type(plan).__name__}")
-        if plan.slots.begins(spec.layer):
-            plan.begin()
-        # The kernels multiply by 0 what a row does not see, and blocks keep what is left of the
-        # requests before: a value that is no number would reach others.
-        self.write(k_TKE, v_TKE.nan_to_num(), cache, plan.slots.index(spec.layer))
-        if plan.alone:
-            return self._decode(q_THE, cache, plan, spec), cache
-        must_not_record(self.device, "some row has more than one token")
-        out = self._extend(q_THE[: plan.num_real], cache, plan, spec)
-        padding = len(q_THE) - plan.num_real
-        return functional.pad(out, (0, 0, 0, 0, 0, padding)) if padding else out, cache
+    def _kept(self, v_TKE: Tensor) -> Tensor:
+        """Numbers: the kernels multiply by 0 what a row does not see, and blocks keep what is left
+        of the requests before, so a value that is none would reach others.
+        """
+        return v_TKE.nan_to_num()
 
     def _decode(self, q_RHE: Tensor, cache: Tensor, plan: _Plan, spec: AttentionSpec) -> Tensor:
+        plan.begin(spec.layer)
         if spec.window is None:
             starts, pages, longest = plan.page_starts, plan.pages, plan.longest
         else:
@@ -281,6 +241,7 @@ class AiterAttention(PagedCache):
         return self._partial[-1]
 
     def _extend(self, q_THE: Tensor, cache: Tensor, plan: _Plan, spec: AttentionSpec) -> Tensor:
+        plan.begin(spec.layer)
         starts, slots = plan.positions[None]
         keys, values = cache.flatten(1, 2)
         out: Tensor = self.library.function("mha_batch_prefill_func")(

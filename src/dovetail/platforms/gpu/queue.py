@@ -7,10 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dovetail.core.errors import InvariantError
 from dovetail.platforms.torch.queue import Mark
 
-__all__ = ["GpuQueue", "must_not_record"]
+__all__ = ["GpuQueue"]
 
 
 class GpuQueue:
@@ -57,9 +56,3 @@ class _Event:
 
     def wait(self) -> None:
         self._event.synchronize()
-
-
-def must_not_record(device: torch.device, why: str) -> None:
-    """Raise InvariantError if what is done now is recorded, to be replayed with other data."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise InvariantError("engine", f"this step cannot be recorded: {why}")
